@@ -1,0 +1,116 @@
+"""What a user can set about prompts, verifiers, sampling and the rollout actors."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moments_service.config import StrictModel
+
+
+class _Source(StrictModel):
+    name: str
+    """What this source is called in every table; unique in a recipe."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many training prompts, after duplicates are dropped."""
+    held_out: int = Field(0, ge=0)
+    """How many further prompts are set aside for evaluation and never trained on."""
+    template: str = "{question}"
+    """The prompt's text around the question."""
+    verifier: str | None = None
+    """Verifier by name (`reasoning_gym`, `exact`, `numeric`) or dotted path `module:callable`; the source's own if left out."""
+
+
+class ReasoningGymSource(_Source):
+    """Prompts made by a reasoning-gym task; scored by the task's own scorer."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    """Name of the reasoning-gym task."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings."""
+    seed: int = 0
+    """Seed of the task's generator; fixed, so that every run sees the same pool."""
+    question_pattern: str | None = None
+    """Regular expression whose first group is the part of the question to keep (some tasks carry long examples)."""
+    shots: int = Field(0, ge=0)
+    """How many solved examples, made by the same task, stand before the question."""
+    max_prompt_chars: int | None = None
+    """Longer prompts are left out."""
+    max_answer_chars: int | None = None
+    """Prompts whose answer is longer are left out."""
+    partial_credit: bool = False
+    """Keep the scorer's fractions; otherwise a reward is 1 for a full score and 0 for anything less."""
+
+
+class JsonlSource(_Source):
+    """Prompts from a JSON-lines file; GSM8K's `question` / `answer` lines read as they are."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str
+    """The file, relative to the recipe."""
+    question_field: str = "question"
+    """Field with the prompt's text."""
+    answer_field: str = "answer"
+    """Field with the gold answer; the part after a last `####` where there is one."""
+    source_field: str | None = None
+    """Field that names each line's own source; the source's name if left out."""
+
+
+Source = Annotated[ReasoningGymSource | JsonlSource, Field(discriminator="kind")]
+
+
+class PromptConfig(StrictModel):
+    """Which prompts a run trains on and is evaluated on."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where prompts come from, one entry a task or file."""
+    chat: bool = False
+    """Wrap every prompt as a user message in the tokenizer's chat template."""
+    max_tokens: int = Field(512, ge=1)
+    """Longer prompts are refused before anything starts."""
+
+
+class SamplingConfig(StrictModel):
+    """How completions are sampled in training."""
+
+    max_tokens: int = Field(16, ge=1)
+    """Most tokens a completion may have."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the learner's log-probs use the same."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus mass; 1 samples from the whole distribution."""
+    top_k: int = Field(0, ge=0)
+    """Sample among this many most likely tokens; 0 for all."""
+    stop: tuple[str, ...] = ()
+    """Texts that are single tokens and end a completion, besides the end-of-sequence token."""
+
+
+class RolloutConfig(StrictModel):
+    """The rollout actors: how many, on what, with which engine."""
+
+    actors: int = Field(1, ge=1)
+    """Number of rollout actors, one engine each."""
+    engine: Literal["vllm", "transformers"] = "vllm"
+    """What generates: vLLM, or transformers where vLLM cannot run."""
+    cpus: float = Field(1, ge=0)
+    """CPUs reserved for each actor."""
+    gpus: float = Field(0, ge=0)
+    """GPUs reserved for each actor; also the tensor-parallel size where above 1."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of the engine's weights."""
+    max_model_len: int = Field(1024, ge=8)
+    """Longest prompt plus completion, in tokens."""
+    max_concurrent: int = Field(256, ge=1)
+    """Most completions an engine decodes at once."""
+    kv_cache_gib: float = Field(1.0, gt=0)
+    """CPU: memory of the key-value cache."""
+    gpu_memory_share: float = Field(0.85, gt=0, le=1)
+    """GPU: share of the memory that the engine may take."""
+    verifier_timeout_s: float = Field(10.0, gt=0)
+    """A verifier that takes longer is an error, never a reward."""
+    group_timeout_s: float = Field(600.0, gt=0)
+    """Deadline for one group, from admission to its receipt."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Deadline for an engine to load its model."""
+    update_timeout_s: float = Field(120.0, gt=0)
+    """Deadline for one weight update to reach every actor."""

@@ -1,0 +1,54 @@
+"""What a user can set about the moments service. One field, one sentence under it."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class StrictModel(BaseModel):
+    """Base of every config model in the product: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BlendConfig(StrictModel):
+    """BV-Blend (arXiv 2606.28707). `safe` is the production preset, `paper` the published algorithm to the letter."""
+
+    variant: Literal["safe", "paper"] = "safe"
+    """Which history is kept: `safe` decays proper counts under a prior, `paper` keeps the paper's EMA."""
+    temperature: float = Field(0.1, gt=0)
+    """How fast trust in a cluster's history falls with its standard error; in reward units."""
+    retention: float = Field(0.95, gt=0, lt=1)
+    """Safe: what one policy version leaves of every cluster's counts."""
+    prior: tuple[float, float] = (1.0, 1.0)
+    """Safe: pseudo-counts of reward 1 and of reward 0 that keep the variance of a cluster above zero."""
+    max_advantage: float = Field(5.0, gt=0)
+    """Safe: advantages are clipped to this magnitude."""
+    update_rate: float = Field(0.9, gt=0, le=1)
+    """Paper: weight of the newest batch in the EMA (gamma)."""
+    initial_mass: float = Field(8.0, gt=0)
+    """Paper: mass given to a cluster at first sight (N0)."""
+    initial_variance: float = Field(0.25, gt=0)
+    """Paper: variance given to a cluster at first sight (V_prior)."""
+
+
+class ClusterConfig(StrictModel):
+    """How prompts become clusters: FAISS spherical k-means over the encoder's embeddings."""
+
+    count: int = Field(16, ge=1)
+    """Number of clusters; never more than there are distinct prompts."""
+    encoder: str = "minilm"
+    """`minilm` (all-MiniLM-L6-v2 from its wheel, offline) or the path of a sentence-transformers directory."""
+    cache_dir: str = "~/.cache/bvblend/embeddings"
+    """Where embeddings are kept, by encoder and text hash."""
+
+
+class MomentsConfig(StrictModel):
+    """The moments service: which estimator turns rewards into advantages, over which clusters."""
+
+    estimator: str = "bv_blend"
+    """Name of a registered advantage estimator."""
+    blend: BlendConfig = BlendConfig()
+    clusters: ClusterConfig = ClusterConfig()
+    error_alarm: float = Field(0.1, gt=0, le=1)
+    """Share of a batch's completions without a reward (verifier errors, aborts) above which an alarm is raised."""

@@ -1,0 +1,88 @@
+"""The messages of the moments service: what a scored group is, and what a batch of blended advantages is."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+
+class GroupStatus(StrEnum):
+    """How a group ended. Only `SCORED` groups are trained on; `LOST` ones still count in history."""
+
+    SCORED = "scored"
+    """At least one completion has a reward."""
+    ERROR = "error"
+    """No completion has a reward: the verifier or the generation failed for each of them."""
+    LOST = "lost"
+    """Sampled and scored, but its payload died with its actor."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """Header of one group: the G completions of one prompt with their rewards. Small; never holds tokens.
+
+    `rewards[i]` is the raw verifier reward, or None where `errors[i]` says why there is none. All tuples have length G.
+    """
+
+    group_id: str
+    """`prompt_id:epoch:occurrence:attempt`; the key by which everything sent twice is recognised."""
+    prompt_id: str
+    source: str
+    """Where the prompt came from: a task family or a data set."""
+    sequence: int
+    """Position in the prompt feed; batches are ordered by it."""
+    rewards: tuple[float | None, ...]
+    errors: tuple[str | None, ...]
+    lengths: tuple[int, ...]
+    """Completion lengths in tokens."""
+    truncated: tuple[bool, ...]
+    policy_versions: tuple[int, int]
+    """Oldest and newest policy version that sampled a token of this group."""
+    embedding: np.ndarray | None = None
+    """[d] float32, unit length. None where clusters are not made of embeddings."""
+    status: GroupStatus = GroupStatus.SCORED
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.rewards), len(self.errors), len(self.lengths), len(self.truncated)}
+        if len(sizes) != 1:
+            raise ValueError(f"group {self.group_id}: rewards, errors, lengths and truncated differ in length: {sizes}")
+        for i, (reward, error) in enumerate(zip(self.rewards, self.errors, strict=True)):
+            if (reward is None) == (error is None):
+                raise ValueError(f"group {self.group_id}: completion {i} needs a reward or an error, and not both")
+            if reward is not None and not np.isfinite(reward):
+                raise ValueError(f"group {self.group_id}: reward {reward} of completion {i} is not finite")
+
+
+@dataclass(frozen=True, slots=True)
+class Transcript:
+    """The texts of one group, for people to read; kept in the ledger for the share of groups the config asks for."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BlendedGroup:
+    """One group with its advantages and every number that explains them."""
+
+    group: ScoredGroup
+    payload: Any
+    """The opaque handle given at `submit` (a Ray ObjectRef in a run); only the learner opens it."""
+    cluster: int
+    advantages: tuple[float | None, ...]
+    """One per completion, None where there was no reward. The same for all tokens of a completion."""
+    baseline: float
+    scale: float
+    weight: float
+    """Trust in the cluster's history, in [0, 1]; 0 for estimators without history."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one policy step trains on. Advantages come from the state before this batch."""
+
+    step: int
+    groups: tuple[BlendedGroup, ...]
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Rewards, signal ratios and the GRPO counterfactual of this batch."""
