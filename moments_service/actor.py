@@ -11,7 +11,6 @@ from moments_service.groups import Batch, ScoredGroup, Transcript
 from moments_service.service import MomentsService
 
 
-@ray.remote(num_cpus=0, max_restarts=0, max_concurrency=1000)
 class MomentsActor:
     """One per run; every call is the service's own, see there."""
 
@@ -35,6 +34,9 @@ class MomentsActor:
     async def next_batch(self, step: int, groups: int) -> Batch:
         return await self._service.next_batch(step, groups)
 
+    async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
+        await self._service.withdraw(step, lost)
+
     async def commit(self, step: int, policy_version: int) -> None:
         await self._service.commit(step, policy_version)
 
@@ -49,3 +51,11 @@ class MomentsActor:
 
     async def close(self) -> None:
         await self._service.close()
+
+
+def spawn_moments_actor(
+    config: MomentsConfig, directory: Path, seed: int, incarnation: int, snapshot: Path | None
+) -> Any:
+    """Start the service of a run. It is not restarted by Ray: without its buffer the run must resume from a checkpoint."""
+    actor = ray.remote(MomentsActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+    return actor.remote(config, str(directory), seed, incarnation, str(snapshot) if snapshot is not None else None)

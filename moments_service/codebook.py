@@ -57,4 +57,5 @@ def fit_codebook(embeddings: np.ndarray, clusters: int, seed: int) -> Codebook:
         min_points_per_centroid=1,
     )
     kmeans.train(points)
+    assert kmeans.centroids is not None
     return Codebook(kmeans.centroids)

@@ -165,8 +165,8 @@ def cluster_sums(clusters: Indices, rewards: Array, number: int) -> tuple[Array,
     """Count, sum and sum of squares of the rewards in each cluster. Returns three [K] arrays."""
     valid = ~np.isnan(rewards)
     clean = np.where(valid, rewards, 0.0)
-    return (
-        np.bincount(clusters, weights=valid.sum(axis=1), minlength=number),
-        np.bincount(clusters, weights=clean.sum(axis=1), minlength=number),
-        np.bincount(clusters, weights=(clean**2).sum(axis=1), minlength=number),
-    )
+
+    def per_cluster(values: Array) -> Array:
+        return np.bincount(clusters, weights=values, minlength=number).astype(np.float64)
+
+    return per_cluster(valid.sum(axis=1)), per_cluster(clean.sum(axis=1)), per_cluster((clean**2).sum(axis=1))

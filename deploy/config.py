@@ -1,0 +1,201 @@
+"""The whole configuration of a run, composed from the packages' own; recipes, overrides, and what is wrong with them."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from actors.config import PromptConfig, RolloutConfig, SamplingConfig
+from learner.config import LearnerConfig
+from moments_service.config import MomentsConfig, StrictModel
+from moments_service.estimators import ESTIMATORS
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be run; the message names the key, the value and the remedy."""
+
+
+class EvaluationConfig(StrictModel):
+    """When and how pass@1 is measured apart from training."""
+
+    every: int = Field(0, ge=0)
+    """Evaluate on held-out prompts every so many steps; 0 only at the start and the end."""
+    samples: int = Field(2, ge=1)
+    """Completions per prompt; pass@1 is their mean."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 decodes greedily."""
+    train_prompts: int = Field(256, ge=0)
+    """How many training prompts are evaluated at the start and the end."""
+
+
+class CheckpointConfig(StrictModel):
+    """When the whole run is written to disk."""
+
+    every: int = Field(50, ge=0)
+    """Write a checkpoint every so many steps; 0 only at a stop."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints are kept."""
+
+
+class TranscriptConfig(StrictModel):
+    """How much text of the completions the ledger keeps for people to read."""
+
+    share: float = Field(1.0, ge=0, le=1)
+    """Share of groups whose texts are kept."""
+    max_chars: int = Field(2000, ge=1)
+    """Longer texts are cut to this many characters."""
+
+
+class RunConfig(StrictModel):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; its directory is `runs_dir/name-TIME`."""
+    policy: str
+    """Starting policy: a Hugging Face directory, relative to the recipe, or a model name."""
+    steps: int = Field(ge=1)
+    """Policy steps."""
+    batch_groups: int = Field(32, ge=1)
+    """Groups (prompts) per policy step."""
+    group_size: int = Field(8, ge=1)
+    """Completions sampled per prompt."""
+    max_staleness: int = Field(0, ge=0, le=0)
+    """How many policy versions a group may be behind; 0 is exact on-policy training, the only mode so far."""
+    seed: int = Field(0, ge=0)
+    """The one seed that every random choice derives from."""
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    stall_timeout_s: float = Field(900.0, gt=0)
+    """A phase that takes longer stops the run and says what it was waiting for."""
+    prompts: PromptConfig
+    sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    moments: MomentsConfig = MomentsConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    transcripts: TranscriptConfig = TranscriptConfig()
+
+    @property
+    def slots(self) -> int:
+        """Most groups between admission and training; bounds every queue and buffer of the run."""
+        return self.batch_groups * (self.max_staleness + 1)
+
+    @field_validator("moments")
+    @classmethod
+    def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:
+        if moments.estimator not in ESTIMATORS:
+            raise ValueError(f"unknown estimator {moments.estimator!r}{_nearest(moments.estimator, ESTIMATORS)}")
+        return moments
+
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> "RunConfig":
+        longest = self.prompts.max_tokens + self.sampling.max_tokens
+        if longest > self.rollout.max_model_len:
+            raise ValueError(
+                f"prompts.max_tokens + sampling.max_tokens = {longest} is more than "
+                f"rollout.max_model_len = {self.rollout.max_model_len}; raise the latter or lower one of the former"
+            )
+        if self.learner.updates_per_batch > self.batch_groups:
+            raise ValueError(
+                f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
+            )
+        return self
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML recipe and apply `a.b=c` overrides. Raises ConfigError with everything that is wrong."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        shipped = sorted(p.stem for p in (Path(__file__).parent / "recipes").glob("*.yaml"))
+        raise ConfigError(f"no recipe at {path}; shipped in deploy/recipes: {', '.join(shipped)}") from None
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} holds no settings; a recipe is a mapping of keys to values")
+    for override in overrides:
+        _apply(raw, override)
+    _resolve_paths(raw, path.resolve().parent)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved configuration as a recipe that runs the same again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {override}: write it as key.path=value")
+    *parents, last = key.split(".")
+    node: Any = raw
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")
+    parsed = yaml.safe_load(value)
+    if isinstance(node, list):
+        node[int(last)] = parsed
+    else:
+        node[last] = parsed
+
+
+def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
+    """Paths in a recipe are relative to it; a policy that is no path there is left as a model name."""
+    policy = raw.get("policy")
+    if isinstance(policy, str):
+        path = base / Path(policy).expanduser()
+        if path.exists() or policy.startswith(("~", "/", ".")):
+            raw["policy"] = str(path)
+    prompts = raw.get("prompts")
+    sources = prompts.get("sources") if isinstance(prompts, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and isinstance(source.get("path"), str):
+            source["path"] = str(base / Path(source["path"]).expanduser())
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        fields = _fields_at(location[:-1])
+        return f"{key}: unknown key (value {problem['input']!r}){_nearest(str(location[-1]), fields)}"
+    if problem["type"] == "missing":
+        return f"{key}: missing; it has no default"
+    given = "" if isinstance(problem["input"], dict | BaseModel) else f" (value {problem['input']!r})"
+    return f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{given}"
+
+
+def _fields_at(location: Sequence[str | int]) -> list[str]:
+    """Field names of the model that sits at `location` in RunConfig."""
+    models: list[type[BaseModel]] = [RunConfig]
+    for part in location:
+        inner: list[type[BaseModel]] = []
+        for model in models:
+            if part in model.model_fields:
+                inner = _models_in(model.model_fields[str(part)].annotation)
+        # List indices and the tags of unions stand in the location, but name no field.
+        models = inner or models
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """`; did you mean …?`, or all there is to choose from if nothing is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"

@@ -1,0 +1,175 @@
+"""The dispatcher: the only one that hands out prompts. Slots bound everything between admission and training."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from ray.exceptions import RayActorError
+
+from actors.actor import Receipt
+from actors.prompts import PromptFeed, Ticket
+from deploy.fleet import RolloutFleet
+from moments_service.groups import GroupStatus
+
+
+@dataclass(slots=True)
+class GenerationTally:
+    """What rollout actors reported since the tally was last taken."""
+
+    groups: int = 0
+    tokens: int = 0
+    errors: int = 0
+    redispatched: int = 0
+    score_s: dict[int, float] = field(default_factory=dict)
+    """Seconds in which each actor's verifiers worked."""
+
+    def add(self, actor: int, receipt: Receipt) -> None:
+        self.groups += 1
+        self.tokens += int(receipt.timings["tokens"])
+        self.errors += receipt.status is GroupStatus.ERROR
+        self.score_s[actor] = self.score_s.get(actor, 0.0) + receipt.timings["score_s"]
+
+
+class Dispatcher:
+    """Consumes: tickets of the feed. Waits for: free slots, then receipts. Ends: by `close`, or with its first error.
+
+    A slot is taken when a ticket is admitted and given back when its group was trained on or closed, so that nothing is
+    born stale and nothing slow is thrown away.
+    """
+
+    def __init__(
+        self,
+        feed: PromptFeed,
+        fleet: RolloutFleet,
+        moments: Any,
+        embeddings: Mapping[str, np.ndarray],
+        slots: int,
+        group_timeout_s: float,
+    ) -> None:
+        self._feed = feed
+        self._fleet = fleet
+        self._moments = moments
+        self._embeddings = embeddings
+        self._group_timeout_s = group_timeout_s
+        self._free_slots = slots
+        # Tickets that go first: in flight when the run was checkpointed, or whose group was lost.
+        self._again: deque[Ticket] = deque()
+        self._in_flight: dict[str, tuple[Ticket, int]] = {}
+        # Scored and not trained on yet; both with the actor that has, or will have, the payload.
+        self._scored: dict[str, tuple[Ticket, int]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._failure: BaseException | None = None
+        self.tally = GenerationTally()
+
+    def restore(self, tickets: Iterable[Ticket]) -> None:
+        """Dispatch these first: they were in flight when the run was checkpointed."""
+        self._again.extend(tickets)
+
+    async def gather(self, groups: int) -> None:
+        """Wait until `groups` groups are scored and stand in the service's buffer. Raises what a rollout raised."""
+        self._admit()
+        while len(self._scored) < groups:
+            self._changed.clear()
+            if self._failure is not None:
+                raise self._failure
+            await self._changed.wait()
+
+    def release(self, group_ids: Iterable[str]) -> None:
+        """Give back the slots of groups that were trained on, and admit prompts into them."""
+        for group_id in group_ids:
+            del self._scored[group_id]
+            self._free_slots += 1
+        self._admit()
+
+    def lose(self, group_ids: Iterable[str]) -> None:
+        """Groups whose payload died: sample their prompts again, as the next attempt."""
+        for group_id in group_ids:
+            if group_id not in self._scored:
+                continue  # its actor died between submitting it and saying so; the prompt was dispatched again then
+            ticket, _ = self._scored.pop(group_id)
+            self._free_slots += 1
+            self._again.append(ticket.next_attempt())
+            self.tally.redispatched += 1
+        self._admit()
+
+    def unfinished(self) -> list[Ticket]:
+        """Tickets that a checkpoint must carry: admitted, and not trained on."""
+        admitted = [ticket for ticket, _ in (*self._in_flight.values(), *self._scored.values())]
+        return sorted([*self._again, *admitted], key=lambda ticket: ticket.sequence)
+
+    def waiting_for(self) -> str:
+        """What a stall report says."""
+        oldest = ", ".join(list(self._in_flight)[:5])
+        return f"{len(self._in_flight)} groups in flight ({oldest}), {len(self._scored)} scored"
+
+    def take_tally(self) -> GenerationTally:
+        tally, self.tally = self.tally, GenerationTally()
+        return tally
+
+    async def close(self) -> None:
+        """Stop admitting and drop what is in flight."""
+        self._free_slots = -(10**9)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _admit(self) -> None:
+        while self._free_slots > 0 and (actor := self._fleet.pick()) is not None:
+            ticket = self._again.popleft() if self._again else self._feed.next()
+            self._free_slots -= 1
+            self._in_flight[ticket.group_id] = (ticket, actor)
+            task = asyncio.create_task(self._sample(ticket, actor), name=f"rollout {ticket.group_id}")
+            self._tasks.add(task)
+            task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and self._failure is None:
+            self._failure = task.exception()
+        self._changed.set()
+
+    async def _sample(self, ticket: Ticket, actor: int) -> None:
+        embedding = self._embeddings[ticket.prompt.prompt_id]
+        call = self._fleet.rollout(actor, ticket, embedding, self._moments)
+        try:
+            receipt = await asyncio.wait_for(call, self._group_timeout_s)
+        except TimeoutError:
+            raise TimeoutError(
+                f"rollout actor {actor} gave no receipt for group {ticket.group_id} in {self._group_timeout_s:g} s "
+                "(rollout.group_timeout_s)"
+            ) from None
+        except RayActorError:
+            await self._actor_died(ticket, actor)
+            return
+        finally:
+            self._fleet.done(actor)
+        del self._in_flight[ticket.group_id]
+        self.tally.add(actor, receipt)
+        if receipt.status is GroupStatus.SCORED:
+            self._scored[ticket.group_id] = (ticket, actor)
+        else:
+            self._free_slots += 1
+            self._admit()
+
+    async def _actor_died(self, ticket: Ticket, actor: int) -> None:
+        """Its payloads died with it: close them as lost, sample all their prompts again, and bring the actor back."""
+        first_notice = self._fleet.serving(actor)
+        self._fleet.suspend(actor)
+        admitted = {**self._in_flight, **self._scored}
+        orphans = tuple(group_id for group_id, (_, owner) in admitted.items() if owner == actor)
+        del self._in_flight[ticket.group_id]
+        self._free_slots += 1
+        self._again.append(ticket.next_attempt())
+        self.tally.redispatched += 1
+        if not first_notice:
+            return  # another group of the same actor brings it back already
+        self.lose(await self._moments.mark_lost.remote(orphans))
+        started = time.monotonic()
+        await self._fleet.revive(actor)
+        self._fleet.log_revival(actor, time.monotonic() - started)
+        self._admit()

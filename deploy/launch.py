@@ -1,0 +1,222 @@
+"""From a configuration to a trained policy: starts every part, trains, evaluates, exports, sums up, ends every part."""
+
+import asyncio
+import logging
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from tokenizers import Tokenizer
+
+from actors.prompts import Prompt, PromptFeed
+from actors.sources import PromptPool, load_prompts
+from deploy.config import ConfigError, RunConfig
+from deploy.dispatch import Dispatcher
+from deploy.evaluation import Evaluation
+from deploy.fleet import RolloutFleet
+from deploy.live import Display
+from deploy.run import Run
+from deploy.run_directory import RunDirectory
+from deploy.summary import summarise
+from deploy.train import train
+from learner.group import LearnerGroup
+from moments_service.actor import spawn_moments_actor
+from moments_service.encoder import PromptEncoder
+from moments_service.ledger import last_incarnation
+from moments_service.seeding import derive_seed
+from moments_service.service import LEDGER_FILE
+
+logger = logging.getLogger(__name__)
+
+STEP_GRACE_S = 4.0
+"""How long a stop waits for the policy step under way; past it the step is dropped and the last checkpoint counts."""
+
+
+class StoppedByHandError(RuntimeError):
+    """Somebody asked the run to end; what is needed to resume is on the disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """Where a finished run is, and its summary.json."""
+
+    directory: RunDirectory
+    summary: dict[str, Any]
+
+
+def read_pool(config: RunConfig) -> PromptPool:
+    """Every prompt of the run. Raises ConfigError for a source that cannot be read or a prompt that is too long."""
+    try:
+        pool = load_prompts(config.prompts, Path())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if len(pool.train) < 1:
+        raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
+    _refuse_long_prompts(config, pool)
+    return pool
+
+
+def connect(config: RunConfig, address: str | None) -> None:
+    """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither."""
+    if ray.is_initialized():
+        return
+    if address is not None or os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
+        return
+    wanted = config.rollout.actors * config.rollout.cpus + config.learner.world_size * config.learner.cpus
+    # Workers outlive nothing: this Ray ends with its driver, also when the driver is killed.
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, int(np.ceil(wanted))),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.WARNING,
+    )
+
+
+async def run_training(
+    config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None = None
+) -> RunResult:
+    """Train from the start or from a checkpoint to the end. Ray must be connected.
+
+    Raises StoppedByHandError on SIGINT and SIGTERM, after everything was written that a resume needs.
+    """
+    async with _started(config, directory, pool, display, checkpoint) as run:
+        watched = _watched_prompts(config, pool)
+        training = asyncio.create_task(_evaluated_training(run, watched), name="train")
+        _stop_on_signals(run, training)
+        try:
+            start, end = await training
+        except asyncio.CancelledError:
+            if run.interrupted in (None, "generate"):
+                await run.checkpoint()
+            raise StoppedByHandError(f"stopped after {run.step} steps; go on with --resume {directory.path}") from None
+        display.note("writing the final policy")
+        await run.learner.export_hf(str(directory.policy))
+        return RunResult(directory, summarise(directory, start, end, config.moments.estimator))
+
+
+async def _evaluated_training(
+    run: Run, watched: dict[str, tuple[Prompt, ...]]
+) -> tuple[dict[str, Evaluation], dict[str, Evaluation]]:
+    start = run.directory.read_evaluations(0)
+    if not start:
+        run.display.note("evaluating the starting policy")
+        start = await _evaluate(run, watched)
+    run.display.note("training")
+    await train(run)
+    if run.step < run.config.steps:
+        raise asyncio.CancelledError
+    run.display.note("evaluating the trained policy")
+    return start, await _evaluate(run, watched)
+
+
+async def _evaluate(run: Run, watched: dict[str, tuple[Prompt, ...]]) -> dict[str, Evaluation]:
+    results = {split: await run.evaluate(prompts) for split, prompts in watched.items()}
+    for split, evaluation in results.items():
+        run.directory.append_evaluation(run.step, split, evaluation)
+    return results
+
+
+@asynccontextmanager
+async def _started(
+    config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None
+) -> AsyncIterator[Run]:
+    """All parts of a run, started side by side and ended together."""
+    incarnation = last_incarnation(directory.moments / LEDGER_FILE) + 1
+    snapshot = checkpoint / "moments" if checkpoint is not None else None
+    encoder = PromptEncoder(config.moments.clusters)
+    display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
+    display.note("starting the engine, the learner and the moments service")
+    moments = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
+    fleet = RolloutFleet(config)
+    starting_learner = asyncio.create_task(
+        LearnerGroup.start(config.learner, config.policy, config.steps, config.seed, config.rollout.dtype)
+    )
+    run: Run | None = None
+    try:
+        embedded, learner, _ = await asyncio.gather(
+            asyncio.to_thread(encoder.encode, [prompt.text for prompt in pool.train]), starting_learner, fleet.start()
+        )
+        await moments.fit_clusters.remote(embedded)
+        display.name_clusters(cluster_names(pool, await moments.assign.remote(embedded)))
+        embeddings = {prompt.prompt_id: row for prompt, row in zip(pool.train, embedded, strict=True)}
+        feed = PromptFeed(pool.train, derive_seed(config.seed, "feed"))
+        dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
+        run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation)
+        if checkpoint is not None:
+            await run.restore(checkpoint)
+        yield run
+    finally:
+        if run is not None:
+            await run.close()
+        else:
+            await _abandon(fleet, moments, starting_learner)
+
+
+async def _abandon(fleet: RolloutFleet, moments: Any, starting_learner: "asyncio.Task[LearnerGroup]") -> None:
+    """End what a failed start left behind."""
+    starting_learner.cancel()
+    await asyncio.wait([starting_learner])
+    if not starting_learner.cancelled() and starting_learner.exception() is None:
+        await starting_learner.result().close()
+    await fleet.close(0.0)
+    ray.kill(moments)
+
+
+def _stop_on_signals(run: Run, training: "asyncio.Task[Any]") -> None:
+    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is."""
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if run.stopping or run.phase_now in (None, "generate"):
+            training.cancel()
+            return
+        run.stopping = True
+        run.display.note("stopping after this step")
+        loop.call_later(STEP_GRACE_S, training.cancel)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+
+
+def _watched_prompts(config: RunConfig, pool: PromptPool) -> dict[str, tuple[Prompt, ...]]:
+    """The prompts that are evaluated at the start and the end; the same in every run of a recipe."""
+    count = min(config.evaluation.train_prompts, len(pool.train))
+    sample = random.Random(derive_seed(0, "evaluation")).sample(pool.train, count)
+    return {"train": tuple(sample), "held_out": pool.held_out}
+
+
+def cluster_names(pool: PromptPool, clusters: np.ndarray) -> list[str]:
+    """For each cluster the sources that most of its prompts come from."""
+    members: dict[int, Counter[str]] = {}
+    for prompt, cluster in zip(pool.train, clusters.tolist(), strict=True):
+        members.setdefault(cluster, Counter())[prompt.source] += 1
+    names = []
+    for cluster in range(max(members) + 1):
+        top = members.get(cluster, Counter()).most_common(2)
+        total = sum(members.get(cluster, Counter()).values())
+        names.append(", ".join(source for source, count in top if count >= 0.2 * total))
+    return names
+
+
+def _refuse_long_prompts(config: RunConfig, pool: PromptPool) -> None:
+    vocabulary = Path(config.policy) / "tokenizer.json"
+    if not vocabulary.exists():
+        return  # a model name: its tokenizer is not here yet, and the actor checks again
+    tokenizer = Tokenizer.from_file(str(vocabulary))
+    prompts = [*pool.train, *pool.held_out]
+    encoded = tokenizer.encode_batch([prompt.text for prompt in prompts])
+    longest, prompt = max(((len(e.ids), p) for e, p in zip(encoded, prompts, strict=True)), key=lambda pair: pair[0])
+    if longest > config.prompts.max_tokens:
+        raise ConfigError(
+            f"prompts.max_tokens: {config.prompts.max_tokens} is less than the {longest} tokens of a prompt of source "
+            f"{prompt.source} ({prompt.text[:60]!r}…); raise it or filter the source"
+        )

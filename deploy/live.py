@@ -1,0 +1,160 @@
+"""What a person sees while a run goes on: a live view in a terminal, one readable line a step anywhere else."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+PHASES = ("generate", "score", "moments", "learn", "publish")
+_SPARKS = "▁▂▃▄▅▆▇█"
+_HISTORY = 60
+_CLUSTERS_SHOWN = 12
+
+
+class Display(Protocol):
+    """Where a run reports to."""
+
+    def note(self, text: str) -> None:
+        """Something happened that is worth a line."""
+        ...
+
+    def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
+        """A step ended. row: its line of metrics.jsonl.    stats: of the moments service."""
+        ...
+
+    def name_clusters(self, names: Sequence[str]) -> None:
+        """What each cluster holds, in a few words."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def create_display(console: Console, steps: int, group_size: int) -> Display:
+    """The live view where there is a terminal, plain lines where there is none (jobs, logs, pipes)."""
+    return LiveDisplay(console, steps, group_size) if console.is_terminal else PlainDisplay(console, steps)
+
+
+class PlainDisplay:
+    """One line a step, for logs."""
+
+    def __init__(self, console: Console, steps: int) -> None:
+        self._console = console
+        self._steps = steps
+
+    def note(self, text: str) -> None:
+        self._print(text)
+
+    def name_clusters(self, names: Sequence[str]) -> None:
+        self._print(f"{len(names)} clusters")
+
+    def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
+        self._print(
+            f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {row['reward/pass_at_1']:.3f}  "
+            f"reward {row['reward/mean']:.3f}  signal {row['signal/own']:.0%} (GRPO {row['signal/grpo']:.0%})  "
+            f"entropy {row['learner/entropy']:.2f}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
+        )
+
+    def close(self) -> None: ...
+
+    def _print(self, text: str) -> None:
+        # Straight to the file: a log line must neither wrap nor wait in a buffer.
+        self._console.file.write(text + "\n")
+        self._console.file.flush()
+
+
+class LiveDisplay:
+    """A view that is redrawn in place: progress, curves, families, phases, clusters."""
+
+    def __init__(self, console: Console, steps: int, group_size: int) -> None:
+        self._steps = steps
+        self._group_size = group_size
+        self._names: Sequence[str] = ()
+        self._pass_at_1: deque[float] = deque(maxlen=_HISTORY)
+        self._sources: dict[str, deque[float]] = {}
+        self._signal: deque[tuple[float, float]] = deque(maxlen=_HISTORY)
+        self._live = Live(Text("starting …"), console=console, refresh_per_second=4, transient=False)
+        self._live.start()
+
+    def note(self, text: str) -> None:
+        self._live.console.print(f"[dim]·[/dim] {text}", highlight=False)
+
+    def name_clusters(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
+        self._pass_at_1.append(row["reward/pass_at_1"])
+        self._signal.append((row["signal/own"], row["signal/grpo"]))
+        for key, value in row.items():
+            if key.startswith("pass_at_1/"):
+                self._sources.setdefault(key.removeprefix("pass_at_1/"), deque(maxlen=10)).append(value)
+        self._live.update(self._draw(row, stats))
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _draw(self, row: dict[str, Any], stats: dict[str, Any]) -> RenderableType:
+        columns = Table.grid(expand=True, padding=(0, 1))
+        columns.add_column(ratio=2)
+        columns.add_column(ratio=3)
+        columns.add_row(
+            Panel(self._families(), title="pass@1 by family, last 10 steps", border_style="dim"),
+            Panel(self._clusters(stats), title="clusters and their moments", border_style="dim"),
+        )
+        return Panel(
+            Group(self._head(row), columns),
+            title=f"bvblend · step {row['step'] + 1} of {self._steps}",
+            border_style="cyan",
+        )
+
+    def _head(self, row: dict[str, Any]) -> RenderableType:
+        own = sum(own for own, _ in self._signal) / len(self._signal)
+        grpo = sum(grpo for _, grpo in self._signal) / len(self._signal)
+        grid = Table.grid(expand=True, padding=(0, 2))
+        grid.add_column(width=10, style="bold")
+        grid.add_column(ratio=1)
+        grid.add_row("progress", ProgressBar(total=self._steps, completed=row["step"] + 1))
+        grid.add_row("pass@1", Text(f"{sparkline(self._pass_at_1)} {row['reward/pass_at_1']:.2f}", style="green"))
+        signal = Text.assemble(
+            (f"{own:.0%} of groups teach", "cyan"), f"   GRPO would use {grpo:.0%} of the same groups"
+        )
+        grid.add_row("signal", signal)
+        phases = "  ".join(f"{name} {row['phases'].get(name, 0.0):.2f}" for name in PHASES)
+        grid.add_row("seconds", f"{row['seconds']:.2f}  =  {phases}")
+        grid.add_row(
+            "policy",
+            f"{row['tokens_per_s']:.0f} tok/s   entropy {row['learner/entropy']:.2f}   grad {row['learner/grad_norm']:.2f}",
+        )
+        return grid
+
+    def _families(self) -> Table:
+        table = Table.grid(padding=(0, 1), expand=True)
+        for column in ("left", "left", "right"):
+            table.add_column(justify=column)  # type: ignore[arg-type]
+        for source, values in sorted(self._sources.items()):
+            mean = sum(values) / len(values)
+            table.add_row(source, ProgressBar(total=1.0, completed=mean, width=16), f"{mean:.2f}")
+        return table
+
+    def _clusters(self, stats: dict[str, Any]) -> Table:
+        table = Table(box=None, expand=True, padding=(0, 1), header_style="dim")
+        table.add_column("mostly")
+        for name in ("reward", "± sd", "mass", "trust"):
+            table.add_column(name, justify="right")
+        moments = stats["clusters"]
+        order = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])
+        for k in order[:_CLUSTERS_SHOWN]:
+            name = self._names[k] if self._names else str(k)
+            numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
+            table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
+        return table
+
+
+def sparkline(values: Sequence[float] | deque[float]) -> str:
+    """Values in [0, 1] as a line of bars."""
+    return "".join(_SPARKS[min(int(value * len(_SPARKS)), len(_SPARKS) - 1)] for value in values)

@@ -1,0 +1,183 @@
+"""A run: the services it is made of, the phases of its step, what it writes, and how it ends."""
+
+import asyncio
+import json
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from actors.prompts import Prompt, PromptFeed
+from actors.sources import PromptPool
+from deploy.config import RunConfig
+from deploy.dispatch import Dispatcher
+from deploy.evaluation import Evaluation, measure
+from deploy.fleet import RolloutFleet
+from deploy.live import Display
+from deploy.run_directory import RunDirectory
+from learner.errors import PayloadLostError
+from learner.group import LearnerGroup
+from moments_service.groups import Batch
+
+CLOSE_TIMEOUT_S = 5.0
+"""What each part of a run gets for an orderly end before it is killed."""
+
+
+class PhaseError(RuntimeError):
+    """A phase of the training loop failed; the message names it, and the cause is chained."""
+
+
+class Run:
+    """Everything that the training loop touches."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        pool: PromptPool,
+        feed: PromptFeed,
+        fleet: RolloutFleet,
+        learner: LearnerGroup,
+        moments: Any,
+        dispatcher: Dispatcher,
+        display: Display,
+        incarnation: int,
+    ) -> None:
+        self.config = config
+        self.directory = directory
+        self.pool = pool
+        self.feed = feed
+        self.fleet = fleet
+        self.learner = learner
+        self.moments = moments
+        self.dispatcher = dispatcher
+        self.display = display
+        self.incarnation = incarnation
+        self.step = 0
+        self.policy_version = 0
+        self.stopping = False
+        self.phase_now: str | None = None
+        self.interrupted: str | None = None
+        """The phase that a cancellation fell into; a checkpoint is only whole outside of the phases that change state."""
+        self._phases: dict[str, float] = defaultdict(float)
+        self._last_checkpoint = -1
+        self._step_started = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time one phase of the step, and give its name to whatever goes wrong in it."""
+        started = time.perf_counter()
+        self.phase_now = name
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.interrupted = name
+            raise
+        except PayloadLostError:
+            raise
+        except Exception as error:
+            raise PhaseError(f"step {self.step}, phase {name}: {error}") from error
+        finally:
+            self._phases[name] += time.perf_counter() - started
+            self.phase_now = None
+
+    async def bounded(self, waiting: Any) -> Any:
+        """The result of `waiting`, or a report of what the run is stuck on past `stall_timeout_s`."""
+        try:
+            return await asyncio.wait_for(waiting, self.config.stall_timeout_s)
+        except TimeoutError:
+            raise TimeoutError(
+                f"nothing for {self.config.stall_timeout_s:g} s (stall_timeout_s); {self.dispatcher.waiting_for()}"
+            ) from None
+
+    async def publish(self, version: int) -> None:
+        """Send the learner's weights to every rollout actor."""
+        await self.learner.publish(version, to=self.fleet.actors, timeout_s=self.config.rollout.update_timeout_s)
+        self.fleet.latest_update = self.learner.latest_update
+        self.policy_version = version
+
+    async def lose(self, batch: Batch, lost: tuple[str, ...]) -> None:
+        """Payloads of a batch died before it was trained on: take it back and sample those prompts again."""
+        await self.moments.withdraw.remote(batch.step, lost)
+        self.dispatcher.lose(lost)
+
+    async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
+        """Free the batch's slots and report; evaluate and checkpoint when due."""
+        tally = self.dispatcher.take_tally()
+        self.dispatcher.release(blended.group.group_id for blended in batch.groups)
+        phases = dict(self._phases)
+        self._phases.clear()
+        # Verifiers of one actor work one at a time and while others generate; the busiest actor's share is the wall time.
+        phases["score"] = min(max(tally.score_s.values(), default=0.0), phases["generate"])
+        phases["generate"] -= phases["score"]
+        seconds = time.perf_counter() - self._step_started
+        row = {
+            "step": self.step,
+            "incarnation": self.incarnation,
+            "policy_version": self.policy_version,
+            "seconds": seconds,
+            "phases": phases,
+            "tokens_per_s": tally.tokens / seconds,
+            "groups_redispatched": tally.redispatched,
+            **batch.metrics,
+            **{f"learner/{name}": value for name, value in learned.items()},
+        }
+        self._step_started = time.perf_counter()
+        self.step += 1
+        self.directory.append_metrics(row)
+        self.display.show_step(row, await self.moments.stats.remote())
+        await self._when_due()
+
+    async def evaluate(self, prompts: tuple[Prompt, ...]) -> Evaluation:
+        """pass@1 of the current policy on `prompts`, overall and per source."""
+        return measure(prompts, await self.bounded(self.fleet.evaluate(prompts)))
+
+    async def checkpoint(self) -> None:
+        """Write everything that the next step depends on; complete or absent. Only between two steps."""
+        if self._last_checkpoint == self.step:
+            return
+        partial = self.directory.begin_checkpoint(self.step)
+        for part in ("learner", "moments"):
+            (partial / part).mkdir()
+        await self.learner.save(str(partial / "learner"))
+        await self.moments.snapshot.remote(str(partial / "moments"))
+        state = {
+            "step": self.step,
+            "policy_version": self.policy_version,
+            "incarnation": self.incarnation,
+            "feed": self.feed.state(in_flight=self.dispatcher.unfinished()),
+        }
+        (partial / "run.json").write_text(json.dumps(state))
+        self.directory.finish_checkpoint(partial, self.step, self.config.checkpoint.keep)
+        self._last_checkpoint = self.step
+
+    async def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint; the moments service restored its part when it started."""
+        state = json.loads((checkpoint / "run.json").read_text())
+        await self.learner.load(str(checkpoint / "learner"))
+        self.dispatcher.restore(self.feed.load_state(state["feed"]))
+        self.step = self._last_checkpoint = state["step"]
+        await self.publish(state["policy_version"])
+
+    async def close(self) -> None:
+        """End every actor of the run. Safe after errors."""
+        await self.dispatcher.close()
+        await asyncio.gather(self.fleet.close(CLOSE_TIMEOUT_S), self.learner.close(), self._close_moments())
+
+    async def _close_moments(self) -> None:
+        import ray
+
+        closing = self.moments.close.remote()
+        await asyncio.to_thread(ray.wait, [closing], timeout=CLOSE_TIMEOUT_S)
+        ray.kill(self.moments)
+
+    async def _when_due(self) -> None:
+        every = self.config.evaluation.every
+        if every and self.step % every == 0 and self.step < self.config.steps:
+            evaluation = await self.evaluate(self.pool.held_out)
+            self.directory.append_evaluation(self.step, "held_out", evaluation)
+        every = self.config.checkpoint.every
+        if every and self.step % every == 0:
+            await self.checkpoint()

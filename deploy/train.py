@@ -1,0 +1,35 @@
+"""The training loop. This page is the table of contents of the whole service."""
+
+from deploy.run import Run
+from learner.errors import PayloadLostError
+
+
+async def train(run: Run) -> None:
+    """Consumes: prompts of the feed. Ends: after `steps`, when stopped, or by the first error, which names its phase."""
+    while run.step < run.config.steps and not run.stopping:
+        # 1. Rollout actors sample groups with the newest policy, score them and submit them.
+        with run.phase("generate"):
+            await run.bounded(run.dispatcher.gather(run.config.batch_groups))
+
+        # 2. Their rewards become advantages, from moments that have not seen this batch.
+        with run.phase("moments"):
+            batch = await run.moments.next_batch.remote(run.step, run.config.batch_groups)
+
+        # 3. One policy step.
+        try:
+            with run.phase("learn"):
+                metrics = await run.learner.step(batch)
+        except PayloadLostError as lost:
+            await run.lose(batch, lost.group_ids)
+            continue
+
+        # 4. The new weights go to every rollout actor, whole or not at all.
+        with run.phase("publish"):
+            await run.publish(run.policy_version + 1)
+
+        # 5. Only now the batch becomes history.
+        with run.phase("moments"):
+            await run.moments.commit.remote(run.step, run.policy_version)
+
+        # 6. Slots are freed for the next groups; report, evaluation and checkpoint, each when due.
+        await run.finish_step(batch, metrics)

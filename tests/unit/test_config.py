@@ -1,0 +1,83 @@
+"""Recipes and overrides: what is wrong is said before anything starts, with the key, the value and the nearest key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deploy.config import ConfigError, dump_config, load_recipe
+
+pytestmark = pytest.mark.unit
+
+RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
+MINIMAL = {
+    "name": "mine",
+    "policy": "policy",
+    "steps": 3,
+    "prompts": {"sources": [{"kind": "reasoning_gym", "name": "sums", "task": "chain_sum", "limit": 10}]},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    config = load_recipe(path)
+    assert Path(config.policy).is_absolute()
+
+
+def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> None:
+    config = load_recipe(recipe, ["learner.optimizer.lr=3e-5"])
+    resolved = tmp_path / "elsewhere" / "config.yaml"
+    resolved.parent.mkdir()
+    resolved.write_text(dump_config(config))
+    assert load_recipe(resolved) == config
+    assert config.learner.optimizer.lr == 3e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("group_sise=4", "group_sise: unknown key (value 4); did you mean group_size?"),
+        ("moments.blend.temprature=1", "moments.blend.temprature: unknown key (value 1); did you mean temperature?"),
+        ("prompts.sources.0.limt=1", "limt: unknown key (value 1); did you mean limit?"),
+        ("moments.estimator=gpro", "unknown estimator 'gpro'; did you mean grpo?"),
+        ("moments.blend.variant=save", "moments.blend.variant: Input should be 'safe' or 'paper' (value 'save')"),
+        ("steps=none", "steps: "),
+        ("learner.optimizer.lr=-1", "learner.optimizer.lr: Input should be greater than 0 (value -1)"),
+        ("max_staleness=2", "max_staleness: "),
+        ("steps", "--set steps: write it as key.path=value"),
+        ("steps.more=1", "steps is a value and has no keys below it"),
+        ("sampling.max_tokens=5000", "raise the latter or lower one of the former"),
+    ],
+)
+def test_a_bad_key_or_value_is_named_with_the_remedy(recipe: Path, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, [override])
+    assert expected in str(caught.value)
+
+
+def test_everything_wrong_is_said_at_once(recipe: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(recipe, ["stepz=1", "batch_groups=0"])
+    assert "stepz" in str(caught.value) and "batch_groups" in str(caught.value)
+
+
+def test_a_missing_recipe_names_the_shipped_ones(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cold_start"):
+        load_recipe(tmp_path / "cold.yaml")
+
+
+def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "policy").mkdir()
+    source = {"kind": "jsonl", "name": "math", "path": "data/train.jsonl"}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | {"prompts": {"sources": [source]}}))
+    config = load_recipe(path)
+    assert config.policy == str(tmp_path / "policy")
+    assert config.prompts.sources[0].path == str(tmp_path / "data/train.jsonl")  # type: ignore[union-attr]

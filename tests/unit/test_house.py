@@ -1,0 +1,73 @@
+"""The floors of the house: imports only go down."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+FLOORS = ["moments_service", "actors", "learner", "deploy"]
+
+
+def imported_packages(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_no_import_runs_up(floor: int) -> None:
+    above = set(FLOORS[floor + 1 :])
+    files = list((ROOT / FLOORS[floor]).rglob("*.py"))
+    assert files
+    upward = {str(path.relative_to(ROOT)): up for path in files if (up := imported_packages(path) & above)}
+    assert not upward
+
+
+def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
+    code = (
+        "import sys, moments_service.service, moments_service.encoder\n"
+        "print(sorted({'torch', 'vllm', 'ray', 'transformers'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_configuration_stays_small() -> None:
+    from pydantic import BaseModel
+
+    from deploy.config import RunConfig, _models_in
+
+    seen: set[type[BaseModel]] = set()
+
+    def visit(model: type[BaseModel]) -> None:
+        if model not in seen:
+            seen.add(model)
+            for field in model.model_fields.values():
+                for inner in _models_in(field.annotation):
+                    visit(inner)
+
+    visit(RunConfig)
+    fields = [(model.__name__, name, field) for model in seen for name, field in model.model_fields.items()]
+    assert len(fields) < 120
+    sections = {model.__name__ for model in seen}
+    undocumented = [
+        f"{model}.{name}"
+        for model, name, field in fields
+        if not field.description and not _is_section(field.annotation) and name != "kind"
+    ]
+    assert sections and not undocumented
+
+
+def _is_section(annotation: object) -> bool:
+    from pydantic import BaseModel
+
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
