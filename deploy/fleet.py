@@ -18,7 +18,8 @@ logger = logging.getLogger(__name__)
 class RolloutFleet:
     """Handles of all rollout actors. Ray restarts a dead one; it serves again once it has the newest weights."""
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, verifiers: Sequence[str]) -> None:
+        """verifiers: names that the run's prompts ask for, so that a broken one is known before the first step."""
         self._config = config
         self.actors = spawn_rollout_actors(
             config.rollout,
@@ -29,6 +30,7 @@ class RolloutFleet:
             seed=config.seed,
             text_share=config.transcripts.share,
             text_chars=config.transcripts.max_chars,
+            verifiers=verifiers,
         )
         self._load = [0] * len(self.actors)
         self._serving = [False] * len(self.actors)

@@ -136,7 +136,8 @@ async def _started(
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
     moments = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
-    fleet = RolloutFleet(config)
+    verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
+    fleet = RolloutFleet(config, verifiers)
     starting_learner = asyncio.create_task(
         LearnerGroup.start(config.learner, config.policy, config.steps, config.seed, config.rollout.dtype)
     )

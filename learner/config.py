@@ -42,7 +42,7 @@ class LearnerConfig(StrictModel):
 
     world_size: int = Field(1, ge=1)
     """Number of FSDP ranks."""
-    cpus: float = Field(1, ge=0)
+    cpus: float = Field(1, gt=0)
     """CPUs reserved for each rank; also its torch threads."""
     gpus: float = Field(0, ge=0)
     """GPUs reserved for each rank; 0 trains on gloo, above 0 on NCCL."""

@@ -1,0 +1,49 @@
+"""Starts the rollout actors of a run: resources, environment, restarts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from actors.actor import RolloutActor
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engines import engine_environment
+
+MAX_CONCURRENCY = 100_000
+"""Calls an actor takes at once. The driver's slots bound rollouts; weight updates must never queue behind them."""
+
+
+def spawn_rollout_actors(
+    config: RolloutConfig,
+    sampling: SamplingConfig,
+    *,
+    group_size: int,
+    policy: str,
+    chat: bool,
+    seed: int,
+    text_share: float,
+    text_chars: int,
+    verifiers: Sequence[str] = (),
+) -> list[Any]:
+    """Handles of `config.actors` rollout actors, spread over the nodes. Returns at once; each serves after `ready`.
+
+    policy: directory (on every node) or hub id.    verifiers: names to load at the start.
+    Ray restarts an actor that dies for as long as its driver lives; the driver then calls `ready` with the newest weights.
+    """
+    environment = engine_environment(config)
+    if config.gpus == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to actors that asked for none
+    actor = ray.remote(RolloutActor).options(
+        num_cpus=config.cpus,
+        num_gpus=config.gpus,
+        runtime_env={"env_vars": environment},
+        max_restarts=-1,
+        # Calls made while Ray restarts the actor wait for it; those that must not run twice say so themselves.
+        max_task_retries=-1,
+        max_concurrency=MAX_CONCURRENCY,
+        scheduling_strategy="SPREAD",
+    )
+    return [
+        actor.remote(config, sampling, group_size, policy, chat, seed, index, text_share, text_chars, verifiers)
+        for index in range(config.actors)
+    ]

@@ -1,0 +1,42 @@
+"""Verifiers: what turns a completion into a reward. Found by name, or by dotted path for your own."""
+
+import difflib
+import importlib
+from collections.abc import Callable
+
+from actors.prompts import Prompt
+
+Verifier = Callable[[Prompt, str], float]
+"""Judges one completion of a prompt. Anything but a finite number, and any exception, is an error and no reward.
+
+A completion is hostile input: a verifier must not let it reach `eval`, a shell or a path.
+"""
+
+BUILT_IN = {
+    "exact": "actors.verifiers.matching:exact",
+    "numeric": "actors.verifiers.matching:numeric",
+    "reasoning_gym": "actors.verifiers.reasoning_gym:task_score",
+}
+
+
+class UnknownVerifierError(ValueError):
+    """No verifier goes by this name."""
+
+
+def get_verifier(name: str) -> Verifier:
+    """The verifier called `name`: a built-in one, or `module:callable`. Imports its module."""
+    path = BUILT_IN.get(name, name)
+    module_name, colon, attribute = path.partition(":")
+    if not colon:
+        close = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)
+        raise UnknownVerifierError(
+            f"unknown verifier `{name}`; did you mean `{close[0]}`? "
+            f"Known are {', '.join(BUILT_IN)}, or give your own as `module:callable`"
+        )
+    try:
+        verifier = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UnknownVerifierError(f"verifier `{name}` cannot be loaded: {error}") from error
+    if not callable(verifier):
+        raise UnknownVerifierError(f"verifier `{name}` is a {type(verifier).__name__}, not a callable")
+    return verifier

@@ -1,0 +1,43 @@
+"""Verifier of reasoning-gym prompts: the task's own scorer."""
+
+import json
+from functools import lru_cache
+from typing import Any
+
+from reasoning_gym.factory import create_dataset
+
+from actors.prompts import Prompt
+
+FULL_SCORE = 0.99
+"""What counts as a full score where partial credit is off."""
+
+EVALUATING_TASKS = frozenset(
+    {
+        "binary_matrix",
+        "countdown",
+        "intermediate_integration",
+        "n_queens",
+        "polynomial_multiplication",
+        "puzzle24",
+        "simple_integration",
+        "spiral_matrix",
+        "string_insertion",
+    }
+)
+"""Tasks whose scorer hands the completion to Python's `eval` (sympy's `parse_expr` does too): a policy that learns to
+write code would run it. They are refused."""
+
+
+def task_score(prompt: Prompt, completion: str) -> float:
+    """Score in [0, 1]; without partial credit 1 for a full score and 0 for anything less."""
+    task = prompt.material["task"]
+    if task in EVALUATING_TASKS:
+        raise ValueError(f"reasoning-gym task `{task}` is refused: its scorer evaluates the completion as Python code")
+    scorer = _scorer(task, json.dumps(prompt.material.get("params", {}), sort_keys=True))
+    score = float(scorer.score_answer(completion.strip(), prompt.material["entry"]))
+    return score if prompt.material.get("partial_credit", False) else float(score >= FULL_SCORE)
+
+
+@lru_cache(maxsize=256)
+def _scorer(task: str, params: str) -> Any:
+    return create_dataset(task, **json.loads(params))

@@ -1,0 +1,1 @@
+"""The policy that the cold-start recipe trains, and the script that makes it."""

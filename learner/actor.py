@@ -1,0 +1,95 @@
+"""The Ray shell around one learner rank: opens payloads, answers the driver, holds no logic of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+
+from actors.payload import GroupPayload
+from learner.config import LearnerConfig
+from learner.split import Share
+
+if TYPE_CHECKING:
+    from actors.weights import WeightUpdate
+    from learner.microbatch import TrainGroup
+
+
+class LearnerActor:
+    """Calls arrive in the order in which the driver sent them and run one at a time."""
+
+    def __init__(
+        self, config: LearnerConfig, policy_path: str, rank: int, world_size: int, total_steps: int, seed: int
+    ) -> None:
+        # Here and not above: the driver imports this module and needs neither torch nor transformers.
+        from learner.worker import LearnerRank, set_threads
+
+        set_threads(config.cpus)
+        self.rank = LearnerRank(config, policy_path, rank, world_size, total_steps, seed)
+        self.open_timeout_s = config.step_timeout_s
+        self.updates: list[list[TrainGroup]] = []
+
+    def listen(self) -> tuple[str, int]:
+        """Address of this node and the port that the ranks meet at."""
+        address = ray.util.get_node_ip_address()
+        return address, self.rank.listen(address)
+
+    def setup(self, master_addr: str, master_port: int) -> None:
+        self.rank.setup(master_addr, master_port, own_address=ray.util.get_node_ip_address())
+
+    def open(self, updates: Sequence[Sequence[Share]]) -> tuple[str, ...]:
+        """Fetch the tokens of the next step; returns the ids of groups whose payload is lost. Not collective."""
+        shares = [share for update in updates for share in update]
+        from learner.microbatch import TrainGroup
+
+        payloads = open_payloads(shares, self.open_timeout_s)
+        self.updates = [
+            [TrainGroup(payloads[share.group_id], share.advantages) for share in update if share.group_id in payloads]
+            for update in updates
+        ]
+        return tuple(share.group_id for share in shares if share.group_id not in payloads)
+
+    def step(self, step: int) -> dict[str, float]:
+        """Train on what `open` fetched."""
+        updates, self.updates = self.updates, []
+        return self.rank.step(updates, step)
+
+    def export_weights(self, version: int, dtype: str) -> tuple[WeightUpdate | None, float]:
+        """Called with two returns, so that the driver can wait for the seconds and never fetches the update."""
+        started = time.perf_counter()
+        update = self.rank.export_weights(version, dtype)
+        return update, time.perf_counter() - started
+
+    def save(self, directory: str) -> None:
+        self.rank.save(directory)
+
+    def load(self, directory: str) -> int:
+        return self.rank.load(directory)
+
+    def export_hf(self, directory: str, dtype: str) -> None:
+        self.rank.export_hf(directory, dtype)
+
+
+def open_payloads(shares: Sequence[Share], timeout_s: float) -> dict[str, GroupPayload]:
+    """Payloads by group id; those that died with their owner are missing. Raises GetTimeoutError past the deadline."""
+    deadline = time.monotonic() + timeout_s
+    refs = [share.payload for share in shares if isinstance(share.payload, ray.ObjectRef)]
+    if refs:  # all transfers at once
+        ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+    payloads = {}
+    for share in shares:
+        payload = share.payload
+        if isinstance(payload, ray.ObjectRef):
+            try:
+                payload = ray.get(payload, timeout=max(1.0, deadline - time.monotonic()))
+            except (ObjectLostError, RayActorError):
+                continue
+            except GetTimeoutError as error:
+                raise GetTimeoutError(f"payload of group {share.group_id} did not arrive in {timeout_s:g} s") from error
+        if not isinstance(payload, GroupPayload):
+            raise TypeError(f"payload of group {share.group_id} is a {type(payload).__name__}, expected a GroupPayload")
+        payloads[share.group_id] = payload
+    return payloads

@@ -1,0 +1,48 @@
+"""The whole policy out of its shards: for the rollout actors, and as a Hugging Face directory."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
+from transformers import AutoConfig
+
+from learner.policy import Policy, named_tensors
+
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
+
+
+def full_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
+    """Hugging Face names and full tensors on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
+
+    Collective: every rank must run it to its end. One parameter is whole at a time, on every rank.
+    """
+    keep = dist.get_rank() == 0
+    with torch.no_grad():
+        for name, tensor in named_tensors(policy):
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                # A copy, because on one CPU rank the full tensor is the master weight itself.
+                yield name, full.detach().to("cpu", dtype if full.is_floating_point() else full.dtype, copy=True)
+
+
+def export_directory(directory: str | Path, policy: Policy, policy_path: str | Path, dtype: torch.dtype) -> None:
+    """Write config, weights and tokenizer files that `from_pretrained` loads. Collective; rank 0 writes.
+
+    policy_path: where the policy came from; all its files but the weights are copied.
+    """
+    tensors = dict(full_tensors(policy, dtype))
+    if dist.get_rank() == 0:
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for file in Path(policy_path).iterdir():
+            if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+                shutil.copyfile(file, target / file.name)
+        model_config = AutoConfig.from_pretrained(policy_path)
+        model_config.dtype = dtype
+        model_config.save_pretrained(target)
+        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    dist.barrier()

@@ -1,0 +1,174 @@
+"""The driver's handle on all learner ranks: starts them, steps them, publishes their weights, ends them."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from learner.actor import LearnerActor
+from learner.config import LearnerConfig
+from learner.errors import LearnerError, PayloadLostError
+from learner.split import split_batch
+from moments_service.groups import Batch
+
+DEATH_NOTICE_S = 5.0
+"""After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
+
+
+class LearnerGroup:
+    """Async handle on `world_size` ranks in one placement group. One call at a time; after a LearnerError only `close`.
+
+    Consumes: batches of the moments service, whose payloads only the ranks open. Waits for: ranks and rollout actors,
+    each wait with a deadline. Ends: by `close`, or with the driver.
+    """
+
+    def __init__(self, config: LearnerConfig, rollout_dtype: str, placement: PlacementGroup, ranks: list[Any]) -> None:
+        self.config = config
+        self.rollout_dtype = rollout_dtype
+        self.placement = placement
+        self.ranks = ranks
+        # Reference to the newest published WeightUpdate, for rollout actors that start later; None before the first.
+        self.latest_update: ray.ObjectRef | None = None
+
+    @classmethod
+    async def start(
+        cls, config: LearnerConfig, policy_path: str, total_steps: int, seed: int, rollout_dtype: str
+    ) -> "LearnerGroup":
+        """Reserve resources, start the ranks, load and shard the policy.
+
+        total_steps: policy steps of the whole run, for the schedule.    rollout_dtype: torch name of the dtype in which
+        weights are published and exported. Raises LearnerError past `config.start_timeout_s` or when a rank fails.
+        """
+        bundle = {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus > 0 else {})
+        placement = placement_group([bundle] * config.world_size, strategy="PACK")
+        group = cls(config, rollout_dtype, placement, [])
+        try:
+            if not await asyncio.to_thread(placement.wait, config.start_timeout_s):
+                raise LearnerError(
+                    f"no room for the learner in {config.start_timeout_s:g} s: {config.world_size} ranks of {bundle}; "
+                    "lower learner.world_size, learner.cpus or learner.gpus, or add nodes"
+                )
+            group.ranks = [
+                _start_rank(config, policy_path, rank, total_steps, seed, placement)
+                for rank in range(config.world_size)
+            ]
+            (address, port), *_ = await group._gather(
+                [group.ranks[0].listen.remote()], "opening the rendezvous", config.start_timeout_s
+            )
+            await group._all("setup", "meeting and loading the policy", config.start_timeout_s, address, port)
+        except BaseException:
+            await group.close()
+            raise
+        return group
+
+    async def step(self, batch: Batch) -> dict[str, float]:
+        """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`.
+
+        Raises PayloadLostError before anything was trained when payloads died with their actors; LearnerError otherwise.
+        """
+        started = time.perf_counter()
+        plan = split_batch(batch.groups, self.config.updates_per_batch, self.config.world_size)
+        timeout_s = self.config.step_timeout_s
+        opening = [rank.open.remote(updates) for rank, updates in zip(self.ranks, plan, strict=True)]
+        lost = await self._gather(opening, f"opening the payloads of step {batch.step}", timeout_s)
+        if any(lost):
+            raise PayloadLostError(tuple(group_id for ids in lost for group_id in ids))
+        open_s = time.perf_counter() - started
+        metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
+        return metrics[0] | {"open_s": open_s}
+
+    async def publish(self, version: int, to: Sequence[Any], timeout_s: float) -> dict[str, float]:
+        """Send the policy as `version` to rollout actors: `actor.update_weights.remote(ref_of_WeightUpdate)` for each.
+
+        The update goes from rank 0's object store straight to the actors and is freed when the next one is published. Returns seconds:
+        `pack_s` and `transfer_s`. Raises LearnerError naming the rollout actors that did not take it in `timeout_s`.
+        """
+        exports = [
+            rank.export_weights.options(num_returns=2).remote(version, self.rollout_dtype) for rank in self.ranks
+        ]
+        seconds = await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
+        started = time.perf_counter()
+        update = exports[0][0]
+        results = [actor.update_weights.remote(update) for actor in to]
+        self.latest_update = update
+        del update, exports
+        await _gather("rollout actor", results, f"taking policy version {version}", timeout_s)
+        return {"pack_s": seconds[0], "transfer_s": time.perf_counter() - started}
+
+    async def save(self, directory: str) -> None:
+        """Write a checkpoint into `directory`, on a file system that all ranks see."""
+        await self._all("save", f"saving {directory}", self.config.step_timeout_s, directory)
+
+    async def load(self, directory: str) -> int:
+        """Read a checkpoint, written by any world size; returns how many policy steps it had done."""
+        done = await self._all("load", f"loading {directory}", self.config.step_timeout_s, directory)
+        return int(done[0])
+
+    async def export_hf(self, directory: str) -> None:
+        """Write a Hugging Face directory (config, tokenizer files, weights in the rollout dtype) on rank 0's node."""
+        timeout_s = self.config.step_timeout_s
+        await self._all("export_hf", f"exporting to {directory}", timeout_s, directory, self.rollout_dtype)
+
+    async def close(self) -> None:
+        """End the ranks and give their resources back. Safe to call twice and after errors."""
+        for rank in self.ranks:
+            ray.kill(rank, no_restart=True)
+        self.ranks = []
+        await asyncio.to_thread(remove_placement_group, self.placement)
+
+    async def _all(self, method: str, doing: str, timeout_s: float, *arguments: Any) -> list[Any]:
+        return await self._gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)
+
+    async def _gather(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
+        return await _gather("learner rank", refs, doing, timeout_s)
+
+
+def _start_rank(
+    config: LearnerConfig, policy_path: str, rank: int, total_steps: int, seed: int, placement: PlacementGroup
+) -> Any:
+    environment = {"OMP_NUM_THREADS": str(max(1, int(config.cpus)))}
+    if config.gpus == 0:
+        environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to actors that asked for none
+    options = {
+        "num_cpus": config.cpus,
+        "num_gpus": config.gpus,
+        "runtime_env": {"env_vars": environment},
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+    }
+    actor = ray.remote(LearnerActor).options(**options)
+    return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed)
+
+
+async def _gather(who: str, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
+    """Results of all refs, or a LearnerError that names who failed or who is late."""
+    if not refs:
+        return []
+    waiting = [asyncio.wrap_future(ref.future()) for ref in refs]
+    done, late = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+    if late and any(future.exception() for future in done):
+        done, late = await asyncio.wait(waiting, timeout=DEATH_NOTICE_S)
+    failures = [(i, error) for i, f in enumerate(waiting) if f in done and (error := f.exception()) is not None]
+    late_ones = [i for i, future in enumerate(waiting) if future in late]
+    for future in late:
+        future.cancel()
+    if failures:
+        # A rank that died takes its neighbours' collectives down; it is the cause, they are the echo.
+        index, error = min(failures, key=lambda failure: (not isinstance(failure[1], RayActorError), failure[0]))
+        verb = "died" if isinstance(error, RayActorError) else "failed"
+        raise LearnerError(f"{who} {index} {verb} while {doing}: {_reason(error)}") from error
+    if late_ones:
+        raise LearnerError(f"{who} {', '.join(map(str, late_ones))} did not finish {doing} in {timeout_s:g} s")
+    return [future.result() for future in waiting]
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, RayTaskError):
+        cause = error.cause
+        return f"{type(cause).__name__}: {cause}"
+    text = str(error).strip()
+    return text.splitlines()[0] if text and isinstance(error, RayError) else repr(error)

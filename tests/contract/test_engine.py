@@ -1,0 +1,294 @@
+"""The contract of every rollout engine. Each engine starts once; its last test ends it by a fault."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
+
+import numpy as np
+import psutil
+import pytest
+import pytest_asyncio
+
+from actors.config import RolloutConfig
+from actors.engine import Completion, Engine, EngineDeadError, GenerationRequest
+from actors.engines import create_engine
+from actors.engines.policy_files import read_policy_files, verify_update
+from actors.weights import WeightUpdateError, pack_weights
+
+pytestmark = [pytest.mark.contract, pytest.mark.asyncio(loop_scope="module")]
+
+TOLERANCE = 1e-4
+EOS = 2
+
+
+@dataclass(frozen=True)
+class Case:
+    engine: str
+    family: str
+    tied: bool
+    fault: str
+    """How the last test ends the engine."""
+
+    def __str__(self) -> str:
+        return f"{self.engine}-{self.family}-{'tied' if self.tied else 'untied'}"
+
+
+CASES = (
+    Case("transformers", "qwen3", tied=False, fault="incomplete"),
+    Case("transformers", "llama", tied=True, fault="damaged"),
+    Case("vllm", "qwen3", tied=True, fault="damaged"),
+    Case("vllm", "llama", tied=False, fault="killed"),
+)
+
+
+@dataclass
+class Served:
+    """A started engine with the policy that it serves."""
+
+    case: Case
+    engine: Engine
+    policy: object
+
+    async def update(self) -> int:
+        version = self.engine.policy_version + 1
+        await self.engine.update_weights(self.policy.update(version))
+        return version
+
+    async def generate_checked(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        completions = await self.engine.generate(request)
+        self.check(request, completions)
+        return completions
+
+    def check(self, request: GenerationRequest, completions: tuple[Completion, ...]) -> None:
+        """Shapes, types, and every log-prob against the oracle at the token's own version."""
+        assert len(completions) == request.n
+        assert len({id(each) for each in completions}) == request.n
+        for each in completions:
+            assert each.token_ids.dtype == each.versions.dtype == np.int32
+            assert each.logprobs.dtype == np.float32
+            assert each.token_ids.shape == each.logprobs.shape == each.versions.shape
+            assert (np.diff(each.versions) >= 0).all()
+            if len(each.token_ids):
+                np.testing.assert_allclose(each.logprobs, self.policy.logprobs(request, each), atol=TOLERANCE, rtol=0)
+
+
+def children() -> set[int]:
+    """Child processes, without the interpreter's own that cleans up after the others."""
+    own = resource_tracker._resource_tracker._pid
+    return {child.pid for child in psutil.Process().children(recursive=True)} - {own}
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module", params=CASES, ids=str)
+async def served(request: pytest.FixtureRequest, tiny_policy) -> AsyncIterator[Served]:
+    case = request.param
+    before = children()
+    policy = tiny_policy(case.family, case.tied)
+    config = RolloutConfig(engine=case.engine, max_model_len=1024, kv_cache_gib=0.125)
+    engine = create_engine(config, str(policy.path), seed=7, index=0)
+    try:
+        await engine.start()
+        yield Served(case, engine, policy)
+    finally:
+        await engine.close()
+    await engine.close()
+    assert children() <= before
+
+
+async def long_request_under_way(served: Served, make_request) -> tuple[GenerationRequest, asyncio.Task]:
+    """A request that goes on for a while and has sampled at least one token."""
+    request = make_request(n=8, max_tokens=900 if served.case.engine == "vllm" else 200)
+    if served.case.engine == "vllm":
+        task = asyncio.create_task(served.engine.generate(request))
+        await asyncio.sleep(0)
+        # Decoding is continuous: what was admitted before has a token once this one has two.
+        await served.engine.generate(make_request(n=1, max_tokens=2, temperature=0))
+        return request, task
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+    hook = served.engine._model.register_forward_hook(lambda *_: loop.call_soon_threadsafe(begun.set) and None)
+    task = asyncio.create_task(served.engine.generate(request))
+    await asyncio.wait_for(begun.wait(), timeout=60)
+    hook.remove()
+    return request, task
+
+
+async def test_logprobs_are_those_of_the_sampling_distribution(served, make_request):
+    for settings in ({}, {"temperature": 0.7}, {"top_k": 20}, {"top_p": 0.8}, {"temperature": 1.3, "top_k": 50}):
+        await served.generate_checked(make_request(n=4, max_tokens=24, **settings))
+
+
+async def test_samples_differ_and_fill_max_tokens(served, make_request):
+    completions = await served.generate_checked(make_request(n=16, max_tokens=12))
+    assert len({each.token_ids.tobytes() for each in completions}) > 1
+    for each in completions:
+        ended = each.token_ids[-1] == EOS
+        assert each.finish_reason == ("stop" if ended else "length")
+        assert len(each.token_ids) == 12 or ended
+
+
+async def test_greedy_is_the_argmax_every_time(served, make_request):
+    request = make_request(n=2, max_tokens=16, temperature=0)
+    first = await served.generate_checked(request)
+    again = await served.engine.generate(replace(request, request_id="again"))
+    sampled = await served.generate_checked(replace(request, request_id="sampled", temperature=1.0, top_k=1))
+    for each in (*first, *again, *sampled):
+        np.testing.assert_array_equal(each.token_ids, first[0].token_ids)
+    np.testing.assert_allclose(sampled[0].logprobs, 0, atol=1e-6)
+
+
+async def test_completions_end_with_a_stop_or_eos_token(served, make_request):
+    stops = tuple(range(3, 60))
+    for settings, expected in (({"stop_token_ids": stops}, {EOS, *stops}), ({}, {EOS})):
+        completions = await served.generate_checked(make_request(n=32, max_tokens=128, **settings))
+        stopped = [each for each in completions if each.finish_reason == "stop"]
+        assert stopped
+        for each in completions:
+            ends = np.flatnonzero(np.isin(each.token_ids, list(expected)))
+            assert ends.tolist() == ([len(each.token_ids) - 1] if each.finish_reason == "stop" else [])
+
+
+async def test_no_sample_is_lost_among_many_requests(served, make_request):
+    requests = [make_request(length=5 + i % 40, n=1 + i % 8, max_tokens=1 + i % 8) for i in range(64)]
+    groups = await asyncio.gather(*(served.engine.generate(request) for request in requests))
+    for request, completions in zip(requests, groups, strict=True):
+        served.check(request, completions)
+
+
+async def test_requests_that_cannot_run_are_refused(served, make_request):
+    request = make_request(n=1, max_tokens=8)
+    results = await asyncio.gather(*(served.engine.generate(request) for _ in range(2)), return_exceptions=True)
+    assert [type(each) for each in results] == [tuple, ValueError]
+    for length in (0, 1025):
+        with pytest.raises(ValueError):
+            await served.engine.generate(make_request(length=length))
+    filling = await served.generate_checked(make_request(length=1020, n=1, max_tokens=16))
+    assert len(filling[0].token_ids) <= 4
+    await served.generate_checked(make_request())
+
+
+async def test_updates_replace_weights_and_cached_prefixes(served, make_request):
+    request = make_request(length=330, n=4, max_tokens=8)
+    for number in range(4):
+        for repeat in range(2):  # The second finds its prefix cached.
+            completions = await served.generate_checked(replace(request, request_id=f"{number}-{repeat}"))
+            assert {served.engine.policy_version} == set(np.concatenate([each.versions for each in completions]))
+        version = await served.update()
+        assert served.engine.policy_version == version
+
+
+async def test_every_token_knows_its_version(served, make_request):
+    old = served.engine.policy_version
+    request, running = await long_request_under_way(served, make_request)
+    new = await served.update()
+    completions = await running
+    served.check(request, completions)
+    versions = set(np.concatenate([each.versions for each in completions]).tolist())
+    assert versions == ({old, new} if served.case.engine == "vllm" else {old})
+    (later,) = await served.generate_checked(make_request(n=1))
+    assert set(later.versions.tolist()) == {new}
+
+
+async def test_requests_wait_while_weights_change(served, make_request):
+    requests = [make_request(n=4) for _ in range(8)]
+    update = asyncio.create_task(served.update())
+    await asyncio.sleep(0)
+    groups = await asyncio.gather(*(served.engine.generate(request) for request in requests))
+    version = await update
+    for request, completions in zip(requests, groups, strict=True):
+        served.check(request, completions)
+        assert {int(each.versions[0]) for each in completions} == {version}
+
+
+async def test_abort_returns_what_was_sampled(served, make_request):
+    request, running = await long_request_under_way(served, make_request)
+    await served.engine.abort(request.request_id)
+    completions = await asyncio.wait_for(running, timeout=60)
+    served.check(request, completions)
+    aborted = [each for each in completions if each.finish_reason == "abort"]
+    assert aborted
+    assert all(len(each.token_ids) < request.max_tokens for each in aborted)
+    await served.engine.abort(request.request_id)
+    await served.engine.abort("unknown")
+    await served.generate_checked(replace(request, max_tokens=4))
+
+
+async def test_abort_of_a_waiting_request_returns_nothing(served, make_request):
+    request = make_request(n=3)
+    update = asyncio.create_task(served.update())
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(served.engine.generate(request))
+    await asyncio.sleep(0)
+    await served.engine.abort(request.request_id)
+    completions = await asyncio.wait_for(waiting, timeout=60)
+    await update
+    assert [(len(each.token_ids), each.finish_reason) for each in completions] == [(0, "abort")] * 3
+
+
+async def test_a_cancelled_request_leaves_the_engine_serving(served, make_request):
+    _, running = await long_request_under_way(served, make_request)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await served.generate_checked(make_request())
+
+
+async def test_a_fault_ends_service(served, make_request):
+    """Last of each engine: afterwards nothing may be served, neither running nor later requests."""
+    _, running = await long_request_under_way(served, make_request)
+    version = served.engine.policy_version
+    good = served.policy.update(version + 1)
+    if served.case.fault == "killed":
+        for pid in children():
+            psutil.Process(pid).kill()
+        with pytest.raises(EngineDeadError):
+            await asyncio.wait_for(running, timeout=60)
+        with pytest.raises(EngineDeadError):
+            await served.engine.generate(make_request())
+        with pytest.raises(EngineDeadError):
+            await served.engine.update_weights(good)
+        return
+    incomplete = pack_weights(list(served.policy.model(version + 1).named_parameters())[:-2], version + 1)
+    bad = incomplete if served.case.fault == "incomplete" else replace(good, checksum="0" * 64)
+    with pytest.raises(WeightUpdateError):
+        await served.engine.update_weights(bad)
+    assert served.engine.policy_version == version
+    if served.case.engine == "vllm":
+        with pytest.raises(WeightUpdateError):
+            await asyncio.wait_for(running, timeout=60)
+    for attempt in (served.engine.generate(make_request()), served.engine.update_weights(good)):
+        with pytest.raises(WeightUpdateError):
+            await attempt
+
+
+async def test_transformers_samples_do_not_depend_on_order(tiny_policy, make_request):
+    policy = tiny_policy("qwen3", tied=True)
+    requests = [make_request(n=3, max_tokens=8, seed=5) for _ in range(6)]
+    runs = []
+    for order in (requests, requests[::-1]):
+        engine = create_engine(RolloutConfig(engine="transformers"), str(policy.path), seed=1, index=len(runs))
+        await engine.start()
+        groups = await asyncio.gather(*(engine.generate(request) for request in order))
+        runs.append({request.request_id: group for request, group in zip(order, groups, strict=True)})
+        await engine.close()
+    for request in requests:
+        for one, other in zip(runs[0][request.request_id], runs[1][request.request_id], strict=True):
+            np.testing.assert_array_equal(one.token_ids, other.token_ids)
+            np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+async def test_updates_must_be_the_whole_policy(tiny_policy, tied):
+    policy = tiny_policy("llama", tied=tied)
+    files = read_policy_files(str(policy.path))
+    tensors = dict(policy.model(1).named_parameters())
+    embedding = tensors["model.embed_tokens.weight"]
+    verify_update(pack_weights(tensors.items(), 1), files)
+    verify_update(pack_weights((tensors | {"lm_head.weight": embedding.clone()}).items(), 1), files)
+    without_norm = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
+    for wrong, message in (
+        (without_norm, "missing 1 .model.norm.weight"),
+        (tensors | {"extra": embedding.clone()}, "unknown 1 .extra"),
+        (tensors | {"model.embed_tokens.weight": embedding[:-1]}, "other shape 1 .model.embed_tokens.weight"),
+    ):
+        with pytest.raises(WeightUpdateError, match=message):
+            verify_update(pack_weights(wrong.items(), 1), files)

@@ -1,0 +1,45 @@
+"""`ray job submit` against a real `ray start --head`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, settings
+
+pytestmark = pytest.mark.integration
+
+RAY = str(Path(sys.executable).parent / "ray")
+
+
+@pytest.fixture
+def cluster(tmp_path: Path):  # type: ignore[no-untyped-def]
+    """A head node on loopback with a token of its own; yields the environment that a client needs."""
+    environment = os.environ | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+    }
+    start = ["--head", "--node-ip-address=127.0.0.1", "--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8299",
+             "--num-cpus=2", f"--temp-dir={os.path.realpath('/tmp')}/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
+    subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
+    yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
+    subprocess.run([RAY, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
+
+
+def test_a_recipe_runs_as_a_ray_job_with_a_readable_log(cluster: dict[str, str], tmp_path: Path) -> None:
+    command = ["bvblend", "train", "deploy/recipes/cold_start.yaml",
+               *settings(steps=3, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path)]  # fmt: skip
+    submitted = subprocess.run(
+        [RAY, "job", "submit", "--working-dir", str(ROOT), "--", *command],
+        env=cluster, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    log = submitted.stdout + submitted.stderr
+    assert submitted.returncode == 0, log
+    assert "succeeded" in log
+    for step in (1, 2, 3):
+        assert f"step    {step}/3  pass@1" in log
+    assert (tmp_path / "latest" / "summary.json").exists()

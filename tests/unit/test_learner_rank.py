@@ -1,0 +1,307 @@
+"""One learner rank in this process, on gloo."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from actors.payload import GroupPayload
+from actors.weights import unpack_weights
+from learner.config import LearnerConfig, LossConfig, OptimizerConfig
+from learner.microbatch import TrainGroup
+from learner.worker import LearnerRank
+
+pytestmark = pytest.mark.unit
+VOCABULARY = 64
+TOTAL_STEPS = 10
+
+
+def make_policy(directory: Path, tied: bool = True) -> str:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=64,
+        tie_word_embeddings=tied,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"a": "file beside the weights"}))
+    return str(directory)
+
+
+@pytest.fixture
+def policy_path(tmp_path: Path) -> str:
+    return make_policy(tmp_path / "policy")
+
+
+@contextmanager
+def running_rank(path: str, config: LearnerConfig) -> Iterator[LearnerRank]:
+    rank = LearnerRank(config, path, rank=0, world_size=1, total_steps=TOTAL_STEPS, seed=7)
+    try:
+        rank.setup("127.0.0.1", 0)
+        yield rank
+    finally:
+        rank.close()
+
+
+def draw_groups(step: int, count: int = 4, completions: int = 3) -> list[TrainGroup]:
+    rng = np.random.default_rng(step)
+    groups = []
+    for i in range(count):
+        lengths = rng.integers(1, 7, completions)
+        payload = GroupPayload(
+            group_id=f"{step}-{i}",
+            prompt_ids=rng.integers(0, VOCABULARY, rng.integers(2, 9)).astype(np.int32),
+            completions=tuple(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths),
+            logprobs=tuple(np.full(n, -np.log(VOCABULARY), dtype=np.float32) for n in lengths),
+            versions=tuple(np.zeros(n, dtype=np.int32) for n in lengths),
+            temperature=1.0,
+        )
+        groups.append(TrainGroup(payload, tuple(rng.normal(size=completions).tolist())))
+    return groups
+
+
+def config_with(lr: float = 1e-3, **changes: object) -> LearnerConfig:
+    return LearnerConfig(**({"optimizer": OptimizerConfig(lr=lr)} | changes))  # type: ignore[arg-type]
+
+
+def split(groups: list[TrainGroup], updates: int) -> list[list[TrainGroup]]:
+    return [groups[i::updates] for i in range(updates)]
+
+
+def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
+    update = rank.export_weights(1, "float32")
+    assert update is not None and update.version == 1
+    return unpack_weights(update)
+
+
+def sequence_logprob(weights: dict[str, torch.Tensor], path: str, payload: GroupPayload, i: int) -> float:
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    ids = torch.from_numpy(np.concatenate([payload.prompt_ids, payload.completions[i]]).astype(np.int64))[None]
+    with torch.no_grad():
+        logs = model(input_ids=ids).logits[0].log_softmax(-1)
+    start = len(payload.prompt_ids)
+    return float(logs[start - 1 : -1].gather(1, ids[0, start:, None]).sum())
+
+
+def test_training_raises_good_completions_and_lowers_bad_ones(policy_path: str) -> None:
+    (group,) = draw_groups(0, count=1, completions=2)
+    group = TrainGroup(group.payload, (1.0, -1.0))
+    with running_rank(policy_path, config_with(lr=3e-3)) as rank:
+        before = weights_of(rank)
+        metrics = [rank.step([[group]], step) for step in range(5)]
+        after = weights_of(rank)
+    good, bad = (
+        sequence_logprob(after, policy_path, group.payload, i) - sequence_logprob(before, policy_path, group.payload, i)
+        for i in (0, 1)
+    )
+    assert good > 0.1 and bad < -0.1
+    assert all(m["ratio_max"] == 1.0 and m["clip_low"] == m["clip_high"] == 0.0 for m in metrics)
+    assert metrics[0]["tokens"] == sum(map(len, group.payload.completions))
+
+
+def test_gradient_is_that_of_a_plain_model_and_loss(policy_path: str) -> None:
+    """The oracle runs Hugging Face's forward on one completion at a time and averages by hand."""
+    groups = draw_groups(3)
+    model = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32)
+    total = torch.zeros(())
+    for group in groups:
+        for i, advantage in enumerate(group.advantages):
+            prompt, completion = group.payload.prompt_ids, group.payload.completions[i]
+            ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
+            logs = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            mean = logs.gather(1, ids[len(prompt) :, None]).mean()
+            total = total - advantage * mean / (len(group.advantages) * len(groups))
+    total.backward()
+    expected = torch.sqrt(sum(p.grad.double().square().sum() for p in model.parameters())).item()
+    for share_prompt in (True, False):
+        with running_rank(policy_path, config_with(share_prompt=share_prompt, microbatch_tokens=40)) as rank:
+            metrics = rank.step([groups], 0)
+        assert metrics["microbatches"] > 1
+        assert metrics["grad_norm"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_repeated_updates_on_a_batch_lower_its_loss_and_clip(policy_path: str) -> None:
+    groups = draw_groups(1)
+    with running_rank(policy_path, config_with(lr=2e-2, updates_per_batch=4)) as rank:
+        metrics = rank.step([groups] * 4, 0)
+    on_policy_loss = -np.mean([np.mean(g.advantages) for g in groups])
+    assert metrics["updates"] == 4.0
+    assert metrics["loss"] < on_policy_loss - 0.01
+    assert metrics["ratio_max"] > 1.2 and metrics["clip_high"] > 0 and metrics["approx_kl"] > 0
+
+
+def test_an_update_without_anything_to_train_on_is_skipped(policy_path: str) -> None:
+    groups = draw_groups(1)
+    silent = [TrainGroup(g.payload, (None,) * len(g.advantages)) for g in groups]
+    with running_rank(policy_path, config_with(updates_per_batch=2)) as rank:
+        before = weights_of(rank)
+        metrics = rank.step([silent, silent], 0)
+        after = weights_of(rank)
+    assert metrics["updates"] == metrics["tokens"] == metrics["loss"] == 0.0
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_trainable_freezes_the_rest_bit_for_bit(policy_path: str) -> None:
+    with running_rank(policy_path, config_with(trainable=r"layers\.2\.")) as rank:
+        before = weights_of(rank)
+        rank.step([draw_groups(0)], 0)
+        after = weights_of(rank)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".layers.2." in name}
+
+
+def test_trainable_that_matches_nothing_names_the_pattern(policy_path: str) -> None:
+    with (
+        pytest.raises(ValueError, match=r"learner\.trainable: 'decoder\.7' matches no parameter"),
+        running_rank(policy_path, config_with(trainable=r"decoder.7")),
+    ):
+        pass
+
+
+def test_a_tied_head_trains_the_embedding_and_is_exported_once(policy_path: str) -> None:
+    with running_rank(policy_path, config_with(trainable="lm_head")) as rank:
+        before = weights_of(rank)
+        rank.step([draw_groups(0)], 0)
+        after = weights_of(rank)
+    assert "lm_head.weight" not in after
+    assert [name for name in before if not torch.equal(before[name], after[name])] == ["model.embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_export_has_the_names_and_values_of_the_model_it_loaded(tmp_path: Path, tied: bool) -> None:
+    path = make_policy(tmp_path / "policy", tied)
+    with running_rank(path, config_with(activation_checkpointing=True)) as rank:
+        exported = weights_of(rank)
+        half = rank.export_weights(2, "bfloat16")
+    expected = load_file(tmp_path / "policy" / "model.safetensors")
+    assert set(exported) == set(expected)
+    assert all(torch.equal(exported[name], expected[name]) for name in expected)
+    assert half is not None
+    assert all(torch.equal(t, expected[name].bfloat16()) for name, t in unpack_weights(half).items())
+
+
+def test_activation_checkpointing_changes_nothing(policy_path: str) -> None:
+    results = []
+    for on in (False, True):
+        with running_rank(policy_path, config_with(activation_checkpointing=on)) as rank:
+            metrics = rank.step([draw_groups(0)], 0)
+            results.append((metrics["loss"], metrics["grad_norm"], weights_of(rank)))
+    assert results[0][:2] == results[1][:2]
+    assert all(torch.equal(results[0][2][name], results[1][2][name]) for name in results[0][2])
+
+
+def test_bfloat16_keeps_float32_masters(policy_path: str) -> None:
+    with running_rank(policy_path, config_with(lr=1e-6, dtype="bfloat16")) as rank:
+        before = weights_of(rank)
+        metrics = rank.step([draw_groups(0)], 0)
+        after = weights_of(rank)
+    name = "model.layers.0.mlp.up_proj.weight"
+    moved = (after[name] - before[name]).abs().max()
+    assert 0 < moved < 2e-6 and np.isfinite(metrics["loss"])
+
+
+def test_reference_model_holds_the_policy_back(policy_path: str) -> None:
+    moved = []
+    for kl_coef in (0.0, 5.0):
+        config = config_with(lr=5e-3, loss=LossConfig(kl_coef=kl_coef))
+        with running_rank(policy_path, config) as rank:
+            metrics = [rank.step([draw_groups(0)], step) for step in range(4)]
+            moved.append(metrics[-1])
+    assert moved[0]["reference_kl"] == 0.0 < moved[1]["reference_kl"]
+    free = config_with(lr=5e-3, loss=LossConfig(kl_coef=1e-9))
+    with running_rank(policy_path, free) as rank:
+        unbound = [rank.step([draw_groups(0)], step) for step in range(4)][-1]
+    assert moved[1]["reference_kl"] < 0.5 * unbound["reference_kl"]
+
+
+def continue_from(path: str, config: LearnerConfig, checkpoint: str, steps: range) -> dict[str, np.ndarray]:
+    """Runs in a fresh process: load, take the steps, return the weights."""
+    torch.set_num_threads(1)
+    with running_rank(path, config) as rank:
+        assert rank.load(checkpoint) == steps.start
+        for step in steps:
+            rank.step(split(draw_groups(step), config.updates_per_batch), step)
+        return {name: tensor.numpy() for name, tensor in weights_of(rank).items()}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_save_and_load_in_a_new_process_is_bit_exact(policy_path: str, tmp_path: Path, updates: int) -> None:
+    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=3, weight_decay=0.01)
+    config = LearnerConfig(optimizer=optimizer, updates_per_batch=updates, trainable="layers.[12]|embed")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with running_rank(policy_path, config) as rank:
+        for step in range(6):
+            rank.step(split(draw_groups(step), updates), step)
+            if step == 2:
+                rank.save(tmp_path / "checkpoint")
+        expected = weights_of(rank)
+    torch.set_num_threads(threads)
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        call = fresh.submit(continue_from, policy_path, config, str(tmp_path / "checkpoint"), range(3, 6))
+        found = call.result(timeout=120)
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[name], expected[name].numpy()) for name in expected)
+
+
+def test_a_checkpoint_before_the_first_step_is_a_checkpoint(policy_path: str, tmp_path: Path) -> None:
+    with running_rank(policy_path, config_with()) as rank:
+        rank.save(tmp_path / "checkpoint")
+        straight = rank.step([draw_groups(0)], 0)
+    with running_rank(policy_path, config_with()) as rank:
+        assert rank.load(tmp_path / "checkpoint") == 0
+        resumed = rank.step([draw_groups(0)], 0)
+        del straight["step_s"], resumed["step_s"]
+    assert straight == resumed
+
+
+def test_export_hf_loads_and_keeps_the_files_beside_the_weights(policy_path: str, tmp_path: Path) -> None:
+    with running_rank(policy_path, config_with()) as rank:
+        rank.step([draw_groups(0)], 0)
+        rank.export_hf(tmp_path / "out", "float32")
+        expected = weights_of(rank)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    assert state["lm_head.weight"].data_ptr() == state["model.embed_tokens.weight"].data_ptr()
+    assert (tmp_path / "out" / "tokenizer_config.json").exists()
+
+
+def test_sliding_windows_cannot_share_a_prompt(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        use_sliding_window=True,
+        sliding_window=8,
+        max_window_layers=1,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
+    with (
+        pytest.raises(ValueError, match=r"learner\.share_prompt to false"),
+        running_rank(str(tmp_path), config_with()),
+    ):
+        pass
+    with running_rank(str(tmp_path), config_with(share_prompt=False)) as rank:
+        assert np.isfinite(rank.step([draw_groups(0)], 0)["loss"])

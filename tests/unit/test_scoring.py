@@ -1,0 +1,155 @@
+"""The scorer with its real child: what misbehaves is an error of its own completion, and never a reward."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from actors.prompts import Prompt
+from actors.scoring import Score, Scorer, ScorerClosedError
+
+pytestmark = pytest.mark.unit
+
+OBEY = "hostile_verifiers:obey"
+
+
+@pytest.fixture
+async def scorer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scorer]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    scorer = Scorer(timeout_s=1.0)
+    yield scorer
+    await scorer.close()
+
+
+def prompt(verifier: str = OBEY, answer: str = "4") -> Prompt:
+    return Prompt(prompt_id="p", source="s", text="2 + 2", answer=answer, verifier=verifier)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    # A zombie that its (other) parent has not reaped yet runs no more.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def test_rewards_come_back_in_order(scorer: Scorer) -> None:
+    scores = await scorer.score(prompt("numeric"), ["4", "5", "it is 4.", ""])
+    assert scores == [Score(1.0, None), Score(0.0, None), Score(1.0, None), Score(0.0, None)]
+    assert await scorer.score(prompt("numeric"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("raise no luck", "verifier raised RuntimeError: no luck"),
+        ("return nan", "verifier returned nan"),
+        ("return inf", "verifier returned inf"),
+        ("return text", "verifier returned str, not a number"),
+        ("return none", "verifier returned NoneType, not a number"),
+        ("exit 0", "verifier ended its process with exit code 0"),
+        ("sys.exit 3", "verifier raised SystemExit: 3"),
+        ("segfault", "verifier was killed by SIGSEGV"),
+        ("hang", "verifier timed out after 1 s"),
+        ("regex", "verifier timed out after 1 s"),
+    ],
+)
+async def test_only_the_misbehaving_completion_is_an_error(scorer: Scorer, completion: str, reason: str) -> None:
+    scores = await scorer.score(prompt(), ["0.25", completion, "1"])
+    assert scores == [Score(0.25, None), Score(None, reason), Score(1.0, None)]
+
+
+async def test_reasons_are_short(scorer: Scorer) -> None:
+    (score,) = await scorer.score(prompt(), ["raise " + "x" * 10_000])
+    assert score.error is not None and len(score.error) < 250
+
+
+async def test_booleans_are_numbers_and_prints_are_harmless(scorer: Scorer) -> None:
+    assert await scorer.score(prompt(), ["return true", "print"]) == [Score(1.0, None), Score(0.5, None)]
+
+
+async def test_groups_scored_at_once_do_not_mix(scorer: Scorer) -> None:
+    groups = [[f"{i}", "exit 1" if i % 5 == 0 else f"{i + 0.5}"] for i in range(20)]
+    for i, scores in enumerate(await asyncio.gather(*(scorer.score(prompt(), group) for group in groups))):
+        assert scores[0] == Score(float(i), None)
+        assert scores[1].reward == (None if i % 5 == 0 else i + 0.5)
+
+
+async def test_a_cancelled_caller_leaves_the_pipe_in_step(scorer: Scorer) -> None:
+    await scorer.start([OBEY])
+    cancelled = asyncio.create_task(scorer.score(prompt(), ["7", "7"]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert await scorer.score(prompt(), ["1", "2"]) == [Score(1.0, None), Score(2.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reason"),
+    [("numerik", "did you mean `numeric`"), ("no_such_module:f", "No module named 'no_such_module'")],
+)
+async def test_a_verifier_that_cannot_be_loaded_is_an_error(scorer: Scorer, verifier: str, reason: str) -> None:
+    scores = await scorer.score(prompt(verifier), ["4", "4"])
+    assert [score.reward for score in scores] == [None, None]
+    assert all(score.error is not None and reason in score.error for score in scores)
+    with pytest.raises(RuntimeError, match=f"verifier `{verifier}` does not start"):
+        await scorer.start([verifier])
+
+
+async def test_a_child_that_died_between_requests_is_replaced(scorer: Scorer, tmp_path: Path) -> None:
+    await scorer.score(prompt(), [f"pid {tmp_path / 'pid'}"])
+    child = int((tmp_path / "pid").read_text())
+    os.kill(child, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert await scorer.score(prompt(), ["1"]) == [Score(1.0, None)]
+
+
+async def test_close_leaves_nothing_running(scorer: Scorer, tmp_path: Path) -> None:
+    await scorer.score(prompt(), [f"pid {tmp_path / 'pid'}"])
+    (score,) = await scorer.score(prompt(), [f"spawn {tmp_path / 'grandchild'}"])
+    assert score.error == "verifier timed out after 1 s"
+    assert not is_running(int((tmp_path / "grandchild").read_text()))
+    await scorer.close()
+    await scorer.close()
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    with pytest.raises(ScorerClosedError):
+        await scorer.score(prompt(), ["1"])
+
+
+async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    scorer = Scorer(timeout_s=600)
+    await scorer.start([OBEY])
+    request = asyncio.create_task(scorer.score(prompt(), ["hang"]))
+    await asyncio.sleep(0)
+    await scorer.close()
+    with pytest.raises(ScorerClosedError):
+        await request
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    """The parent is killed outright, and its stderr, which the child inherits, reaches its end all the same."""
+    code = f"""
+import asyncio, os
+from actors.prompts import Prompt
+from actors.scoring import Scorer
+
+async def main():
+    scorer = Scorer(timeout_s=600)
+    prompt = Prompt("p", "s", "?", None, {OBEY!r})
+    assert (await scorer.score(prompt, ["1"]))[0].reward == 1.0
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
+    # Reading to the end waits for parent and child both: a child that lives on is a TimeoutExpired.
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
