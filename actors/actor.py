@@ -108,6 +108,7 @@ class RolloutActor:
         with self._ending_with_the_engine():
             return await worker.evaluate(prompts, temperature, n)
 
+    @ray.method(max_task_retries=0)
     async def close(self) -> None:
         """End the engine and the verifiers; what is running fails. The process stays until it is killed."""
         self._closed = True

