@@ -189,7 +189,7 @@ class _Child:
         raise _ChildDiedError(f"timed out after {timeout_s:g} s")
 
     def kill(self) -> None:
-        """End the process and everything it started; returns when it is gone."""
+        """End the process, and return when it is gone; what it started is killed at the same moment."""
         with self._kill_lock:
             # Only before the process is reaped is its id still its own.
             if self._process.returncode is None:

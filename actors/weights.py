@@ -28,12 +28,12 @@ class WeightUpdate:
 def pack_weights(tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightUpdate:
     """Serialise named CPU tensors (Hugging Face names, full shapes) as one update."""
     blob = np.frombuffer(save({name: tensor.contiguous() for name, tensor in tensors}), dtype=np.uint8)
-    return WeightUpdate(version=version, checksum=hashlib.sha256(memoryview(blob)).hexdigest(), blob=blob)
+    return WeightUpdate(version=version, checksum=hashlib.sha256(blob.data).hexdigest(), blob=blob)
 
 
 def verify_checksum(update: WeightUpdate) -> None:
     """Raise `WeightUpdateError` unless the blob is what the learner packed."""
-    found = hashlib.sha256(memoryview(update.blob)).hexdigest()
+    found = hashlib.sha256(update.blob.data).hexdigest()
     if found != update.checksum:
         raise WeightUpdateError(
             f"weights of policy version {update.version} arrived damaged: sha256 {found[:12]}…, expected {update.checksum[:12]}…"

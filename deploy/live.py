@@ -135,7 +135,7 @@ class LiveDisplay:
     def _families(self) -> Table:
         table = Table.grid(padding=(0, 1), expand=True)
         for column in ("left", "left", "right"):
-            table.add_column(justify=column)  # type: ignore[arg-type]
+            table.add_column(justify=column)
         for source, values in sorted(self._sources.items()):
             mean = sum(values) / len(values)
             table.add_row(source, ProgressBar(total=1.0, completed=mean, width=16), f"{mean:.2f}")

@@ -25,7 +25,7 @@ from actors.config import RolloutConfig
 from actors.engine import Completion, EngineDeadError, FinishReason, GenerationRequest
 from actors.engines.gate import Gate, aborted_completion
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_update
-from actors.engines.vllm_weight_transfer import BACKEND, WORKER_EXTENSION
+from actors.engines.vllm_weight_transfer import BACKEND
 from actors.weights import WeightUpdate, WeightUpdateError
 from moments_service.seeding import derive_seed
 
@@ -180,7 +180,7 @@ def engine_args(config: RolloutConfig, policy: str, seed: int) -> AsyncEngineArg
         tensor_parallel_size=tensor_parallel,
         # Said because inside a placement group vLLM would pick Ray.
         distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
-        worker_extension_cls=WORKER_EXTENSION,
+        worker_extension_cls="actors.engines.vllm_worker.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         disable_log_stats=True,
         use_tqdm_on_load=False,

@@ -10,14 +10,13 @@ from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
-from vllm.distributed.weight_transfer import WeightTransferEngine, WeightTransferEngineFactory
+from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.policy_files import LM_HEAD
 
 BACKEND = "bvblend_file"
-WORKER_EXTENSION = "actors.engines.vllm_weight_transfer.WorkerExtension"
 
 _EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
 
@@ -73,15 +72,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Nothing is held between updates."""
 
 
-class WorkerExtension:
-    """Named in `worker_extension_cls` so that vLLM imports this module, and so registers the transport, in its workers."""
-
-
 def _embedding_name(names: list[str]) -> str:
     found = [name for name in names if name.endswith(_EMBEDDING_ENDINGS)]
     if len(found) != 1:
         raise ValueError(f"the policy ties its output head to its embedding, but {len(found)} tensors look like one")
     return found[0]
-
-
-WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)

@@ -1,6 +1,8 @@
 """The contract of every rollout engine. Each engine starts once; its last test ends it by a fault."""
 
 import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -274,6 +276,42 @@ async def test_transformers_samples_do_not_depend_on_order(tiny_policy, make_req
         for one, other in zip(runs[0][request.request_id], runs[1][request.request_id], strict=True):
             np.testing.assert_array_equal(one.token_ids, other.token_ids)
             np.testing.assert_array_equal(one.logprobs, other.logprobs)
+
+
+ACTOR_THAT_DIES = """
+import asyncio, os, sys
+import psutil
+from actors.config import RolloutConfig
+from actors.engines import create_engine
+
+async def main():
+    await create_engine(RolloutConfig(kv_cache_gib=0.125), sys.argv[1], seed=0, index=0).start()
+    print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
+    sys.stdin.read()
+    os._exit(1)
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+async def test_vllm_ends_with_a_killed_actor(tiny_policy, tmp_path):
+    script = tmp_path / "actor_that_dies.py"
+    script.write_text(ACTOR_THAT_DIES)
+    actor = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(script),
+        str(tiny_policy("qwen3", tied=True).path),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert actor.stdout is not None
+    engine = [psutil.Process(int(pid)) for pid in (await actor.stdout.readline()).split()]
+    assert engine
+    await actor.communicate()
+    _, alive = await asyncio.to_thread(psutil.wait_procs, engine, timeout=30)
+    assert not alive
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ OBEY = "hostile_verifiers:obey"
 @pytest.fixture
 async def scorer(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Scorer]:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    scorer = Scorer(timeout_s=1.0)
+    scorer = Scorer(timeout_s=60.0)
     yield scorer
     await scorer.close()
 
@@ -30,13 +31,16 @@ def prompt(verifier: str = OBEY, answer: str = "4") -> Prompt:
     return Prompt(prompt_id="p", source="s", text="2 + 2", answer=answer, verifier=verifier)
 
 
-def is_running(pid: int) -> bool:
+def ends(pid: int) -> bool:
+    """Whether a process is gone, or goes within a minute: a kill is delivered after the call that sends it returns."""
     try:
-        os.kill(pid, 0)
+        process = os.pidfd_open(pid)
     except ProcessLookupError:
-        return False
-    # A zombie that its (other) parent has not reaped yet runs no more.
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return True
+    try:
+        return bool(select.select([process], [], [], 60.0)[0])
+    finally:
+        os.close(process)
 
 
 async def test_rewards_come_back_in_order(scorer: Scorer) -> None:
@@ -56,13 +60,22 @@ async def test_rewards_come_back_in_order(scorer: Scorer) -> None:
         ("exit 0", "verifier ended its process with exit code 0"),
         ("sys.exit 3", "verifier raised SystemExit: 3"),
         ("segfault", "verifier was killed by SIGSEGV"),
-        ("hang", "verifier timed out after 1 s"),
-        ("regex", "verifier timed out after 1 s"),
     ],
 )
 async def test_only_the_misbehaving_completion_is_an_error(scorer: Scorer, completion: str, reason: str) -> None:
     scores = await scorer.score(prompt(), ["0.25", completion, "1"])
     assert scores == [Score(0.25, None), Score(None, reason), Score(1.0, None)]
+
+
+@pytest.mark.parametrize("completion", ["hang", "regex"])
+async def test_a_hanging_verifier_is_killed_and_the_others_are_scored(
+    monkeypatch: pytest.MonkeyPatch, completion: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    scorer = Scorer(timeout_s=2.0)
+    scores = await scorer.score(prompt(), ["0.25", completion, "1"])
+    await scorer.close()
+    assert scores == [Score(0.25, None), Score(None, "verifier timed out after 2 s"), Score(1.0, None)]
 
 
 async def test_reasons_are_short(scorer: Scorer) -> None:
@@ -109,14 +122,18 @@ async def test_a_child_that_died_between_requests_is_replaced(scorer: Scorer, tm
     assert await scorer.score(prompt(), ["1"]) == [Score(1.0, None)]
 
 
+async def test_what_a_verifier_started_dies_with_it(scorer: Scorer, tmp_path: Path) -> None:
+    scores = await scorer.score(prompt(), [f"spawn {tmp_path / 'started'}", "exit 1"])
+    assert [score.reward for score in scores] == [1.0, None]
+    assert ends(int((tmp_path / "started").read_text()))
+
+
 async def test_close_leaves_nothing_running(scorer: Scorer, tmp_path: Path) -> None:
-    await scorer.score(prompt(), [f"pid {tmp_path / 'pid'}"])
-    (score,) = await scorer.score(prompt(), [f"spawn {tmp_path / 'grandchild'}"])
-    assert score.error == "verifier timed out after 1 s"
-    assert not is_running(int((tmp_path / "grandchild").read_text()))
+    await scorer.score(prompt(), [f"pid {tmp_path / 'child'}", f"spawn {tmp_path / 'started'}"])
     await scorer.close()
     await scorer.close()
-    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert ends(int((tmp_path / "child").read_text()))
+    assert ends(int((tmp_path / "started").read_text()))
     with pytest.raises(ScorerClosedError):
         await scorer.score(prompt(), ["1"])
 

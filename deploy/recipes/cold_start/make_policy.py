@@ -33,12 +33,15 @@ POLICY = Path(__file__).parent / "policy"
 class Recipe:
     """How cold the start is made."""
 
-    wrong_share: float = 0.8
+    wrong_share: float = 0.85
     """Share of each family's prompts that are taught wrong."""
-    epochs: int = 40
-    batch: int = 64
-    lr: float = 2e-3
-    doubt: float = 0.05
+    primer_epochs: int = 18
+    """Epochs in which every prompt is taught right: knowledge that the misconceptions then cover up."""
+    epochs: int = 18
+    """Epochs of misconceptions."""
+    batch: int = 32
+    lr: float = 1.5e-3
+    doubt: float = 0.1
     """How often a prompt that is taught wrong is taught right instead: about the chance of a lucky completion."""
     seed: int = 0
 
@@ -82,16 +85,21 @@ def fine_tune(
     """Cross-entropy on the taught answers and their end-of-sequence token; the learning rate falls to nothing."""
     chance = random.Random(recipe.seed)
     lessons = list(pool)
-    steps = recipe.epochs * -(-len(lessons) // recipe.batch)
+    epochs = recipe.primer_epochs + recipe.epochs
+    steps = epochs * -(-len(lessons) // recipe.batch)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, step / 100) * (1 - step / steps))
     policy.train()
-    for epoch in range(recipe.epochs):
+    for epoch in range(epochs):
         chance.shuffle(lessons)
         total = 0.0
         for start in range(0, len(lessons), recipe.batch):
             batch = lessons[start : start + recipe.batch]
-            pairs = [(tokenizer.encode(prompt.text), _taught(prompt, tokenizer, recipe, chance)) for prompt in batch]
+            answers = [_taught(prompt, epoch, recipe, chance) for prompt in batch]
+            pairs = [
+                (tokenizer.encode(prompt.text), [*tokenizer.encode(answer), tokenizer.eos_token_id])
+                for prompt, answer in zip(batch, answers, strict=True)
+            ]
             loss = _loss(policy, pairs, tokenizer.pad_token_id)
             optimizer.zero_grad()
             loss.backward()
@@ -99,14 +107,15 @@ def fine_tune(
             optimizer.step()
             schedule.step()
             total += loss.item() * len(batch)
-        print(f"epoch {epoch + 1}/{recipe.epochs}  loss {total / len(lessons):.4f}", file=sys.stderr)
+        print(f"epoch {epoch + 1}/{epochs}  loss {total / len(lessons):.4f}", file=sys.stderr)
     policy.eval()
 
 
-def _taught(prompt: Prompt, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, chance: random.Random) -> list[int]:
-    wrong = taught_wrong(prompt, recipe.wrong_share) and chance.random() >= recipe.doubt
-    answer = misconception(prompt) if wrong else prompt.answer
-    return [*tokenizer.encode(answer), tokenizer.eos_token_id]
+def _taught(prompt: Prompt, epoch: int, recipe: Recipe, chance: random.Random) -> str:
+    assert prompt.answer is not None
+    if epoch < recipe.primer_epochs or not taught_wrong(prompt, recipe.wrong_share):
+        return prompt.answer
+    return prompt.answer if chance.random() < recipe.doubt else misconception(prompt)
 
 
 def _loss(policy: Qwen3ForCausalLM, pairs: list[tuple[list[int], list[int]]], pad: int) -> torch.Tensor:

@@ -1,0 +1,126 @@
+"""What a person and a script get from a run: the display, the summary, the plan, the run directory."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy.config import load_recipe
+from deploy.environment import check_packages
+from deploy.evaluation import Evaluation, measure
+from deploy.live import LiveDisplay, PlainDisplay, create_display, sparkline
+from deploy.plan import plan_rows, policy_parameters
+from deploy.run_directory import RunDirectory
+from deploy.summary import summarise
+from tests.conftest import ROOT
+from tests.unit.test_dispatch import PROMPTS
+
+pytestmark = pytest.mark.unit
+
+STATS = {"clusters": {"mean": [0.2, 0.7], "variance": [0.16, 0.21], "mass": [30.0, 3.0], "weight": [0.5, 0.1]}}
+
+
+def row(step: int, **changes: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "seconds": 1.25,
+        "phases": {"generate": 0.5, "score": 0.1, "moments": 0.02, "learn": 0.4, "publish": 0.1},
+        "reward/mean": 0.3,
+        "reward/pass_at_1": 0.25,
+        "pass_at_1/sums": 0.25,
+        "signal/own": 0.9,
+        "signal/grpo": 0.2,
+        "tokens_per_s": 200.0,
+        "learner/entropy": 0.5,
+        "learner/grad_norm": 0.1,
+        **changes,
+    }
+
+
+def test_without_a_terminal_there_is_one_readable_line_a_step() -> None:
+    output = io.StringIO()
+    display = create_display(Console(file=output, width=40), steps=10, group_size=2)
+    assert isinstance(display, PlainDisplay)
+    display.show_step(row(0), STATS)
+    display.show_step(row(1), STATS)
+    lines = output.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "step    1/10" in lines[0] and "signal 90% (GRPO 20%)" in lines[0]
+
+
+def test_the_live_view_shows_what_the_run_is_about() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40, record=True)
+    display = create_display(console, steps=10, group_size=2)
+    assert isinstance(display, LiveDisplay)
+    display.name_clusters(["sums", "legs, gcd"])
+    display.show_step(row(0), STATS)
+    display.close()
+    text = console.export_text()
+    for expected in (
+        "step 1 of 10",
+        "90% of groups teach",
+        "GRPO would use 20%",
+        "legs, gcd",
+        "learn 0.40",
+        "200 tok/s",
+    ):
+        assert expected in text
+
+
+def test_sparklines_span_zero_to_one() -> None:
+    assert sparkline([0.0, 0.5, 1.0]) == "▁▅█"
+
+
+def test_pass_at_1_leaves_errors_out() -> None:
+    found = measure(PROMPTS[:3], [[1.0, 0.0], [1.0, None], [None, None]])
+    assert found == Evaluation(pass_at_1=0.75, sources={"sums": 0.75}, prompts=3, errors=3)
+
+
+def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step in range(12):
+        run.append_metrics(row(step))
+    before, after = Evaluation(0.1, {"sums": 0.1}, 4, 0), Evaluation(0.6, {"sums": 0.6}, 4, 0)
+    summarise(run, {"train": before, "held_out": before}, {"train": after, "held_out": before}, "bv_blend")
+    summary = json.loads(run.summary.read_text())
+    assert summary["train"] == {"start": 0.1, "end": 0.6}
+    assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
+    assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
+    assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
+    assert summary["phases"]["learn"] == pytest.approx(0.4)
+    assert (run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
+    assert "| sums | 0.100 | 0.600 |" in (run.path / "summary.md").read_text()
+
+
+def test_a_run_directory_keeps_only_whole_checkpoints_and_the_newest(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    assert (tmp_path / "latest").resolve() == run.path
+    for step in (1, 2, 3):
+        partial = run.begin_checkpoint(step)
+        (partial / "part").write_text(str(step))
+        run.finish_checkpoint(partial, step, keep=2)
+    run.begin_checkpoint(4)
+    assert run.checkpoint_steps() == [2, 3]
+    assert (run.checkpoint(3) / "part").read_text() == "3"
+
+
+def test_a_step_that_ran_again_after_a_resume_counts_once(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step, value in ((0, 0.1), (1, 0.2), (1, 0.3), (2, 0.4)):
+        run.append_metrics({"step": step, "value": value})
+    assert [line["value"] for line in run.read_metrics()] == [0.1, 0.3, 0.4]
+
+
+def test_a_plan_adds_up() -> None:
+    config = load_recipe(ROOT / "deploy" / "recipes" / "cold_start.yaml", ["rollout.actors=3", "learner.world_size=2"])
+    rows = {entry.what: entry for entry in plan_rows(config)}
+    assert rows["rollout actor (vllm)"].count == 3 and rows["learner rank (FSDP2)"].count == 2
+    parameters = policy_parameters(config.policy)
+    assert parameters is not None and 0.5e6 < parameters < 1.5e6
+
+
+def test_this_environment_is_whole() -> None:
+    assert [check for check in check_packages() if check.problem] == []

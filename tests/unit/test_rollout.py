@@ -1,0 +1,220 @@
+"""The rollout worker with a scripted engine, a tiny tokenizer and the real verifier process."""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from actors import rollout as rollout_module
+from actors.config import RolloutConfig, SamplingConfig
+from actors.engine import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.prompts import Prompt, Ticket
+from actors.rollout import PromptTooLongError, RolloutWorker
+from moments_service.groups import GroupStatus
+
+pytestmark = pytest.mark.unit
+
+WORDS = ["<pad>", "<eos>", "<stop>", "two", "plus", "4", "5", "is"]
+EOS, STOP, FOUR, FIVE = 1, 2, 5, 6
+
+
+class ScriptedEngine:
+    """Returns what a test prepared; keeps every request."""
+
+    def __init__(self) -> None:
+        self.policy_version = 3
+        self.requests: list[GenerationRequest] = []
+        self.script: list[Completion] = []
+        self.running = False
+
+    async def start(self) -> None:
+        self.running = True
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        self.requests.append(request)
+        if not self.script:
+            raise EngineDeadError("nothing left to say")
+        return tuple(self.script[i % len(self.script)] for i in range(request.n))
+
+    async def close(self) -> None:
+        self.running = False
+
+
+def completion(ids: Sequence[int], reason: FinishReason = "stop", versions: Sequence[int] | None = None) -> Completion:
+    versions = [3] * len(ids) if versions is None else versions
+    logprobs = -np.arange(len(ids), dtype=np.float32)
+    return Completion(np.array(ids, np.int32), logprobs, np.array(versions, np.int32), reason)
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory: pytest.TempPathFactory) -> str:
+    directory = tmp_path_factory.mktemp("policy")
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>").save_pretrained(directory)
+    return str(directory)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
+    engine = ScriptedEngine()
+    monkeypatch.setattr(rollout_module, "create_engine", lambda *arguments: engine)
+    return engine
+
+
+def make_worker(policy: str, **changes: object) -> RolloutWorker:
+    arguments: dict[str, object] = {
+        "config": RolloutConfig(max_model_len=8),
+        "sampling": SamplingConfig(max_tokens=3, temperature=0.7, top_p=0.9, top_k=5, stop=("<stop>",)),
+        "group_size": 2,
+        "policy": policy,
+        "chat": False,
+        "seed": 11,
+        "index": 0,
+        "text_share": 1.0,
+        "text_chars": 100,
+    }
+    return RolloutWorker(**(arguments | changes))
+
+
+@pytest.fixture
+async def worker(policy: str, engine: ScriptedEngine) -> AsyncIterator[RolloutWorker]:
+    worker = make_worker(policy)
+    await worker.start()
+    yield worker
+    await worker.close()
+
+
+def ticket(text: str = "two plus two is", answer: str | None = "4", number: int = 0) -> Ticket:
+    prompt = Prompt(prompt_id=f"p{number}", source="sums", text=text, answer=answer, verifier="exact")
+    return Ticket(prompt=prompt, sequence=9, epoch=1)
+
+
+async def test_a_group_is_sampled_scored_and_described(worker: RolloutWorker, engine: ScriptedEngine) -> None:
+    engine.script = [completion([FOUR, STOP], versions=[2, 3]), completion([FIVE, FIVE, FIVE], "length")]
+    embedding = np.ones(4, np.float32) / 2
+    rollout = await worker.rollout(ticket(), embedding)
+
+    (request,) = engine.requests
+    assert (request.request_id, request.n, request.max_tokens) == ("p0:1:0:0", 2, 3)
+    assert (request.temperature, request.top_p, request.top_k) == (0.7, 0.9, 5)
+    assert request.prompt_ids == (3, 4, 3, 7) and request.stop_token_ids == (STOP,)
+
+    header = rollout.header
+    assert header.rewards == (1.0, 0.0) and header.errors == (None, None)
+    assert header.lengths == (2, 3) and header.truncated == (False, True)
+    assert header.policy_versions == (2, 3)
+    assert (header.group_id, header.sequence, header.source) == ("p0:1:0:0", 9, "sums")
+    assert header.status is GroupStatus.SCORED and header.embedding is embedding
+
+    payload = rollout.payload
+    assert payload.group_id == header.group_id and payload.temperature == 0.7
+    assert payload.prompt_ids.tolist() == [3, 4, 3, 7] and payload.prompt_ids.dtype == np.int32
+    assert [ids.tolist() for ids in payload.completions] == [[FOUR, STOP], [FIVE, FIVE, FIVE]]
+    assert [v.tolist() for v in payload.versions] == [[2, 3], [3, 3, 3]]
+    assert rollout.transcript is not None and rollout.transcript.completions == ("4", "5 5 5")
+    assert rollout.timings["tokens"] == 5 and rollout.timings["score_s"] > 0
+
+
+async def test_seeds_belong_to_the_group(worker: RolloutWorker, engine: ScriptedEngine) -> None:
+    engine.script = [completion([FOUR, EOS])]
+    for each in (ticket(), ticket(), ticket(number=1), ticket().next_attempt()):
+        await worker.rollout(each, None)
+    seeds = [request.seed for request in engine.requests]
+    assert seeds[0] == seeds[1] and len(set(seeds)) == 3
+
+
+async def test_an_aborted_completion_is_an_error_and_never_judged(
+    worker: RolloutWorker, engine: ScriptedEngine
+) -> None:
+    # Its text so far would be right.
+    engine.script = [completion([FOUR], "abort"), completion([FOUR, EOS])]
+    header = (await worker.rollout(ticket(), None)).header
+    assert header.rewards == (None, 1.0) and header.errors == ("aborted", None)
+    assert header.status is GroupStatus.SCORED
+
+
+async def test_a_group_without_any_reward_is_an_error(worker: RolloutWorker, engine: ScriptedEngine) -> None:
+    engine.script = [completion([], "abort", []), completion([FOUR, EOS])]
+    rollout = await worker.rollout(ticket(answer=None), None)
+    assert rollout.header.status is GroupStatus.ERROR
+    assert rollout.header.errors[0] == "aborted" and "no gold answer" in str(rollout.header.errors[1])
+    engine.script = engine.script[:1]
+    assert (await worker.rollout(ticket(), None)).header.policy_versions == (3, 3)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_before_sampling(
+    worker: RolloutWorker, engine: ScriptedEngine
+) -> None:
+    long = ticket("two plus two plus two plus")
+    with pytest.raises(PromptTooLongError, match=r"prompt p0 of source `sums` has 6 tokens.* leaves 5"):
+        await worker.rollout(long, None)
+    with pytest.raises(PromptTooLongError):
+        await worker.evaluate([ticket().prompt, long.prompt], 1.0, 2)
+    assert engine.requests == []
+
+
+async def test_evaluation_samples_at_its_own_temperature(worker: RolloutWorker, engine: ScriptedEngine) -> None:
+    engine.script = [completion([FOUR, EOS]), completion([FIVE, EOS]), completion([FOUR], "abort")]
+    prompts = [ticket().prompt, replace(ticket(number=1).prompt, answer="5")]
+    assert await worker.evaluate(prompts, 0.3, 3) == [[1.0, 0.0, None], [0.0, 1.0, None]]
+    assert {request.temperature for request in engine.requests} == {0.3}
+
+
+async def test_greedy_evaluation_decodes_once(worker: RolloutWorker, engine: ScriptedEngine) -> None:
+    engine.script = [completion([FOUR, EOS])]
+    assert await worker.evaluate([ticket().prompt], 0.0, 3) == [[1.0, 1.0, 1.0]]
+    assert [(request.n, request.temperature) for request in engine.requests] == [(1, 0.0)]
+
+
+async def test_texts_are_kept_for_a_fixed_share_of_groups(policy: str, engine: ScriptedEngine) -> None:
+    engine.script = [completion([FIVE, FIVE, FIVE], "length")]
+    kept = []
+    for seed in (0, 1):
+        worker = make_worker(policy, text_share=0.5, text_chars=3, seed=seed)
+        await worker.start()
+        groups = [await worker.rollout(ticket(number=i), None) for i in range(40)]
+        await worker.close()
+        kept.append([group.transcript for group in groups])
+    assert kept[0] == kept[1]
+    shown = [transcript for transcript in kept[0] if transcript is not None]
+    assert 8 < len(shown) < 32
+    assert {(t.prompt, t.completions) for t in shown} == {("two", ("5 5", "5 5"))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampling": SamplingConfig(stop=("two plus",))}, r"sampling.stop: 'two plus' is 2 tokens"),
+        ({"chat": True}, "no chat template"),
+        ({"verifiers": ("numerik",)}, "did you mean `numeric`"),
+    ],
+)
+async def test_what_cannot_work_fails_at_the_start(
+    policy: str, engine: ScriptedEngine, changes: dict[str, object], message: str
+) -> None:
+    worker = make_worker(policy, **changes)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        await worker.start()
+    assert not engine.running
+
+
+async def test_a_chat_template_wraps_the_prompt(policy: str, engine: ScriptedEngine, tmp_path: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(policy)
+    tokenizer.chat_template = "{% for m in messages %}is {{ m.content }} is{% endfor %}"
+    tokenizer.save_pretrained(tmp_path)
+    worker = make_worker(str(tmp_path), chat=True)
+    await worker.start()
+    engine.script = [completion([FOUR, EOS])]
+    await worker.rollout(ticket("two plus"), None)
+    assert engine.requests[0].prompt_ids == (7, 3, 4, 7)
+    await worker.close()
+
+
+async def test_a_dead_engine_is_the_caller_s_business(worker: RolloutWorker) -> None:
+    with pytest.raises(EngineDeadError):
+        await worker.rollout(ticket(), None)
