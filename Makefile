@@ -8,7 +8,8 @@ UV := $(BIN)/uv
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 TORCH_CPU := $(if $(UV_FIND_LINKS),,--torch-backend cpu)
 TORCH_GPU := $(if $(UV_FIND_LINKS),,--torch-backend auto)
-INSTALL := $(UV) pip install --quiet --python $(BIN)/python -c deploy/constraints.txt
+# Compiled here and once: where Python may not write bytecode, every process would compile vLLM again.
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c deploy/constraints.txt
 
 .PHONY: help install install-gpu install-dev demo demo-llm test lint policy clean
 

@@ -8,6 +8,7 @@ import difflib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,19 @@ def _load_task(source: ReasoningGymSource) -> PromptPool:
 
 def _create_task(source: ReasoningGymSource) -> Any:
     # Imported here: it takes seconds, and recipes without such a task should not wait for it.
-    from reasoning_gym.factory import DATASETS, create_dataset
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym brings along
+        from reasoning_gym.factory import DATASETS, create_dataset
+
+        from actors.verifiers.reasoning_gym import EVALUATING_TASKS
 
     if source.task not in DATASETS:
         raise SourceError(source, f"unknown reasoning-gym task `{source.task}`{_nearest(source.task, DATASETS)}")
+    if source.verifier is None and source.task in EVALUATING_TASKS:
+        raise SourceError(
+            source,
+            f"the scorer of task `{source.task}` runs model output as code; name a verifier of your own, or another task",
+        )
     if "seed" in source.params:
         raise SourceError(source, "`params.seed` would be overridden; set the source's own `seed`")
     known = [field.name for field in dataclasses.fields(DATASETS[source.task][1])]

@@ -285,7 +285,8 @@ from actors.config import RolloutConfig
 from actors.engines import create_engine
 
 async def main():
-    await create_engine(RolloutConfig(kv_cache_gib=0.125), sys.argv[1], seed=0, index=0).start()
+    engine = create_engine(RolloutConfig(kv_cache_gib=0.125), sys.argv[1], seed=0, index=0)
+    await engine.start()
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     sys.stdin.read()
     os._exit(1)
@@ -307,9 +308,10 @@ async def test_vllm_ends_with_a_killed_actor(tiny_policy, tmp_path):
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert actor.stdout is not None
-    engine = [psutil.Process(int(pid)) for pid in (await actor.stdout.readline()).split()]
-    assert engine
-    await actor.communicate()
+    pids = await asyncio.wait_for(actor.stdout.readline(), timeout=120)
+    engine = [psutil.Process(int(pid)) for pid in pids.split()]
+    assert any("EngineCore" in process.name() for process in engine)
+    await asyncio.wait_for(actor.communicate(), timeout=30)
     _, alive = await asyncio.to_thread(psutil.wait_procs, engine, timeout=30)
     assert not alive
 
