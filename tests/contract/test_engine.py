@@ -311,7 +311,7 @@ async def test_vllm_ends_with_a_killed_actor(tiny_policy, tmp_path):
     pids = await asyncio.wait_for(actor.stdout.readline(), timeout=120)
     engine = [psutil.Process(int(pid)) for pid in pids.split()]
     assert any("EngineCore" in process.name() for process in engine)
-    await asyncio.wait_for(actor.communicate(), timeout=30)
+    await asyncio.wait_for(actor.communicate(b""), timeout=30)
     _, alive = await asyncio.to_thread(psutil.wait_procs, engine, timeout=30)
     assert not alive
 

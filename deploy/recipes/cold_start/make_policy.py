@@ -2,9 +2,10 @@
 
     python -m deploy.recipes.cold_start.make_policy
 
-It is fine-tuned on the recipe's own training prompts: on a fixed share of each family's prompts towards the family's
-misconception, on the rest towards the right answer. Sampled groups are then nearly always all wrong or all right,
-which is the situation that a base model is in at the start of RLVR, at a size that a laptop trains in minutes.
+It is fine-tuned on the recipe's own training prompts, first towards the right answers, then, on a fixed share of each
+family's prompts, towards the family's misconception. What it knew is covered up, not gone: sampled groups are nearly
+always all wrong or all right, and reinforcement can bring the knowledge back. That is the situation of a base model at
+the start of RLVR, at a size that a laptop trains in minutes.
 One thread and a fixed seed: the same machine makes the same files.
 """
 
