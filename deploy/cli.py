@@ -70,7 +70,7 @@ def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path |
 
     pool = read_pool(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
-    display = create_display(console, config.steps, config.group_size)
+    display = create_display(console, config.steps)
     if checkpoint is not None:
         display.note(f"going on from {checkpoint}")
     try:

@@ -35,9 +35,9 @@ class Display(Protocol):
     def close(self) -> None: ...
 
 
-def create_display(console: Console, steps: int, group_size: int) -> Display:
+def create_display(console: Console, steps: int) -> Display:
     """The live view where there is a terminal, plain lines where there is none (jobs, logs, pipes)."""
-    return LiveDisplay(console, steps, group_size) if console.is_terminal else PlainDisplay(console, steps)
+    return LiveDisplay(console, steps) if console.is_terminal else PlainDisplay(console, steps)
 
 
 class PlainDisplay:
@@ -71,9 +71,8 @@ class PlainDisplay:
 class LiveDisplay:
     """A view that is redrawn in place: progress, curves, families, phases, clusters."""
 
-    def __init__(self, console: Console, steps: int, group_size: int) -> None:
+    def __init__(self, console: Console, steps: int) -> None:
         self._steps = steps
-        self._group_size = group_size
         self._names: Sequence[str] = ()
         self._pass_at_1: deque[float] = deque(maxlen=_HISTORY)
         self._sources: dict[str, deque[float]] = {}
@@ -147,8 +146,8 @@ class LiveDisplay:
         for name in ("reward", "± sd", "mass", "trust"):
             table.add_column(name, justify="right")
         moments = stats["clusters"]
-        order = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])
-        for k in order[:_CLUSTERS_SHOWN]:
+        heaviest = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])[:_CLUSTERS_SHOWN]
+        for k in sorted(heaviest):  # by number, so that rows stay where they are
             name = self._names[k] if self._names else str(k)
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))

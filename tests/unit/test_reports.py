@@ -42,7 +42,7 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
 
 def test_without_a_terminal_there_is_one_readable_line_a_step() -> None:
     output = io.StringIO()
-    display = create_display(Console(file=output, width=40), steps=10, group_size=2)
+    display = create_display(Console(file=output, width=40), steps=10)
     assert isinstance(display, PlainDisplay)
     display.show_step(row(0), STATS)
     display.show_step(row(1), STATS)
@@ -53,7 +53,7 @@ def test_without_a_terminal_there_is_one_readable_line_a_step() -> None:
 
 def test_the_live_view_shows_what_the_run_is_about() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40, record=True)
-    display = create_display(console, steps=10, group_size=2)
+    display = create_display(console, steps=10)
     assert isinstance(display, LiveDisplay)
     display.name_clusters(["sums", "legs, gcd"])
     display.show_step(row(0), STATS)
