@@ -74,7 +74,8 @@ def connect(config: RunConfig, address: str | None) -> None:
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
         return
     wanted = config.rollout.actors * config.rollout.cpus + config.learner.world_size * config.learner.cpus
-    # Workers outlive nothing: this Ray ends with its driver, also when the driver is killed.
+    # This Ray ends with its driver. If that is killed, Ray's agents still try to tell the head, a minute by default.
+    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
     ray.init(
         num_cpus=max(os.cpu_count() or 1, int(np.ceil(wanted))),
         include_dashboard=False,
