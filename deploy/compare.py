@@ -68,11 +68,11 @@ class Comparison:
         }
 
     def table(self) -> Table:
-        """pass@1 at the end, mean and standard deviation over seeds."""
+        """pass@1 at the end and over the whole run, and the share of groups with signal; mean and deviation over seeds."""
         table = Table(title=f"{self.config.name}: pass@1 after {self.config.steps} steps", title_style="bold")
         table.add_column("estimator")
-        for name in ("runs", "train", "held out", "mean over training", "groups that teach"):
-            table.add_column(name, justify="right")
+        for name in ("n", "train", "held out", "whole run", "signal"):
+            table.add_column(name, justify="right", no_wrap=True)
         for estimator, summaries in self.summaries().items():
             curves = [self._curve(estimator, seed) for seed in self.seeds if self._finished(estimator, seed)]
             table.add_row(
