@@ -47,7 +47,7 @@ clean:  ## remove the environment
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bvblend needs Python >= 3.11; $$($(PYTHON) --version) found. Name another: make PYTHON=python3.12 ..."; exit 3; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python -m pip install -qq uv
 
 $(VENV)/.cpu: pyproject.toml deploy/constraints.txt | $(UV)
 	$(INSTALL) $(TORCH_CPU) -e '.[cpu]'

@@ -92,6 +92,8 @@ class MomentsService:
             raise ValueError(f"group {group.group_id} carries no embedding, and clusters are made of embeddings")
         if group.status is GroupStatus.SCORED and payload is None:
             group = replace(group, status=GroupStatus.LOST)
+        # The cluster is all that the embedding was for; batches travel without it.
+        group = replace(group, embedding=None)
         ready = ReadyGroup(group, int(codebook.assign(embedding[None])[0]), payload)
         await self._ledger.append(group, ready.cluster, transcript)
         if group.group_id in self._open:
