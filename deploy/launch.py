@@ -114,6 +114,7 @@ async def _evaluated_training(
         run.display.note("evaluating the starting policy")
         start = await _evaluate(run, watched)
     run.display.note("training")
+    run.start_clock()
     await train(run)
     if run.step < run.config.steps:
         raise asyncio.CancelledError

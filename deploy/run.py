@@ -124,11 +124,15 @@ class Run:
             **batch.metrics,
             **{f"learner/{name}": value for name, value in learned.items()},
         }
-        self._step_started = time.perf_counter()
         self.step += 1
         self.directory.append_metrics(row)
         self.display.show_step(row, await self.moments.stats.remote())
         await self._when_due()
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """A step's time begins here: it holds neither evaluations nor checkpoints."""
+        self._step_started = time.perf_counter()
 
     async def evaluate(self, prompts: tuple[Prompt, ...]) -> Evaluation:
         """pass@1 of the current policy on `prompts`, overall and per source."""

@@ -1,5 +1,7 @@
 """The training loop. This page is the table of contents of the whole service."""
 
+import asyncio
+
 from deploy.run import Run
 from learner.errors import PayloadLostError
 
@@ -23,13 +25,10 @@ async def train(run: Run) -> None:
             await run.lose(batch, lost.group_ids)
             continue
 
-        # 4. The new weights go to every rollout actor, whole or not at all.
+        # 4. The new weights go to every rollout actor, whole or not at all; meanwhile, and only now, the batch becomes history.
         with run.phase("publish"):
-            await run.publish(run.policy_version + 1)
+            version = run.policy_version + 1
+            await asyncio.gather(run.publish(version), run.moments.commit.remote(run.step, version))
 
-        # 5. Only now the batch becomes history.
-        with run.phase("moments"):
-            await run.moments.commit.remote(run.step, run.policy_version)
-
-        # 6. Slots are freed for the next groups; report, evaluation and checkpoint, each when due.
+        # 5. Slots are freed for the next groups; report, evaluation and checkpoint, each when due.
         await run.finish_step(batch, metrics)
