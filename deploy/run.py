@@ -112,7 +112,8 @@ class Run:
         # Verifiers of one actor work one at a time and while others generate; the busiest actor's share is the wall time.
         phases["score"] = min(max(tally.score_s.values(), default=0.0), phases["generate"])
         phases["generate"] -= phases["score"]
-        seconds = time.perf_counter() - self._step_started
+        now = time.perf_counter()
+        seconds, self._step_started = now - self._step_started, now
         row = {
             "step": self.step,
             "incarnation": self.incarnation,
@@ -127,11 +128,13 @@ class Run:
         self.step += 1
         self.directory.append_metrics(row)
         self.display.show_step(row, await self.moments.stats.remote())
+        due = time.perf_counter()
         await self._when_due()
-        self.start_clock()
+        # A step's time holds neither evaluations nor checkpoints.
+        self._step_started += time.perf_counter() - due
 
     def start_clock(self) -> None:
-        """A step's time begins here: it holds neither evaluations nor checkpoints."""
+        """The first step begins now."""
         self._step_started = time.perf_counter()
 
     async def evaluate(self, prompts: tuple[Prompt, ...]) -> Evaluation:
