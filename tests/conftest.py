@@ -17,14 +17,14 @@ MARK = "BVBLEND_TEST_PROCESS"
 class Command:
     """One `bvblend` process, with everything that it starts."""
 
-    def __init__(self, arguments: tuple[str, ...], log: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], log: Path, cwd: Path) -> None:
         self.mark = uuid.uuid4().hex
         self.log = log
         environment = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "deploy.cli", *arguments],
-                cwd=ROOT,
+                cwd=cwd,
                 env=environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -90,8 +90,8 @@ def bvblend(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Start the command with the given arguments; whatever is left of it ends with the test."""
     started: list[Command] = []
 
-    def start(*arguments: object) -> Command:
-        command = Command(tuple(map(str, arguments)), tmp_path / f"output-{len(started)}.log")
+    def start(*arguments: object, cwd: Path = ROOT) -> Command:
+        command = Command(tuple(map(str, arguments)), tmp_path / f"output-{len(started)}.log", cwd)
         started.append(command)
         return command
 
