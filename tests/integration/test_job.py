@@ -5,6 +5,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,14 +33,31 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         "OMP_NUM_THREADS": "1",
     }
     start = ["--head", "--node-ip-address=127.0.0.1", "--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8299",
-             "--num-cpus=2", f"--temp-dir=/tmp/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
+             "--dashboard-agent-listen-port=8298",
+        "--num-cpus=2", f"--temp-dir=/tmp/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
     try:
         subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
+        wait_for_agent(8298, environment["RAY_AUTH_TOKEN"], timeout_s=120)
         yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
     finally:
         for pid in marked_processes(mark):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(f"/tmp/bvblend-{os.getpid()}", ignore_errors=True)
+
+
+def wait_for_agent(port: int, token: str, timeout_s: float) -> None:
+    """`ray start` returns before the node's agent, which takes jobs, listens."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/local_raylet_healthz", headers={"Authorization": f"Bearer {token}"}
+    )
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError) as error:
+            assert time.monotonic() < deadline, f"no agent on port {port} in {timeout_s} s: {error}"
+            time.sleep(0.2)
 
 
 def test_a_recipe_runs_as_a_ray_job_with_a_readable_log(cluster: dict[str, str], tmp_path: Path) -> None:
