@@ -71,10 +71,11 @@ def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path |
     pool = read_pool(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     display = create_display(console, config.steps)
+    watchdog = None
     if checkpoint is not None:
         display.note(f"going on from {checkpoint}")
     try:
-        connect(config, address)
+        watchdog = connect(config, address)
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
     except Exception:
         (directory.path / "error.txt").write_text(traceback.format_exc())
@@ -82,6 +83,8 @@ def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path |
     finally:
         display.close()
         ray.shutdown()
+        if watchdog is not None and watchdog.stdin is not None:
+            watchdog.stdin.close()
     console.print(rich_table(result.summary))
     console.print(signal_sentence(result.summary))
     console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import signal
+import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from deploy.run import Run
 from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
 from deploy.train import train
+from deploy.watchdog import start_watchdog
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.encoder import PromptEncoder
@@ -64,24 +66,25 @@ def read_pool(config: RunConfig) -> PromptPool:
     return pool
 
 
-def connect(config: RunConfig, address: str | None) -> None:
-    """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither."""
-    if ray.is_initialized():
-        return
+def connect(config: RunConfig, address: str | None) -> "subprocess.Popen[bytes] | None":
+    """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither.
+
+    Returns the watchdog of a Ray that was started here; keep it for as long as the driver lives.
+    """
     # A private Ray on loopback needs no lecture about its token.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if address is not None or os.environ.get("RAY_ADDRESS"):
         ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
-        return
+        return None
     wanted = config.rollout.actors * config.rollout.cpus + config.learner.world_size * config.learner.cpus
-    # This Ray ends with its driver. If that is killed, Ray's agents still try to tell the head, a minute by default.
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
+    watchdog = start_watchdog()
     ray.init(
         num_cpus=max(os.cpu_count() or 1, int(np.ceil(wanted))),
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
     )
+    return watchdog
 
 
 async def run_training(

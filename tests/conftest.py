@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deploy.watchdog import marked_processes
+
 ROOT = Path(__file__).parents[1]
 MARK = "BVBLEND_TEST_PROCESS"
 
@@ -46,7 +48,7 @@ class Command:
             wait_a_moment(self.process)
 
     def alive(self) -> dict[int, str]:
-        return marked_processes(self.mark)
+        return marked_processes(MARK, self.mark)
 
     def wait_until_nothing_is_left(self, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s
@@ -61,20 +63,6 @@ class Command:
             except ProcessLookupError:
                 continue  # it had ended already
         self.process.wait(10)
-
-
-def marked_processes(mark: str) -> dict[int, str]:
-    """Processes that inherited the mark and still run, zombies left out, with their command lines."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{MARK}={mark}".encode() in (entry / "environ").read_bytes():
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if line:
-                    found[int(entry.name)] = line
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended while we looked
-    return found
 
 
 def wait_a_moment(process: subprocess.Popen[bytes]) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import MARK, ROOT, marked_processes, settings
+from deploy.watchdog import marked_processes
+from tests.conftest import MARK, ROOT, settings
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +41,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
         wait_for_agent(8298, environment["RAY_AUTH_TOKEN"], timeout_s=120)
         yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
     finally:
-        for pid in marked_processes(mark):
+        for pid in marked_processes(MARK, mark):
             os.kill(pid, signal.SIGKILL)
         shutil.rmtree(f"/tmp/bvblend-{os.getpid()}", ignore_errors=True)
 
