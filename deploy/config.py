@@ -1,6 +1,5 @@
 """The whole configuration of a run, composed from the packages' own; recipes, overrides, and what is wrong with them."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +10,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from actors.config import PromptConfig, RolloutConfig, SamplingConfig
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
-from moments_service.estimators import ESTIMATORS
+from moments_service.estimators import create_estimator
+from moments_service.suggestions import nearest
 
 
 class ConfigError(ValueError):
@@ -87,8 +87,7 @@ class RunConfig(StrictModel):
     @field_validator("moments")
     @classmethod
     def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:
-        if moments.estimator not in ESTIMATORS:
-            raise ValueError(f"unknown estimator {moments.estimator!r}{_nearest(moments.estimator, ESTIMATORS)}")
+        create_estimator(moments)
         return moments
 
     @model_validator(mode="after")
@@ -169,7 +168,7 @@ def _describe(problem: Mapping[str, Any]) -> str:
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
         fields = _fields_at(location[:-1])
-        return f"{key}: unknown key (value {problem['input']!r}){_nearest(str(location[-1]), fields)}"
+        return f"{key}: unknown key (value {problem['input']!r}){nearest(str(location[-1]), fields)}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (value {problem['input']!r})"
@@ -193,9 +192,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _nearest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    """`; did you mean …?`, or all there is to choose from if nothing is near."""
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(known))}"

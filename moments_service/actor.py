@@ -7,7 +7,7 @@ import numpy as np
 import ray
 
 from moments_service.config import MomentsConfig
-from moments_service.groups import Batch, ScoredGroup, Transcript
+from moments_service.groups import Batch, PolicyMove, ScoredGroup, Transcript
 from moments_service.service import MomentsService
 
 
@@ -37,8 +37,8 @@ class MomentsActor:
     async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
         await self._service.withdraw(step, lost)
 
-    async def commit(self, step: int, policy_version: int) -> None:
-        await self._service.commit(step, policy_version)
+    async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
+        await self._service.commit(step, policy_version, move)
 
     async def stats(self) -> dict[str, Any]:
         return await self._service.stats()

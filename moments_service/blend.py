@@ -21,14 +21,37 @@ def group_moments(rewards: Array) -> tuple[Array, Array, Array]:
     return mean, (deviation**2).sum(axis=1) / safe_count, count
 
 
-def sem_confidence(variance: Array, mass: Array, temperature: float, epsilon: float = 1e-8) -> Array:
-    """Trust in history, w = exp(-SEM / temperature) with SEM = sqrt(variance / (mass + epsilon)).
+def standard_error(variance: Array, mass: Array, epsilon: float = 1e-8) -> Array:
+    """SEM = sqrt(variance / (mass + epsilon)), in reward units.
 
     variance: [M] reward variance of each group's cluster, >= 0.    mass: [M] effective count, >= 0.
-    Returns [M] in (0, 1]. Source: BV-Blend (arXiv 2606.28707), Eq. 8-9.
+    Source: BV-Blend (arXiv 2606.28707), Eq. 8.
     """
-    standard_error = np.sqrt(variance) / np.sqrt(mass + epsilon)
-    return np.exp(-standard_error / temperature)
+    return np.sqrt(variance) / np.sqrt(mass + epsilon)
+
+
+def exponential_confidence(error: Array, temperature: float) -> Array:
+    """Trust in history, w = exp(-SEM / temperature), in (0, 1]. error: [M]. Source: BV-Blend, Eq. 9."""
+    return np.exp(-error / temperature)
+
+
+def rational_confidence(error: Array, temperature: float) -> Array:
+    """w = 1 / (1 + SEM / temperature): a heavier tail. error: [M]. Source: BV-Blend, ablation."""
+    return 1.0 / (1.0 + error / temperature)
+
+
+def linear_confidence(error: Array, temperature: float) -> Array:
+    """w = max(0, 1 - SEM / temperature): no trust at all past the temperature. error: [M]. Source: BV-Blend, ablation."""
+    return np.maximum(0.0, 1.0 - error / temperature)
+
+
+def inverse_variance_confidence(group_variance: Array, history_variance: Array) -> Array:
+    """w = V_group / (V_group + V_history): the combination of two estimates of one mean that varies least.
+
+    Both [M], the variance of each estimate; w is 0 where both are 0.
+    """
+    both = group_variance + history_variance
+    return np.where(both > 0, group_variance / np.where(both > 0, both, 1.0), 0.0)
 
 
 def blended_baseline(weight: Array, history_mean: Array, group_mean: Array) -> Array:

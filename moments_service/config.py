@@ -14,12 +14,16 @@ class StrictModel(BaseModel):
 class BlendConfig(StrictModel):
     """BV-Blend (arXiv 2606.28707). `safe` is the production preset, `paper` the published algorithm to the letter."""
 
-    variant: Literal["safe", "paper"] = "safe"
-    """Which history is kept: `safe` decays proper counts under a prior, `paper` keeps the paper's EMA."""
+    variant: Literal["safe", "paper", "eb", "precision"] = "safe"
+    """`paper` keeps the paper's EMA; the others decay proper counts under a prior, and `eb` (empirical Bayes, for broad clusters) and `precision` weigh history by variances instead of `confidence`."""
+    confidence: Literal["exp", "rational", "linear"] = "exp"
+    """Safe and paper: how trust falls with u = standard error / temperature: exp(-u), 1 / (1 + u) or max(0, 1 - u)."""
     temperature: float = Field(0.1, gt=0)
     """How fast trust in a cluster's history falls with its standard error; in reward units."""
     retention: float = Field(0.95, gt=0, lt=1)
     """Safe: what one policy version leaves of every cluster's counts."""
+    kl_half_life: float | None = Field(None, gt=0)
+    """Safe: history also halves when the policy has moved by this KL (nats per token); needs learner.measure_move."""
     prior: tuple[float, float] = (1.0, 1.0)
     """Safe: pseudo-counts of reward 1 and of reward 0 that keep the variance of a cluster above zero."""
     max_advantage: float = Field(5.0, gt=0)
@@ -48,6 +52,8 @@ class MomentsConfig(StrictModel):
 
     estimator: str = "bv_blend"
     """Name of a registered advantage estimator."""
+    options: dict[str, float] = {}
+    """What that estimator lets one set; its docstring names and explains them (bv_blend has `blend` instead)."""
     blend: BlendConfig = BlendConfig()
     clusters: ClusterConfig = ClusterConfig()
     error_alarm: float = Field(0.1, gt=0, le=1)

@@ -55,6 +55,16 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyMove:
+    """How far one policy step moved the policy, measured on the completions that it was trained on; means per token."""
+
+    kl: float
+    """KL divergence of the new policy from the old one, in nats."""
+    log_ratio: float
+    """Absolute log-ratio of new to old, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
 class Transcript:
     """The texts of one group, for people to read; kept in the ledger for the share of groups the config asks for."""
 

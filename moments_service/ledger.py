@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moments_service.groups import Batch, GroupStatus, ScoredGroup, Transcript
+from moments_service.groups import Batch, GroupStatus, PolicyMove, ScoredGroup, Transcript
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
@@ -31,8 +31,8 @@ CREATE TABLE IF NOT EXISTS advantages (
     baseline REAL NOT NULL, scale REAL NOT NULL, weight REAL NOT NULL, PRIMARY KEY (incarnation, group_id)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS commits (
-    incarnation INTEGER NOT NULL, step INTEGER NOT NULL, policy_version INTEGER NOT NULL, group_ids TEXT NOT NULL,
-    PRIMARY KEY (incarnation, step)
+    incarnation INTEGER NOT NULL, step INTEGER NOT NULL, policy_version INTEGER NOT NULL, kl REAL, log_ratio REAL,
+    group_ids TEXT NOT NULL, PRIMARY KEY (incarnation, step)
 ) WITHOUT ROWID;
 """
 
@@ -45,6 +45,7 @@ class LedgerCommit:
 
     step: int
     policy_version: int
+    move: PolicyMove | None
     group_ids: tuple[str, ...]
 
 
@@ -53,6 +54,7 @@ class LedgerGroup:
     """The part of a group's row that moments are made of."""
 
     group_id: str
+    prompt_id: str
     cluster: int
     rewards: tuple[float | None, ...]
 
@@ -101,8 +103,15 @@ class Ledger:
         """Write one fold into the moments, and the advantages that its batch was trained with."""
         statements: list[_Statement] = [
             (
-                f"INSERT INTO commits VALUES ({_marks(4)})",
-                (self.incarnation, commit.step, commit.policy_version, json.dumps(commit.group_ids)),
+                f"INSERT INTO commits VALUES ({_marks(6)})",
+                (
+                    self.incarnation,
+                    commit.step,
+                    commit.policy_version,
+                    commit.move and commit.move.kl,
+                    commit.move and commit.move.log_ratio,
+                    json.dumps(commit.group_ids),
+                ),
             )
         ]
         for blended in batch.groups:
@@ -116,11 +125,12 @@ class Ledger:
     def commits(self) -> Iterator[tuple[LedgerCommit, list[LedgerGroup]]]:
         """Every commit of this incarnation in order, with its groups in folding order."""
         rows = self._reader.execute(
-            "SELECT step, policy_version, group_ids FROM commits WHERE incarnation = ? ORDER BY step",
+            "SELECT step, policy_version, kl, log_ratio, group_ids FROM commits WHERE incarnation = ? ORDER BY step",
             (self.incarnation,),
         ).fetchall()
-        for step, policy_version, group_ids in rows:
-            commit = LedgerCommit(step, policy_version, tuple(json.loads(group_ids)))
+        for step, policy_version, kl, log_ratio, group_ids in rows:
+            move = None if kl is None else PolicyMove(kl, log_ratio)
+            commit = LedgerCommit(step, policy_version, move, tuple(json.loads(group_ids)))
             yield commit, [self._group(group_id) for group_id in commit.group_ids]
 
     async def close(self) -> None:
@@ -133,11 +143,12 @@ class Ledger:
 
     def _group(self, group_id: str) -> LedgerGroup:
         row = self._reader.execute(
-            "SELECT cluster, rewards FROM groups WHERE incarnation = ? AND group_id = ?", (self.incarnation, group_id)
+            "SELECT prompt_id, cluster, rewards FROM groups WHERE incarnation = ? AND group_id = ?",
+            (self.incarnation, group_id),
         ).fetchone()
         if row is None:
             raise RuntimeError(f"ledger {self.path} is damaged: a commit names group {group_id}, which is not in it")
-        return LedgerGroup(group_id, row[0], tuple(json.loads(row[1])))
+        return LedgerGroup(group_id, row[0], row[1], tuple(json.loads(row[2])))
 
     async def _write(self, statements: list[_Statement]) -> None:
         if self._writer is None:

@@ -5,31 +5,29 @@ recognised by its id: `submit` by group, `next_batch` and `commit` by step.
 """
 
 import asyncio
-import json
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from moments_service.buffer import GroupBuffer, ReadyGroup
 from moments_service.codebook import Codebook, fit_codebook
 from moments_service.config import MomentsConfig
-from moments_service.estimators import create_estimator
+from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.groups import Batch, BlendedGroup, GroupStatus, ScoredGroup, Transcript
-from moments_service.ledger import Ledger, LedgerCommit
-from moments_service.moments import ClusterMoments, create_moments
+from moments_service.groups import Batch, BlendedGroup, GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.ledger import Ledger, LedgerCommit, LedgerGroup
+from moments_service.moments import CommittedRewards
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
+from moments_service.state import Counts, MomentsState
 
 logger = logging.getLogger(__name__)
 
 CODEBOOK_FILE = "codebook.safetensors"
-MOMENTS_FILE = "moments.safetensors"
 LEDGER_FILE = "ledger.sqlite"
 
 
@@ -46,19 +44,18 @@ class MomentsService:
         self._config = config
         self._directory = directory
         self._seed = seed
-        self._estimator = create_estimator(config)
         self._buffer = GroupBuffer()
-        self._last_step = -1
         self._drawn: Batch | None = None
         # Groups that nobody will train on; they wait here for the next commit to enter history.
         self._closed: list[ReadyGroup] = []
         # Ids between their acknowledgement and their commit; older ones are recognised by the ledger.
         self._open: set[str] = set()
-        self._counts = {"groups": 0, "completions": 0, "errors": 0, "lost": 0, "trained": 0}
+        self._committing = asyncio.Lock()
+        self._counts = Counts()
         directory.mkdir(parents=True, exist_ok=True)
         self._ledger = Ledger(directory / LEDGER_FILE, incarnation)
         self._codebook: Codebook | None = None
-        self._moments: ClusterMoments | None = None
+        self._state: MomentsState | None = None
         if (directory / CODEBOOK_FILE).exists():
             self._use(Codebook.load(directory / CODEBOOK_FILE))
         if snapshot is not None:
@@ -114,7 +111,7 @@ class MomentsService:
         closed = tuple(ready.header.group_id for ready in lost)
         if lost:
             await self._ledger.mark_lost(closed)
-            self._counts["lost"] += len(lost)
+            self._counts.lost += len(lost)
             self._closed.extend(lost)
         return closed
 
@@ -127,8 +124,8 @@ class MomentsService:
             return self._drawn
         if self._drawn is not None:
             raise RuntimeError(f"step {step} asked for a batch while step {self._drawn.step} is not committed")
-        if step <= self._last_step:
-            raise RuntimeError(f"step {step} is committed already; the last one is {self._last_step}")
+        if step <= self._fitted_state().last_step:
+            raise RuntimeError(f"step {step} is committed already; the last one is {self._fitted_state().last_step}")
         entries = await self._buffer.take(groups)
         self._drawn = self._blend(step, entries)
         return self._drawn
@@ -142,41 +139,54 @@ class MomentsService:
             await self._buffer.put(ReadyGroup(blended.group, blended.cluster, blended.payload))
         await self.mark_lost(lost)
 
-    async def commit(self, step: int, policy_version: int) -> None:
+    async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
         """Fold the batch of `step` into the moments, after its policy step; a commit sent twice counts once.
 
+        move: how far the step moved the policy, where that is measured.
         Groups that were scored but closed without training are folded in with it: history has no survivorship.
         """
-        if step <= self._last_step:
-            return
-        if self._drawn is None or self._drawn.step != step:
-            raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
-        batch, self._drawn = self._drawn, None
-        closed, self._closed = self._closed, []
-        folded = sorted(
-            [(blended.group, blended.cluster) for blended in batch.groups]
-            + [(ready.header, ready.cluster) for ready in closed],
-            key=lambda entry: (entry[0].sequence, entry[0].group_id),
-        )
-        commit = LedgerCommit(step, policy_version, tuple(group.group_id for group, _ in folded))
-        await self._ledger.append_commit(commit, batch)
-        self._fold([cluster for _, cluster in folded], [group.rewards for group, _ in folded], policy_version)
-        self._open.difference_update(commit.group_ids)
-        self._counts["trained"] += len(batch.groups)
-        self._last_step = step
+        async with self._committing:
+            state = self._fitted_state()
+            if step <= state.last_step:
+                return
+            if self._drawn is None or self._drawn.step != step:
+                raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
+            batch, self._drawn = self._drawn, None
+            closed, self._closed = self._closed, []
+            folded = sorted(
+                [(blended.group, blended.cluster) for blended in batch.groups]
+                + [(ready.header, ready.cluster) for ready in closed],
+                key=lambda entry: (entry[0].sequence, entry[0].group_id),
+            )
+            commit = LedgerCommit(step, policy_version, move, tuple(group.group_id for group, _ in folded))
+            await self._ledger.append_commit(commit, batch)
+            state.fold(
+                step,
+                CommittedRewards(
+                    clusters=np.array([cluster for _, cluster in folded]),
+                    rewards=padded([group.rewards for group, _ in folded]),
+                    prompts=tuple(group.prompt_id for group, _ in folded),
+                    policy_version=policy_version,
+                    move=move,
+                ),
+            )
+            self._open.difference_update(commit.group_ids)
+            self._counts.trained += len(batch.groups)
 
     async def stats(self) -> dict[str, Any]:
         """Counts, queue depth and the moments of every cluster, for people and dashboards."""
-        stats: dict[str, Any] = {"counts": dict(self._counts), "ready": len(self._buffer), "last_step": self._last_step}
-        if self._moments is not None:
-            every = np.arange(len(self._fitted()))
-            history = self._moments.history(every)
-            weight = self._estimator(np.full((len(every), 1), np.nan), history).weight
+        stats: dict[str, Any] = {"counts": asdict(self._counts), "ready": len(self._buffer), "last_step": -1}
+        if self._state is not None:
+            every = np.arange(len(self._state.moments))
+            history = self._state.history(every)
+            nothing = np.full((len(every), 1), np.nan)
+            unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
+            stats["last_step"] = self._state.last_step
             stats["clusters"] = {
                 "mean": history.mean.tolist(),
                 "variance": history.variance.tolist(),
                 "mass": history.mass.tolist(),
-                "weight": weight.tolist(),
+                "weight": self._state.estimate(unknown).weight.tolist(),
                 "seen": history.seen.tolist(),
             }
         return stats
@@ -191,15 +201,9 @@ class MomentsService:
             raise RuntimeError(
                 f"no snapshot while the batch of step {self._drawn.step} is neither trained on nor committed"
             )
-        assert self._moments is not None
         codebook = self._fitted()
         codebook.save(directory / CODEBOOK_FILE)
-        about = {
-            "codebook": codebook.fingerprint,
-            "last_step": str(self._last_step),
-            "counts": json.dumps(self._counts),
-        }
-        save_file(self._moments.state(), directory / MOMENTS_FILE, metadata=about)
+        self._fitted_state().save(directory, codebook.fingerprint, self._counts)
 
     async def close(self) -> None:
         """Finish pending writes and close the ledger."""
@@ -210,46 +214,46 @@ class MomentsService:
             raise RuntimeError("the moments service has no clusters yet: call fit_clusters first")
         return self._codebook
 
+    def _fitted_state(self) -> MomentsState:
+        self._fitted()
+        assert self._state is not None
+        return self._state
+
     def _use(self, codebook: Codebook) -> None:
         self._codebook = codebook
-        self._moments = create_moments(self._config.blend, len(codebook))
+        self._state = MomentsState(self._config, len(codebook))
 
     def _restore(self, snapshot: Path) -> None:
         self._use(Codebook.load(snapshot / CODEBOOK_FILE))
-        assert self._moments is not None
-        self._moments.load_state(load_file(snapshot / MOMENTS_FILE))
-        with safe_open(snapshot / MOMENTS_FILE, framework="numpy") as file:
-            about = file.metadata()
-        self._last_step = int(about["last_step"])
-        self._counts = json.loads(about["counts"])
-        if about["codebook"] != self._fitted().fingerprint:
-            raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {about['codebook']}")
+        origin = self._fitted_state().load(snapshot)
+        self._counts = origin.counts
+        if origin.codebook != self._fitted().fingerprint:
+            raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
 
     def _replay(self) -> None:
         """Fold again what this incarnation committed before the service died."""
         for commit, groups in self._ledger.commits():
-            self._fold([group.cluster for group in groups], [group.rewards for group in groups], commit.policy_version)
-            self._last_step = commit.step
-
-    def _fold(self, clusters: list[int], rewards: list[tuple[float | None, ...]], policy_version: int) -> None:
-        assert self._moments is not None
-        self._moments.fold(np.asarray(clusters, dtype=np.int64), padded_rewards(rewards), policy_version)
+            self._fitted_state().fold(commit.step, committed_rewards(commit, groups))
 
     def _count(self, group: ScoredGroup) -> None:
-        self._counts["groups"] += 1
-        self._counts["completions"] += len(group.rewards)
-        self._counts["errors"] += sum(error is not None for error in group.errors)
-        self._counts["lost"] += group.status is GroupStatus.LOST
+        self._counts.groups += 1
+        self._counts.completions += len(group.rewards)
+        self._counts.errors += sum(error is not None for error in group.errors)
+        self._counts.lost += group.status is GroupStatus.LOST
 
     def _blend(self, step: int, entries: list[ReadyGroup]) -> Batch:
-        assert self._moments is not None
+        state = self._fitted_state()
         headers = [entry.header for entry in entries]
-        rewards = padded_rewards([group.rewards for group in headers])
-        clusters = np.array([entry.cluster for entry in entries])
-        history = self._moments.history(clusters)
-        own = self._estimator(rewards, history)
+        rewards = padded([group.rewards for group in headers])
+        batch = RewardBatch(
+            rewards=rewards,
+            lengths=padded([group.lengths for group in headers], missing=0.0),
+            prompts=tuple(group.prompt_id for group in headers),
+            history=state.history(np.array([entry.cluster for entry in entries])),
+        )
+        own = state.estimate(batch)
         metrics = reward_metrics(headers, rewards)
-        metrics |= signal_metrics(own, grpo(rewards, history), self._config.blend.max_advantage)
+        metrics |= signal_metrics(own, grpo(batch), self._config.blend.max_advantage)
         metrics["reward/errors"] = self._error_share(headers)
         blended = tuple(
             BlendedGroup(
@@ -278,10 +282,21 @@ class MomentsService:
         return share
 
 
-def padded_rewards(rewards: list[tuple[float | None, ...]]) -> np.ndarray:
-    """Ragged rewards as [M, G] float64, NaN where there is none."""
-    width = max(len(row) for row in rewards)
-    padded = np.full((len(rewards), width), np.nan)
-    for i, row in enumerate(rewards):
-        padded[i, : len(row)] = [np.nan if reward is None else reward for reward in row]
-    return padded
+def committed_rewards(commit: LedgerCommit, groups: Sequence[LedgerGroup]) -> CommittedRewards:
+    """What the ledger remembers of a commit, ready to be folded in again."""
+    return CommittedRewards(
+        clusters=np.array([group.cluster for group in groups]),
+        rewards=padded([group.rewards for group in groups]),
+        prompts=tuple(group.prompt_id for group in groups),
+        policy_version=commit.policy_version,
+        move=commit.move,
+    )
+
+
+def padded(rows: Sequence[Sequence[float | None]], missing: float = np.nan) -> np.ndarray:
+    """Ragged rows as [M, G] float64, `missing` where there is nothing."""
+    width = max(len(row) for row in rows)
+    table = np.full((len(rows), width), missing)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = [missing if value is None else value for value in row]
+    return table

@@ -1,16 +1,30 @@
 """What every advantage estimator takes and gives."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
-from moments_service.moments import History
+from moments_service.moments import CommittedRewards, History
 
 SIGNAL_FLOOR = 1e-6
 """Advantages below this magnitude teach nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class RewardBatch:
+    """What an estimator sees of a batch: M groups of up to G completions, in feed order.
+
+    rewards: [M, G] raw verifier rewards, NaN where a completion has none.    lengths: [M, G] completion tokens.
+    prompts: M prompt ids.    history: the moments of each group's cluster before this batch, [M] rows.
+    """
+
+    rewards: Array
+    lengths: Array
+    prompts: tuple[str, ...]
+    history: History
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +45,34 @@ class Advantages:
         return np.nanmax(np.abs(np.nan_to_num(self.values)), axis=1, initial=0.0) > SIGNAL_FLOOR
 
 
-Estimator = Callable[[Array, History], Advantages]
-"""Turns the rewards of a batch into advantages; what it may remember comes in as history.
+class Estimator(Protocol):
+    """Turns the rewards of a batch into advantages. Calling it changes nothing."""
 
-First argument: [M, G] raw verifier rewards, NaN where there is none. Second: the moments of each group's cluster before
-this batch, [M] rows.
-"""
+    def __call__(self, batch: RewardBatch) -> Advantages: ...
+
+
+@runtime_checkable
+class RememberingEstimator(Protocol):
+    """An estimator with a memory of its own, which is saved, restored and replayed with the moments."""
+
+    def __call__(self, batch: RewardBatch) -> Advantages: ...
+
+    def fold(self, committed: CommittedRewards) -> None:
+        """Take one batch in, after its policy step, exactly once."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to go on from here, as named arrays."""
+        ...
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from `state`."""
+        ...
+
+
+def advantages(
+    rewards: Array, baseline: Array, scale: Array, epsilon: float, weight: Array | None = None
+) -> Advantages:
+    """A = (r - baseline) / (scale + epsilon). rewards: [M, G].    baseline, scale, weight: [M]."""
+    values = (rewards - baseline[:, None]) / (scale[:, None] + epsilon)
+    return Advantages(values, baseline, scale, np.zeros_like(baseline) if weight is None else weight)

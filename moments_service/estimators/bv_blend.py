@@ -1,5 +1,7 @@
 """BV-Blend: the group's statistics blended with the history of its semantic cluster, trusted by its standard error."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from moments_service.blend import (
@@ -7,48 +9,105 @@ from moments_service.blend import (
     between_means_variance,
     blended_baseline,
     blended_variance,
+    exponential_confidence,
     group_moments,
-    sem_confidence,
+    inverse_variance_confidence,
+    linear_confidence,
+    rational_confidence,
+    standard_error,
 )
 from moments_service.config import BlendConfig
-from moments_service.estimators.base import Advantages, Estimator
+from moments_service.estimators.base import Advantages, Estimator, RewardBatch, advantages
 from moments_service.moments import History
 
 DELTA = 1e-8
+JEFFREYS = 0.5
+"""Pseudo-counts of each outcome that keep the variance of a uniform group above zero."""
+
+CONFIDENCES: dict[str, Callable[[Array, float], Array]] = {
+    "exp": exponential_confidence,
+    "rational": rational_confidence,
+    "linear": linear_confidence,
+}
 
 
-def bv_blend_paper(rewards: Array, history: History, temperature: float) -> Advantages:
-    """A = (r - b) / (s + 1e-8) with baseline and variance blended by w = exp(-SEM / temperature).
+def bv_blend_paper(batch: RewardBatch, config: BlendConfig) -> Advantages:
+    """A = (r - b) / (s + 1e-8), baseline and variance blended by the trust in the cluster's history.
 
-    rewards: [M, G], NaN where there is none. A cluster never seen has w = 0: plain group statistics.
-    Source: BV-Blend (arXiv 2606.28707), Algorithm 1, Eq. 7-11.
+    A cluster never seen has w = 0: plain group statistics. Source: BV-Blend (arXiv 2606.28707), Algorithm 1, Eq. 7-11.
     """
-    mean, variance, _ = group_moments(rewards)
-    weight = np.where(history.seen, sem_confidence(history.variance, history.mass, temperature), 0.0)
-    baseline = blended_baseline(weight, history.mean, mean)
+    history = batch.history
+    mean, variance, _ = group_moments(batch.rewards)
+    weight = sem_weight(history, config)
     scale = np.sqrt(blended_variance(weight, history.variance, variance))
-    values = (rewards - baseline[:, None]) / (scale[:, None] + DELTA)
-    return Advantages(values=values, baseline=baseline, scale=scale, weight=weight)
+    return advantages(batch.rewards, blended_baseline(weight, history.mean, mean), scale, DELTA, weight)
 
 
-def bv_blend_safe(rewards: Array, history: History, temperature: float, max_advantage: float) -> Advantages:
+def bv_blend_safe(batch: RewardBatch, config: BlendConfig) -> Advantages:
     """The paper's blend with the between-means variance added and |A| clipped.
 
-    Both bound what a lucky group can do in a cluster whose variance has collapsed. rewards: [M, G], NaN where none.
+    Both bound what a lucky group can do in a cluster whose variance has collapsed.
     """
-    mean, variance, _ = group_moments(rewards)
-    weight = np.where(history.seen, sem_confidence(history.variance, history.mass, temperature), 0.0)
-    baseline = blended_baseline(weight, history.mean, mean)
-    total_variance = blended_variance(weight, history.variance, variance) + between_means_variance(
-        weight, history.mean, mean
-    )
-    scale = np.sqrt(total_variance)
-    values = np.clip((rewards - baseline[:, None]) / (scale[:, None] + DELTA), -max_advantage, max_advantage)
-    return Advantages(values=values, baseline=baseline, scale=scale, weight=weight)
+    return _bounded_blend(batch, sem_weight(batch.history, config), config)
+
+
+def bv_blend_eb(batch: RewardBatch, config: BlendConfig) -> Advantages:
+    """The safe blend, trusting history as a random-effects model of the cluster's prompts does.
+
+    w = V_l / (V_l + V_h) with V_l = v_w / G, what sampling adds to the group's mean, and V_h = tau^2 + v_w / mass, how far
+    a prompt's true mean lies from the cluster's: tau^2 is the variance between prompts, v_w the one within. A cluster of
+    unlike prompts is trusted less, however long it is known. Source: METHODS A.8, rule W5 (a cluster-local EBPO).
+    """
+    history = batch.history
+    _, _, count = group_moments(batch.rewards)
+    local = history.within / np.maximum(count, 1.0)
+    historical = history.between + history.within / np.maximum(history.mass, DELTA)
+    weight = np.where(history.seen, inverse_variance_confidence(local, historical), 0.0)
+    return _bounded_blend(batch, weight, config)
+
+
+def bv_blend_precision(batch: RewardBatch, config: BlendConfig) -> Advantages:
+    """The safe blend with w = V_l / (V_l + V_h), V_l = v_group / G and V_h = v_history / mass.
+
+    The combination of least variance if every prompt had its cluster's mean. v_group is smoothed by half a reward of each
+    outcome, or a uniform group would seem certain, just where history is needed. Source: METHODS A.8, rule W4.
+    """
+    history = batch.history
+    mean, variance, count = group_moments(batch.rewards)
+    total = count + 2 * JEFFREYS
+    smoothed_mean = (mean * count + JEFFREYS) / total
+    smoothed = ((variance + mean**2) * count + JEFFREYS) / total - smoothed_mean**2
+    local = smoothed / np.maximum(count, 1.0)
+    weight = inverse_variance_confidence(local, history.variance / np.maximum(history.mass, DELTA))
+    return _bounded_blend(batch, np.where(history.seen, weight, 0.0), config)
+
+
+VARIANTS: dict[str, Callable[[RewardBatch, BlendConfig], Advantages]] = {
+    "paper": bv_blend_paper,
+    "safe": bv_blend_safe,
+    "eb": bv_blend_eb,
+    "precision": bv_blend_precision,
+}
 
 
 def create_bv_blend(config: BlendConfig) -> Estimator:
     """The estimator of the configured variant."""
-    if config.variant == "paper":
-        return lambda rewards, history: bv_blend_paper(rewards, history, config.temperature)
-    return lambda rewards, history: bv_blend_safe(rewards, history, config.temperature, config.max_advantage)
+    blend = VARIANTS[config.variant]
+    return lambda batch: blend(batch, config)
+
+
+def sem_weight(history: History, config: BlendConfig) -> Array:
+    """Trust in each group's history, [M] in [0, 1], from its standard error; 0 where nothing was seen."""
+    error = standard_error(history.variance, history.mass)
+    return np.where(history.seen, CONFIDENCES[config.confidence](error, config.temperature), 0.0)
+
+
+def _bounded_blend(batch: RewardBatch, weight: Array, config: BlendConfig) -> Advantages:
+    history = batch.history
+    mean, variance, _ = group_moments(batch.rewards)
+    scale = np.sqrt(
+        blended_variance(weight, history.variance, variance) + between_means_variance(weight, history.mean, mean)
+    )
+    blended = advantages(batch.rewards, blended_baseline(weight, history.mean, mean), scale, DELTA, weight)
+    clipped = np.clip(blended.values, -config.max_advantage, config.max_advantage)
+    return Advantages(clipped, blended.baseline, blended.scale, weight)

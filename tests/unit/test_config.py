@@ -47,7 +47,10 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ("moments.blend.temprature=1", "moments.blend.temprature: unknown key (value 1); did you mean temperature?"),
         ("prompts.sources.0.limt=1", "limt: unknown key (value 1); did you mean limit?"),
         ("moments.estimator=gpro", "unknown estimator 'gpro'; did you mean grpo?"),
-        ("moments.blend.variant=save", "moments.blend.variant: Input should be 'safe' or 'paper' (value 'save')"),
+        (
+            "moments.blend.variant=save",
+            "moments.blend.variant: Input should be 'safe', 'paper', 'eb' or 'precision' (value 'save')",
+        ),
         ("steps=none", "steps: "),
         ("learner.optimizer.lr=-1", "learner.optimizer.lr: Input should be greater than 0 (value -1)"),
         ("max_staleness=2", "max_staleness: "),

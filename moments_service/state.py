@@ -1,0 +1,100 @@
+"""Everything that a commit changes, and nothing else: what a snapshot saves and a replay makes again."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from moments_service.config import MomentsConfig
+from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
+from moments_service.moments import CommittedRewards, History, Indices, create_moments
+
+MOMENTS_FILE = "moments.safetensors"
+
+
+@dataclass(slots=True)
+class Counts:
+    """What happened so far in a run."""
+
+    groups: int = 0
+    completions: int = 0
+    errors: int = 0
+    lost: int = 0
+    trained: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOrigin:
+    """What a snapshot belongs to: moments mean nothing without the clusters that they are of."""
+
+    codebook: str
+    estimator: str
+    last_step: int
+    counts: Counts = field(default_factory=Counts)
+
+
+class MomentsState:
+    """The moments of every cluster and the estimator's own memory. Plain, in memory, one owner."""
+
+    def __init__(self, config: MomentsConfig, clusters: int) -> None:
+        self.config = config
+        self.moments = create_moments(config.blend, clusters)
+        self.estimator = create_estimator(config)
+        self.last_step = -1
+
+    def history(self, clusters: Indices) -> History:
+        """Moments of the given clusters, [M] rows."""
+        return self.moments.history(clusters)
+
+    def estimate(self, batch: RewardBatch) -> Advantages:
+        """Advantages of a batch from the state as it is; changes nothing."""
+        return self.estimator(batch)
+
+    def fold(self, step: int, committed: CommittedRewards) -> None:
+        """Take the batch of `step` in."""
+        self.moments.fold(committed)
+        if isinstance(self.estimator, RememberingEstimator):
+            self.estimator.fold(committed)
+        self.last_step = step
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole state as named arrays: `moments/...` by cluster, `estimator/...` if it remembers anything."""
+        arrays = {f"moments/{name}": array for name, array in self.moments.state().items()}
+        if isinstance(self.estimator, RememberingEstimator):
+            arrays |= {f"estimator/{name}": array for name, array in self.estimator.state().items()}
+        return arrays
+
+    def save(self, directory: Path, codebook: str, counts: Counts) -> None:
+        """Write moments.safetensors into an existing directory."""
+        about = {
+            "codebook": codebook,
+            "estimator": self.config.estimator,
+            "last_step": str(self.last_step),
+            "counts": json.dumps(asdict(counts)),
+        }
+        save_file(self.arrays(), directory / MOMENTS_FILE, metadata=about)
+
+    def load(self, directory: Path) -> SnapshotOrigin:
+        """Go on from what `save` wrote. Raises ValueError if it does not fit."""
+        path = directory / MOMENTS_FILE
+        with safe_open(path, framework="numpy") as file:
+            about = file.metadata()
+        origin = SnapshotOrigin(
+            about["codebook"], about["estimator"], int(about["last_step"]), Counts(**json.loads(about["counts"]))
+        )
+        parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "estimator": {}}
+        for name, array in load_file(path).items():
+            part, _, key = name.partition("/")
+            parts[part][key] = array
+        self.moments.load_state(parts["moments"])
+        if isinstance(self.estimator, RememberingEstimator):
+            if origin.estimator != self.config.estimator:
+                raise ValueError(
+                    f"{path} was saved by estimator {origin.estimator}; {self.config.estimator} needs a memory of its own"
+                )
+            self.estimator.load_state(parts["estimator"])
+        self.last_step = origin.last_step
+        return origin
