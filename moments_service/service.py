@@ -22,15 +22,13 @@ from moments_service.estimators.grpo import grpo
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerReader
 from moments_service.moments import CommittedRewards
+from moments_service.rebuild import CODEBOOK_FILE, LEDGER_FILE
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
-
-CODEBOOK_FILE = "codebook.safetensors"
-LEDGER_FILE = "ledger.sqlite"
 
 
 class MomentsService:

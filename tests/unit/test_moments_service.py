@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.groups import BlendedGroup, GroupStatus, ScoredGroup, Transcript
-from moments_service.service import LEDGER_FILE, MomentsService
+from moments_service.rebuild import LEDGER_FILE
+from moments_service.service import MomentsService
 from moments_service.table import GroupTable
 
 pytestmark = pytest.mark.unit
