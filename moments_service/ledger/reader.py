@@ -2,7 +2,7 @@
 
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup
+from moments_service.ledger.schema import Row
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts
 from moments_service.table import padded
@@ -51,6 +52,10 @@ class LedgerReader:
 
     def close(self) -> None:
         self._connection.close()
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
+        """Rows of any SELECT over the tables in schema.py."""
+        return self._connection.execute(sql, values).fetchall()
 
     def last_incarnation(self) -> int:
         """The newest incarnation; -1 where none has begun."""
