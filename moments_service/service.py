@@ -6,6 +6,8 @@ recognised by its id: `submit` by group, `next_batch` and `commit` by step.
 
 import asyncio
 import logging
+import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,27 +16,36 @@ from typing import Any
 import numpy as np
 
 from moments_service.buffer import GroupBuffer, ReadyGroup
-from moments_service.codebook import Codebook, fit_codebook
+from moments_service.clusters import (
+    ClusterChange,
+    Clusters,
+    PromptSet,
+    fit_clusters,
+    load_clusters,
+    refuse_other_clusters,
+)
+from moments_service.clusters.adapting import adapted
+from moments_service.clusters.versions import ClusterRecord, ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import Batch, BlendedGroup, GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerCommit, LedgerGroup
 from moments_service.moments import CommittedRewards
+from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState
 
 logger = logging.getLogger(__name__)
 
-CODEBOOK_FILE = "codebook.safetensors"
 LEDGER_FILE = "ledger.sqlite"
 
 
 class MomentsService:
-    """Owner of the ledger, the codebook and the moments of one run.
+    """Owner of the ledger, the clusters and the moments of one run.
 
-    directory: where the ledger and the codebook live.    incarnation: which start of the run this is.
+    directory: where the ledger and every version of the clusters live.    incarnation: which start of the run this is.
     snapshot: directory written by `snapshot`, to go on from; what this incarnation's ledger holds is replayed on top.
     """
 
@@ -54,44 +65,62 @@ class MomentsService:
         self._counts = Counts()
         directory.mkdir(parents=True, exist_ok=True)
         self._ledger = Ledger(directory / LEDGER_FILE, incarnation)
-        self._codebook: Codebook | None = None
+        self._versions = ClusterVersions(directory, incarnation)
+        self._clusters: Clusters | None = None
+        self._prompts: PromptSet | None = None
         self._state: MomentsState | None = None
-        if (directory / CODEBOOK_FILE).exists():
-            self._use(Codebook.load(directory / CODEBOOK_FILE))
         if snapshot is not None:
             self._restore(snapshot)
         self._replay()
 
-    async def fit_clusters(self, embeddings: np.ndarray) -> int:
-        """Fit the codebook on the prompt set, once per run; later calls return what there is.
+    async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
+        """Make the clusters of the prompt set; where there are some, grow them for prompts unlike any seen before.
 
-        embeddings: [N, d] float32, unit length. Returns the number of clusters.
+        prompts: or bare embeddings, [N, d] float32, unit length. Returns the number of clusters.
+        Raises ValueError if the clusters that there are were made by another encoder or of something else.
         """
-        if self._codebook is None:
+        prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.of_embeddings(prompts)
+        if self._clusters is None:
+            warm = WarmStart.of_run(self._directory)
             seed = derive_seed(self._seed, "codebook")
-            codebook = await asyncio.to_thread(fit_codebook, embeddings, self._config.clusters.count, seed)
-            partial = self._directory / f"{CODEBOOK_FILE}.partial"
-            codebook.save(partial)
-            partial.rename(self._directory / CODEBOOK_FILE)
-            self._use(codebook)
+            first = (
+                warm.clusters if warm else await asyncio.to_thread(fit_clusters, self._config.clusters, prompts, seed)
+            )
+            refuse_other_clusters(first, self._config.clusters.by, prompts.encoder)
+            self._change(ClusterChange(first))
+        refuse_other_clusters(self._fitted(), self._config.clusters.by, prompts.encoder)
+        self._change(await asyncio.to_thread(self._fitted().grown, prompts))
+        self._prompts = prompts
+        self._fitted().remember(prompts)
         return len(self._fitted())
+
+    async def adapt_clusters(self) -> ClusterChange | None:
+        """Split clusters of unlike prompts and retire dead ones, see `clusters/adapting.py`. Returns the change, if any.
+
+        Only between commit and the next batch. The change is on the disk before it takes effect.
+        """
+        if self._drawn is not None:
+            raise RuntimeError(f"clusters cannot change while the batch of step {self._drawn.step} is not committed")
+        if self._prompts is None:
+            raise RuntimeError("the moments service knows no prompts yet: call fit_clusters first")
+        change = adapted(self._fitted(), self._fitted_state().moments, self._prompts)
+        self._change(change)
+        return change
 
     async def submit(self, group: ScoredGroup, payload: Any = None, transcript: Transcript | None = None) -> None:
         """Take one scored group. Returns when its header is on the disk; a group sent twice counts once.
 
         payload: an opaque handle that comes back in the batch; None for a group that nobody can train on.
         """
-        codebook = self._fitted()
+        clusters = self._fitted()
         if self._ledger.holds(group.group_id):
             return
-        embedding = group.embedding
-        if embedding is None:
-            raise ValueError(f"group {group.group_id} carries no embedding, and clusters are made of embeddings")
+        cluster = int(clusters.assign([group])[0])
         if group.status is GroupStatus.SCORED and payload is None:
             group = replace(group, status=GroupStatus.LOST)
         # The cluster is all that the embedding was for; batches travel without it.
         group = replace(group, embedding=None)
-        ready = ReadyGroup(group, int(codebook.assign(embedding[None])[0]), payload)
+        ready = ReadyGroup(group, cluster, payload)
         await self._ledger.append(group, ready.cluster, transcript)
         if group.group_id in self._open:
             return  # its twin was written in the same moment
@@ -178,7 +207,7 @@ class MomentsService:
         stats: dict[str, Any] = {"counts": asdict(self._counts), "ready": len(self._buffer), "last_step": -1}
         if self._state is not None:
             every = np.arange(len(self._state.moments))
-            history = self._state.history(every)
+            history = self._state.moments.history(every)
             nothing = np.full((len(every), 1), np.nan)
             unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
             stats["last_step"] = self._state.last_step
@@ -191,49 +220,77 @@ class MomentsService:
             }
         return stats
 
-    async def assign(self, embeddings: np.ndarray) -> np.ndarray:
-        """Cluster of each embedding, [N] int64. embeddings: [N, d] float32, unit length."""
-        return self._fitted().assign(embeddings)
+    async def assign(self, prompts: PromptSet | np.ndarray) -> np.ndarray:
+        """Cluster of each prompt, [N] int64. prompts: or bare embeddings, [N, d] float32, unit length."""
+        return self._fitted().assign_prompts(
+            prompts if isinstance(prompts, PromptSet) else PromptSet.of_embeddings(prompts)
+        )
 
     async def snapshot(self, directory: Path) -> None:
-        """Write moments and codebook into an existing directory. Only between commit and the next batch."""
+        """Write moments and clusters into an existing directory. Only between commit and the next batch."""
         if self._drawn is not None:
             raise RuntimeError(
                 f"no snapshot while the batch of step {self._drawn.step} is neither trained on nor committed"
             )
-        codebook = self._fitted()
-        codebook.save(directory / CODEBOOK_FILE)
-        self._fitted_state().save(directory, codebook.fingerprint, self._counts)
+        clusters = self._fitted()
+        clusters.save(directory / CODEBOOK_FILE)
+        self._fitted_state().save(directory, clusters.fingerprint, self._counts)
 
     async def close(self) -> None:
         """Finish pending writes and close the ledger."""
         await self._ledger.close()
 
-    def _fitted(self) -> Codebook:
-        if self._codebook is None:
+    def _fitted(self) -> Clusters:
+        if self._clusters is None:
             raise RuntimeError("the moments service has no clusters yet: call fit_clusters first")
-        return self._codebook
+        return self._clusters
 
     def _fitted_state(self) -> MomentsState:
         self._fitted()
         assert self._state is not None
         return self._state
 
-    def _use(self, codebook: Codebook) -> None:
-        self._codebook = codebook
-        self._state = MomentsState(self._config, len(codebook))
+    def _change(self, change: ClusterChange | None) -> None:
+        """Go over to another version of the clusters, from the next commit on. It is on the disk before it counts."""
+        if change is not None:
+            last_step = -1 if self._state is None else self._state.last_step
+            self._take(self._versions.record(change.clusters, last_step, change.transfers), change.clusters)
+
+    def _take(self, record: ClusterRecord, clusters: Clusters) -> None:
+        if self._state is None:
+            self._state = MomentsState(self._config, len(clusters))
+            if warm := WarmStart.of_run(self._directory):
+                warm.fill(self._state.moments)
+        self._state.change_clusters(clusters, record.transfers)
+        self._clusters = clusters
+        if self._prompts is not None:
+            clusters.remember(self._prompts)
 
     def _restore(self, snapshot: Path) -> None:
-        self._use(Codebook.load(snapshot / CODEBOOK_FILE))
-        origin = self._fitted_state().load(snapshot)
+        self._clusters = load_clusters(snapshot / CODEBOOK_FILE)
+        self._state = MomentsState(self._config, len(self._clusters))
+        self._state.heirs = self._clusters.heirs
+        origin = self._state.load(snapshot)
         self._counts = origin.counts
-        if origin.codebook != self._fitted().fingerprint:
+        if origin.codebook != self._clusters.fingerprint:
             raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
+        if not self._versions.records():
+            # An incarnation's log begins with the version that it goes on from.
+            self._versions.record(self._clusters, self._state.last_step)
 
     def _replay(self) -> None:
-        """Fold again what this incarnation committed before the service died."""
+        """Do again what this incarnation committed, and how its clusters changed in between, before the service died."""
+        changes = deque(self._versions.records())
+
+        def change_up_to(step: float) -> None:
+            while changes and changes[0].after_step < step:
+                record = changes.popleft()
+                self._take(record, load_clusters(self._versions.path(record.version)))
+
         for commit, groups in self._ledger.commits():
+            change_up_to(commit.step)
             self._fitted_state().fold(commit.step, committed_rewards(commit, groups))
+        change_up_to(math.inf)
 
     def _count(self, group: ScoredGroup) -> None:
         self._counts.groups += 1

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moments_service.codebook import Codebook, fit_codebook
+from moments_service.clusters import Codebook, fit_codebook
 from moments_service.config import ClusterConfig
 from moments_service.encoder import EncoderNotFoundError, PromptEncoder
 
@@ -21,7 +21,7 @@ def blobs(clusters: int, each: int, seed: int = 0) -> np.ndarray:
 
 def test_separate_blobs_become_separate_clusters() -> None:
     codebook = fit_codebook(blobs(4, 50), clusters=4, seed=0)
-    assigned = codebook.assign(blobs(4, 50, seed=1)).reshape(4, 50)
+    assigned = codebook.nearest(blobs(4, 50, seed=1)).reshape(4, 50)
     assert (assigned == assigned[:, :1]).all()
     assert len(set(assigned[:, 0])) == 4
     np.testing.assert_allclose(np.linalg.norm(codebook.centroids, axis=1), 1.0, rtol=1e-5)
@@ -48,7 +48,7 @@ def test_minilm_puts_alike_questions_together_and_embeds_each_text_once(
     embedded = encoder.encode([*sums, *legs, sums[0]])
     np.testing.assert_allclose(np.linalg.norm(embedded, axis=1), 1.0, rtol=1e-5)
     np.testing.assert_array_equal(embedded[0], embedded[-1])
-    clusters = fit_codebook(embedded, 2, seed=0).assign(embedded)
+    clusters = fit_codebook(embedded, 2, seed=0).nearest(embedded)
     assert len(set(clusters[:3])) == len(set(clusters[3:6])) == 1 and clusters[0] != clusters[3]
 
     def refuse(texts: list[str]) -> np.ndarray:
