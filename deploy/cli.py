@@ -7,7 +7,7 @@ import asyncio
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -15,9 +15,11 @@ from rich.console import Console
 from deploy.clusters_cli import clusters_app
 from deploy.config import ConfigError, RunConfig, dump_config, load_recipe
 from deploy.environment import EnvironmentProblemError, check_packages, require_packages
-from deploy.moments_cli import moments_app, read_warm_start
+from deploy.moments_cli import moments_app
 from deploy.run_directory import RunDirectory
-from moments_service.portable import WarmStart
+
+if TYPE_CHECKING:
+    from moments_service.portable import WarmStart
 
 app = typer.Typer(
     help="Reinforcement learning with verifiable rewards whose advantages remember. Start: bvblend train RECIPE",
@@ -72,6 +74,8 @@ def train(
         assert recipe is not None
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
+    from deploy.warm_start import read_warm_start
+
     start = read_warm_start(config, warm_start, codebook, discount)
     _train(config, directory if resume is not None else None, checkpoint, address, start)
 
@@ -81,7 +85,7 @@ def _train(
     directory: RunDirectory | None,
     checkpoint: Path | None,
     address: str | None,
-    start: WarmStart | None = None,
+    start: "WarmStart | None" = None,
 ) -> None:
     import ray
 

@@ -1,16 +1,20 @@
-"""`bvblend moments`: take moments out of a run, into another, together, and apart."""
+"""`bvblend moments`: take moments out of a run, into another, together, and apart.
 
-from typing import Annotated
+Imports faiss and all that needs it late: `bvblend doctor` must run where packages are missing.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from deploy.config import ConfigError, RunConfig, dump_config, load_recipe
-from deploy.prompt_set import encoder_fingerprint
+from deploy.config import ConfigError, dump_config, load_recipe
 from deploy.run_directory import RunDirectory
-from moments_service.clusters import load_clusters
-from moments_service.portable import PortableMoments, WarmStart, differences, merge
+
+if TYPE_CHECKING:
+    from moments_service.portable import PortableMoments
 
 moments_app = typer.Typer(help="Moments of one run for another: export, import, merge, diff", no_args_is_help=True)
 console = Console()
@@ -25,6 +29,8 @@ def export_moments(
     source: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints", show_default=False)], out: Out
 ) -> None:
     """Write the newest saved moments of a run. Example: bvblend moments export runs/latest --out moments-a"""
+    from deploy.warm_start import read_saved
+
     portable = read_saved(source)
     _write(portable, out)
     console.print(f"{out}: {_sentence(portable)}", markup=False, highlight=False, soft_wrap=True)
@@ -41,6 +47,8 @@ def import_moments(
 
     `bvblend train RECIPE --warm-start DIR` does the same and starts it.
     """
+    from deploy.warm_start import read_warm_start
+
     config = load_recipe(recipe, override or ())
     start = read_warm_start(config, exported, None, discount)
     assert start is not None
@@ -52,6 +60,8 @@ def import_moments(
 @moments_app.command("merge")
 def merge_moments(first: Exported, second: Exported, out: Out) -> None:
     """Add two sets of moments of the same codebook. Example: bvblend moments merge moments-a moments-b --out moments-c"""
+    from moments_service.portable import PortableMoments, merge
+
     try:
         merged = merge(PortableMoments.read(first), PortableMoments.read(second))
     except ValueError as error:
@@ -67,6 +77,8 @@ def diff_moments(
     top: Annotated[int, typer.Option(min=1, help="How many clusters to show")] = 12,
 ) -> None:
     """Where two sets of moments disagree, surest first. Example: bvblend moments diff moments-a moments-b"""
+    from moments_service.portable import PortableMoments, differences
+
     try:
         rows = differences(PortableMoments.read(first), PortableMoments.read(second))
     except ValueError as error:
@@ -81,63 +93,14 @@ def diff_moments(
     console.print(table)
 
 
-def read_warm_start(
-    config: RunConfig, exported: Path | None, codebook: Path | None, discount: float
-) -> WarmStart | None:
-    """What the new run begins with; None where neither is named. Raises ConfigError if it does not fit the run."""
-    if exported is None and codebook is None:
-        if discount != 1.0:
-            raise ConfigError("--discount is the share of imported moments to keep; name them with --warm-start")
-        return None
-    try:
-        if exported is not None:
-            portable = PortableMoments.read(exported).discounted(discount)
-            start = WarmStart(portable.clusters, portable)
-        else:
-            assert codebook is not None
-            start = WarmStart(load_clusters(codebook))
-        start.refuse_misfit(config.moments, encoder_fingerprint(config))
-    except ValueError as error:
-        raise ConfigError(f"{exported or codebook}: {error}") from None
-    return start
-
-
-def newest_snapshot(run: RunDirectory) -> Path | None:
-    """The newest saved moments of a run: its end, or its newest checkpoint; None if nothing was saved yet."""
-    steps = run.checkpoint_steps()
-    newest = run.checkpoint(steps[-1]) / "moments" if steps else None
-    if not run.final_moments.exists():
-        return newest
-    # A finished run that was resumed for more steps has checkpoints past its former end.
-    trained = len(run.read_metrics())
-    return newest if newest is not None and steps[-1] >= trained else run.final_moments
-
-
-def read_saved(source: Path) -> PortableMoments:
-    """Moments of a run or of one checkpoint of it. Raises ConfigError if there are none."""
-    run = RunDirectory(source)
-    snapshot = newest_snapshot(run) if run.config.exists() else source / "moments"
-    if not run.config.exists():
-        run = RunDirectory(source.resolve().parents[1])
-        if not run.config.exists() or not (source / "run.json").exists():
-            raise ConfigError(f"{source} is neither a run nor a checkpoint of one")
-    if snapshot is None:
-        raise ConfigError(f"{source}: nothing is saved yet; a run saves its moments in every checkpoint and at its end")
-    config = load_recipe(run.config)
-    try:
-        return PortableMoments.from_snapshot(snapshot, config.moments, config.policy, run.path.name)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def _write(portable: PortableMoments, out: Path) -> None:
+def _write(portable: "PortableMoments", out: Path) -> None:
     try:
         portable.write(out)
     except ValueError as error:
         raise ConfigError(f"--out: {error}") from None
 
 
-def _sentence(portable: PortableMoments) -> str:
+def _sentence(portable: "PortableMoments") -> str:
     about = portable.about
     return (
         f"moments of {len(portable.clusters)} clusters by {portable.clusters.by} after {about.steps} steps of {about.run}; "

@@ -32,7 +32,8 @@ def choose_count(embeddings: Embeddings, seed: int) -> CountChoice:
 
     cos(K) is the mean cosine of the prompts to their nearest centroid, measured on the half of them that the K centroids
     were not fitted on, so that centroids which only follow single prompts gain nothing. The last doubling that pays, and
-    not the first that does not: among many equal clusters the first doublings gain little.
+    not the first that does not: among many equal clusters the first doublings gain little. Where the prompts fall into
+    clear clusters, K lies between their number and twice that: k-means joins some of them until it has centroids to spare.
 
     embeddings: [N, d] float32, unit length, N >= 1. Candidates stay below N / PROMPTS_PER_CLUSTER and MOST.
     """
