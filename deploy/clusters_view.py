@@ -26,7 +26,7 @@ def choice_table(choice: CountChoice) -> Table:
         title_style="bold",
         caption=f"a doubling pays from {PAYS:.0%} on; no more clusters than one for {PROMPTS_PER_CLUSTER} prompts",
     )
-    for name in ("K", "cosine of kept-out prompts", "nearer than K/2 by"):
+    for name in ("K", "cosine of kept-out prompts", "nearer than at K/2 by"):
         table.add_column(name, justify="right")
     for candidate, cosine in choice.cosines.items():
         half = choice.cosines.get(candidate // 2)

@@ -32,6 +32,7 @@ from deploy.train import train
 from deploy.watchdog import start_watchdog
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
+from moments_service.clusters.versions import ClusterVersions
 from moments_service.ledger import last_incarnation
 from moments_service.seeding import derive_seed
 from moments_service.service import LEDGER_FILE
@@ -139,7 +140,9 @@ async def _started(
     config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None
 ) -> AsyncIterator[Run]:
     """All parts of a run, started side by side and ended together."""
-    incarnation = last_incarnation(directory.moments / LEDGER_FILE) + 1
+    # A start that died before its first group has left its clusters only.
+    seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
+    incarnation = max(last_incarnation(directory.moments / LEDGER_FILE), seen) + 1
     snapshot = checkpoint / "moments" if checkpoint is not None else None
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")

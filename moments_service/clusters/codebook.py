@@ -78,9 +78,10 @@ class Codebook:
         return clusters
 
     def assign(self, groups: Sequence[ScoredGroup]) -> Indices:
-        clusters = np.array([self._of_prompt.get(group.prompt_id, -1) for group in groups], dtype=np.int64)
-        unknown = np.flatnonzero(clusters < 0)
-        if len(unknown):
+        known = [self._of_prompt.get(group.prompt_id, -1) for group in groups]
+        clusters = np.array(known, dtype=np.int64)
+        if -1 in known:
+            unknown = np.flatnonzero(clusters < 0)
             embeddings = []
             for row in unknown:
                 if (embedding := groups[row].embedding) is None:

@@ -1,4 +1,7 @@
-"""How many clusters a prompt set has: the last doubling that pays."""
+"""How many clusters a prompt set has: the last doubling that pays.
+
+Measured on prompts kept out of the fit, so that centroids which only follow single prompts gain nothing.
+"""
 
 from dataclasses import dataclass
 
@@ -28,10 +31,10 @@ class CountChoice:
 
 
 def choose_count(embeddings: Embeddings, seed: int) -> CountChoice:
-    """The largest power of two K with 1 - cos(K) <= (1 - PAYS) * (1 - cos(K / 2)).
+    """Powers of two in turn: K takes the place of the chosen C if 1 - cos(K) <= (1 - PAYS)^log2(K / C) * (1 - cos(C)).
 
-    cos(K) is the mean cosine of the prompts to their nearest centroid, measured on the half of them that the K centroids
-    were not fitted on, so that centroids which only follow single prompts gain nothing. The last doubling that pays, and
+    cos(K) is the mean cosine, to their nearest centroid, of the half of the prompts that the K centroids were not fitted
+    on. So each doubling from C to K has to bring prompts nearer by PAYS, on average over these doublings. The last doubling that pays, and
     not the first that does not: among many equal clusters the first doublings gain little. Where the prompts fall into
     clear clusters, K lies between their number and twice that: k-means joins some of them until it has centroids to spare.
 
@@ -47,7 +50,8 @@ def choose_count(embeddings: Embeddings, seed: int) -> CountChoice:
         centroids = spherical_kmeans(fitted, count, derive_seed(seed, "count", count), _ITERATIONS)
         nearest = CentroidIndex(centroids, centroids[:0]).nearest(kept_out)
         cosines[count] = float(np.einsum("nd,nd->n", kept_out, centroids[nearest]).mean())
-        if count > 1 and 1.0 - cosines[count] <= (1.0 - PAYS) * (1.0 - cosines[count // 2]):
+        doublings = count.bit_length() - chosen.bit_length()
+        if 1.0 - cosines[count] <= (1.0 - PAYS) ** doublings * (1.0 - cosines[chosen]):
             chosen = count
         count *= 2
     return CountChoice(chosen, cosines)

@@ -70,6 +70,10 @@ class ClusterVersions:
         records = self.all_records()
         return self.path(records[-1].version) if records else None
 
+    def last_incarnation(self) -> int:
+        """The newest start of the run that got as far as having clusters; -1 for none."""
+        return max((record.incarnation for record in self.all_records()), default=-1)
+
     def _write(self, clusters: Clusters) -> str:
         files = sorted(self._directory.glob("codebook-*.safetensors"))
         for path in files:

@@ -78,6 +78,22 @@ def test_noise_has_one_cluster_and_a_handful_of_prompts_too() -> None:
     assert choose_count(blobs(3, 1), seed=0).count == 1
 
 
+def test_an_unlucky_fit_in_between_does_not_make_the_next_doubling_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    from moments_service.clusters import fitting
+
+    points = blobs(8, 64, dimension=32)
+    honest = choose_count(points, seed=0)
+    spoiled = 2 * honest.count
+    plain = fitting.spherical_kmeans
+
+    def unlucky(points: np.ndarray, clusters: int, *rest: Any) -> np.ndarray:
+        # As bad as half as many centroids.
+        return plain(points, clusters // 4 if clusters == spoiled else clusters, *rest)
+
+    monkeypatch.setattr(fitting, "spherical_kmeans", unlucky)
+    assert choose_count(points, seed=0).count == honest.count
+
+
 def test_there_are_at_least_eight_prompts_a_cluster_on_average() -> None:
     assert max(choose_count(blobs(16, 4), seed=0).cosines) <= 64 // 8
 
@@ -316,6 +332,7 @@ def test_every_version_is_kept_and_half_a_line_never_happened(tmp_path: Path) ->
         (0, 5, "codebook-001.safetensors"),
         (1, 3, "codebook-000.safetensors"),
     ]
+    assert resumed.last_incarnation() == 1
     assert resumed.in_force() == tmp_path / "codebook-000.safetensors"
     assert load_clusters(tmp_path / "codebook-001.safetensors").fingerprint == change.clusters.fingerprint
 

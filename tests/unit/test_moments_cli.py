@@ -85,7 +85,7 @@ def test_a_fitted_codebook_can_be_shown_and_begun_with(recipe: Path, tmp_path: P
     assert "2 clusters by source, 3 prompts" in printed and "prompts per cluster: 2, 1" in printed
     start = read_warm_start(load_recipe(recipe), None, out, 1.0)
     assert start is not None and len(load_clusters(out)) == len(start.clusters) == 2
-    with pytest.raises(ConfigError, match="by source, and moments.clusters.by is prompt"):
+    with pytest.raises(ConfigError, match=r"by source, and moments\.clusters\.by is prompt"):
         read_warm_start(load_recipe(recipe, ["moments.clusters.by=prompt"]), None, out, 1.0)
 
 
