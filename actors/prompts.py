@@ -28,6 +28,8 @@ class Prompt:
     """Name of a registered verifier or dotted path `module:callable`."""
     material: dict[str, Any] = field(default_factory=dict)
     """What the verifier needs besides the answer (reasoning-gym: task, params and the entry)."""
+    difficulty: str = ""
+    """How hard its source says it is; "" where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,6 +210,7 @@ class RolloutWorker:
             truncated=tuple(completion.finish_reason == "length" for completion in completions),
             policy_versions=_version_span(completions, self.policy_version),
             embedding=embedding,
+            difficulty=ticket.prompt.difficulty,
             status=GroupStatus.SCORED if rewarded else GroupStatus.ERROR,
         )
 

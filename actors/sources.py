@@ -283,7 +283,18 @@ def _line_prompt(source: JsonlSource, where: str, line: str) -> Prompt:
         text=text,
         answer=answer,
         verifier=source.verifier or "numeric",
+        difficulty=_difficulty(source, where, row),
     )
+
+
+def _difficulty(source: JsonlSource, where: str, row: dict[str, Any]) -> str:
+    """What the line says in `difficulty` or `level`; "" where it has neither."""
+    value = row.get("difficulty", row.get("level"))
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SourceError(source, f"{where}: the difficulty must be a text or a number, found {value!r}")
+    return str(value).strip()
 
 
 def _field(source: JsonlSource, where: str, row: dict[str, Any], key: str) -> str:

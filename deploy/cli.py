@@ -8,14 +8,19 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from deploy.clusters_cli import clusters_app
 from deploy.config import ConfigError, RunConfig, dump_config, load_recipe
 from deploy.environment import EnvironmentProblemError, check_packages, require_packages
+from deploy.moments_cli import moments_app
 from deploy.run_directory import RunDirectory
+
+if TYPE_CHECKING:
+    from moments_service.portable import WarmStart
 
 app = typer.Typer(
     help="Reinforcement learning with verifiable rewards whose advantages remember. Start: bvblend train RECIPE",
@@ -23,6 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(clusters_app, name="clusters")
+app.add_typer(moments_app, name="moments")
 console = Console()
 errors = Console(stderr=True)
 
@@ -42,11 +49,20 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
     override: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
+    ] = None,
+    discount: Annotated[float, typer.Option(help="Share of their mass to keep, in (0, 1]")] = 1.0,
+    codebook: Annotated[
+        Path | None, typer.Option(help="Begin with a codebook that `bvblend clusters fit` wrote")
+    ] = None,
     address: Address = None,
 ) -> None:
     """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
     if (recipe is None) == (resume is None):
         raise ConfigError("name a recipe, or a run to --resume, and not both")
+    if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
+        raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
     checkpoint = None
     if resume is not None:
         directory = RunDirectory(resume)
@@ -57,7 +73,10 @@ def train(
         assert recipe is not None
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
-    _train(config, directory if resume is not None else None, checkpoint, address)
+    from deploy.warm_start import read_warm_start
+
+    start = read_warm_start(config, warm_start, codebook, discount)
+    _train(config, directory if resume is not None else None, checkpoint, address, start)
 
 
 def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
@@ -67,7 +86,13 @@ def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> R
     return load_recipe(directory.config, overrides)
 
 
-def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path | None, address: str | None) -> None:
+def _train(
+    config: RunConfig,
+    directory: RunDirectory | None,
+    checkpoint: Path | None,
+    address: str | None,
+    start: "WarmStart | None" = None,
+) -> None:
     import ray
 
     from deploy.launch import connect, read_pool, run_training
@@ -76,6 +101,8 @@ def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path |
 
     pool = read_pool(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    if start is not None:
+        start.place(directory.moments)
     display = create_display(console, config.steps)
     watchdog = None
     if checkpoint is not None:

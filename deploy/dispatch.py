@@ -134,7 +134,7 @@ class Dispatcher:
         self._changed.set()
 
     async def _sample(self, ticket: Ticket, actor: int) -> None:
-        embedding = self._embeddings[ticket.prompt.prompt_id]
+        embedding = self._embeddings.get(ticket.prompt.prompt_id)
         call = self._fleet.rollout(actor, ticket, embedding, self._moments)
         try:
             receipt = await asyncio.wait_for(call, self._group_timeout_s)

@@ -71,7 +71,7 @@ class RolloutFleet:
     def log_revival(self, actor: int, seconds: float) -> None:
         logger.warning("rollout actor %d serves again after %.0f s", actor, seconds)
 
-    def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray, moments: Any) -> Awaitable[Receipt]:
+    def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Awaitable[Receipt]:
         """Sample, score and submit one group; the receipt comes after the moments service acknowledged it."""
         return self.actors[actor].rollout.remote(ticket, embedding, moments)
 

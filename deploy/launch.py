@@ -24,6 +24,7 @@ from deploy.dispatch import Dispatcher
 from deploy.evaluation import Evaluation
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
+from deploy.prompt_set import prompt_set, refuse_missing_difficulty
 from deploy.run import Run
 from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
@@ -31,7 +32,7 @@ from deploy.train import train
 from deploy.watchdog import start_watchdog
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
-from moments_service.encoder import PromptEncoder
+from moments_service.clusters.versions import ClusterVersions
 from moments_service.ledger import last_incarnation
 from moments_service.rebuild import LEDGER_FILE
 from moments_service.seeding import derive_seed
@@ -62,6 +63,7 @@ def read_pool(config: RunConfig) -> PromptPool:
         raise ConfigError(str(error)) from None
     if len(pool.train) < 1:
         raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
+    refuse_missing_difficulty(config, pool.train)
     _refuse_long_prompts(config, pool)
     return pool
 
@@ -105,6 +107,7 @@ async def run_training(
                 await run.checkpoint()
             raise StoppedByHandError(f"stopped after {run.step} steps; go on with --resume {directory.path}") from None
         display.note("writing the final policy")
+        await run.keep_moments()
         await run.learner.export_hf(str(directory.policy))
         return RunResult(directory, summarise(directory, start, end, config.moments.estimator))
 
@@ -137,9 +140,10 @@ async def _started(
     config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None
 ) -> AsyncIterator[Run]:
     """All parts of a run, started side by side and ended together."""
-    incarnation = last_incarnation(directory.moments / LEDGER_FILE) + 1
+    # A start that died before its first group has left its clusters only.
+    seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
+    incarnation = max(last_incarnation(directory.moments / LEDGER_FILE), seen) + 1
     snapshot = checkpoint / "moments" if checkpoint is not None else None
-    encoder = PromptEncoder(config.moments.clusters)
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
     moments = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
@@ -150,12 +154,13 @@ async def _started(
     )
     run: Run | None = None
     try:
-        embedded, learner, _ = await asyncio.gather(
-            asyncio.to_thread(encoder.encode, [prompt.text for prompt in pool.train]), starting_learner, fleet.start()
+        prompts, learner, _ = await asyncio.gather(
+            asyncio.to_thread(prompt_set, config, pool.train), starting_learner, fleet.start()
         )
-        await moments.fit_clusters.remote(embedded)
-        display.name_clusters(cluster_names(pool, await moments.assign.remote(embedded)))
-        embeddings = {prompt.prompt_id: row for prompt, row in zip(pool.train, embedded, strict=True)}
+        await moments.fit_clusters.remote(prompts)
+        display.name_clusters(cluster_names(pool, await moments.assign.remote(prompts)))
+        rows = () if prompts.embeddings is None else zip(prompts.prompt_ids, prompts.embeddings, strict=True)
+        embeddings = dict(rows)
         feed = PromptFeed(pool.train, derive_seed(config.seed, "feed"))
         dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation)

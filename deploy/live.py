@@ -148,7 +148,7 @@ class LiveDisplay:
         moments = stats["clusters"]
         heaviest = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])[:_CLUSTERS_SHOWN]
         for k in sorted(heaviest):  # by number, so that rows stay where they are
-            name = self._names[k] if self._names else str(k)
+            name = self._names[k] if k < len(self._names) else ""
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
         return table

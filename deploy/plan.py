@@ -73,11 +73,18 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         "the run": f"{config.steps} steps = {completions * config.steps} completions, "
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
-        "advantages": f"{config.moments.estimator} over {config.moments.clusters.count} clusters",
+        "advantages": f"{config.moments.estimator} over {_clusters(config)}",
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _clusters(config: RunConfig) -> str:
+    clusters = config.moments.clusters
+    if clusters.by != "embedding":
+        return f"one cluster per {clusters.by}"
+    return "as many clusters as pay (auto)" if clusters.count == "auto" else f"{clusters.count} clusters"
 
 
 def policy_parameters(policy: str) -> int | None:

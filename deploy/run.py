@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ class Run:
 
     async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Free the batch's slots and report; evaluate and checkpoint when due."""
+        if self._checkpoint_is_due(self.step + 1) and self.config.moments.clusters.adapt:
+            # Before slots are freed: with nothing in flight no group is assigned by one version and folded by the next.
+            await self.moments.adapt_clusters.remote()
         tally = self.dispatcher.take_tally()
         self.dispatcher.release(batch.group_ids)
         phases = dict(self._phases)
@@ -160,6 +164,16 @@ class Run:
         self.directory.finish_checkpoint(partial, self.step, self.config.checkpoint.keep)
         self._last_checkpoint = self.step
 
+    async def keep_moments(self) -> None:
+        """Leave the moments of a run that is done where `bvblend moments export` finds them."""
+        final = self.directory.final_moments
+        partial = final.with_name("partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        await self.moments.snapshot.remote(str(partial))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+
     async def restore(self, checkpoint: Path) -> None:
         """Go on from a checkpoint; the moments service restored its part when it started."""
         state = json.loads((checkpoint / "run.json").read_text())
@@ -185,6 +199,9 @@ class Run:
         if every and self.step % every == 0 and self.step < self.config.steps:
             evaluation = await self.evaluate(self.pool.held_out)
             self.directory.append_evaluation(self.step, "held_out", evaluation)
-        every = self.config.checkpoint.every
-        if every and self.step % every == 0:
+        if self._checkpoint_is_due(self.step):
             await self.checkpoint()
+
+    def _checkpoint_is_due(self, step: int) -> bool:
+        every = self.config.checkpoint.every
+        return every > 0 and step % every == 0

@@ -20,7 +20,7 @@ class RunDirectory:
     config.yaml       the resolved configuration
     metrics.jsonl     one line a step
     evaluations.jsonl one line an evaluation
-    moments/          ledger and codebook
+    moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
     summary.{json,md,png}
@@ -32,6 +32,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.moments = self.path / "moments"
+        self.final_moments = self.moments / "final"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.summary = self.path / "summary.json"

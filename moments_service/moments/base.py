@@ -65,6 +65,14 @@ class ClusterMoments(Protocol):
         """Give `share` in (0, 1] of what `source` remembers to `target`, on top of what that remembers itself."""
         ...
 
+    def carry_over(self, share: float) -> None:
+        """Keep `share` in (0, 1] of every cluster's mass and start the clocks anew: what another run can begin with."""
+        ...
+
+    def absorb(self, other: "ClusterMoments") -> None:
+        """Add what `other` remembers of the same clusters, both as `carry_over` left them. ValueError for another kind."""
+        ...
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to go on from here, as named arrays; one row per cluster, or no row at all."""
         ...
@@ -92,6 +100,13 @@ class NamedArrays:
             if array.ndim:
                 self._arrays[name] = np.concatenate([array, np.zeros(more, dtype=array.dtype)])
         self._clusters = clusters
+
+    def refuse_other(self, other: ClusterMoments) -> None:
+        """Raise ValueError unless `other` is of the same kind and number of clusters."""
+        if type(other) is not type(self) or len(other) != len(self):
+            raise ValueError(
+                f"{type(self).__name__} of {len(self)} clusters and {type(other).__name__} of {len(other)} do not add up"
+            )
 
     def state(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._arrays.items()}

@@ -3,7 +3,7 @@
 import numpy as np
 
 from moments_service.blend import Array
-from moments_service.moments.base import CommittedRewards, History, Indices, NamedArrays, cluster_sums
+from moments_service.moments.base import ClusterMoments, CommittedRewards, History, Indices, NamedArrays, cluster_sums
 
 _SUMS = ("count", "total", "squares", "groups", "group_means", "squared_group_means", "within", "inverse_sizes")
 
@@ -73,6 +73,21 @@ class DecayedCounts(NamedArrays):
             given = share * array[source]
             array[source] -= given
             array[target] += given
+
+    def carry_over(self, share: float) -> None:
+        # Kish's n^2 / q scales like n if both do.
+        every = np.arange(len(self))
+        self._age(every)
+        for name in (*_SUMS, "squared_weights"):
+            self._arrays[name] *= share
+        for name in ("version", "kl", "policy_version", "policy_kl"):
+            self._arrays[name][...] = 0
+
+    def absorb(self, other: ClusterMoments) -> None:
+        self.refuse_other(other)
+        arrays = other.state()
+        for name in (*_SUMS, "squared_weights"):
+            self._arrays[name] += arrays[name]
 
     def _fade(self, clusters: Indices) -> Array:
         """What age leaves of each cluster's sums, in (0, 1]."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from moments_service.moments.base import CommittedRewards, History, Indices, NamedArrays, cluster_sums
+from moments_service.moments.base import ClusterMoments, CommittedRewards, History, Indices, NamedArrays, cluster_sums
 
 
 class PaperMoments(NamedArrays):
@@ -59,3 +59,21 @@ class PaperMoments(NamedArrays):
         seen[target] = True
         mass[source] -= given
         seen[source] = mass[source] > 0
+
+    def carry_over(self, share: float) -> None:
+        """An EMA has no clock; only its mass shrinks."""
+        self._arrays["mass"] *= share
+
+    def absorb(self, other: ClusterMoments) -> None:
+        """Moments weighed by mass, as in `transfer`."""
+        self.refuse_other(other)
+        theirs = other.state()
+        seen = theirs["seen"]
+        given = np.where(seen, theirs["mass"], 0.0)
+        old = np.where(self._arrays["seen"], self._arrays["mass"], 0.0)
+        total = np.where(seen, old + given, 1.0)
+        for name in ("mean", "second_moment"):
+            blended = (old * self._arrays[name] + given * theirs[name]) / total
+            self._arrays[name] = np.where(seen, blended, self._arrays[name])
+        self._arrays["mass"] = np.where(seen, total, self._arrays["mass"])
+        self._arrays["seen"] = self._arrays["seen"] | seen

@@ -1,0 +1,101 @@
+"""Every version of a run's clusters on disk, and the log of when each came into force."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+
+from moments_service.clusters.base import Clusters, Transfer
+
+LOG_FILE = "clusters.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """From the first commit after `after_step` on, the clusters are those of file `version`."""
+
+    incarnation: int
+    after_step: int
+    version: str
+    fingerprint: str
+    transfers: tuple[Transfer, ...] = ()
+
+
+class ClusterVersions:
+    """Writer and reader of `codebook-000.safetensors`, `codebook-001…` and `clusters.jsonl` in one directory.
+
+    A file is never changed once written. A change counts from when its line is whole; files without a line never took
+    effect. The version in force is the one that the last line names.
+    """
+
+    def __init__(self, directory: Path, incarnation: int) -> None:
+        self._directory = directory
+        self._incarnation = incarnation
+        self._log = directory / LOG_FILE
+
+    def record(self, clusters: Clusters, after_step: int, transfers: tuple[Transfer, ...] = ()) -> ClusterRecord:
+        """Write a version (unless it is here already) and its line. Returns when both are on the disk."""
+        version = self._write(clusters)
+        record = ClusterRecord(self._incarnation, after_step, version, clusters.fingerprint, transfers)
+        whole = self._whole_lines()
+        with self._log.open("r+b" if self._log.exists() else "w+b") as file:
+            # Half a line is what a crash left of a change that never took effect.
+            file.truncate(len(whole))
+            file.seek(0, os.SEEK_END)
+            file.write(json.dumps(asdict(record)).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._sync_directory()
+        return record
+
+    def records(self) -> list[ClusterRecord]:
+        """The lines of this incarnation in order."""
+        return [record for record in self.all_records() if record.incarnation == self._incarnation]
+
+    def all_records(self) -> list[ClusterRecord]:
+        """Every line in order."""
+        found = []
+        for line in self._whole_lines().splitlines():
+            row = json.loads(line)
+            found.append(ClusterRecord(**row | {"transfers": tuple(Transfer(**move) for move in row["transfers"])}))
+        return found
+
+    def path(self, version: str) -> Path:
+        return self._directory / version
+
+    def in_force(self) -> Path | None:
+        """File of the newest version that took effect."""
+        records = self.all_records()
+        return self.path(records[-1].version) if records else None
+
+    def last_incarnation(self) -> int:
+        """The newest start of the run that got as far as having clusters; -1 for none."""
+        return max((record.incarnation for record in self.all_records()), default=-1)
+
+    def _write(self, clusters: Clusters) -> str:
+        files = sorted(self._directory.glob("codebook-*.safetensors"))
+        for path in files:
+            with safe_open(path, framework="numpy") as file:
+                if (file.metadata() or {}).get("fingerprint") == clusters.fingerprint:
+                    return path.name
+        number = 1 + max((int(path.stem.removeprefix("codebook-")) for path in files), default=-1)
+        path = self._directory / f"codebook-{number:03d}.safetensors"
+        partial = path.with_suffix(".partial")
+        clusters.save(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.rename(path)
+        return path.name
+
+    def _whole_lines(self) -> bytes:
+        text = self._log.read_bytes() if self._log.exists() else b""
+        return text[: text.rfind(b"\n") + 1]
+
+    def _sync_directory(self) -> None:
+        handle = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
