@@ -6,10 +6,7 @@ import numpy as np
 
 from moments_service.blend import Array
 from moments_service.estimators.base import Advantages
-from moments_service.groups import ScoredGroup
-
-FULL_REWARD = 1.0
-"""A completion with at least this reward counts as solved in pass@1."""
+from moments_service.groups import FULL_REWARD, ScoredGroup
 
 
 def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:
