@@ -20,8 +20,7 @@ class SPO:
     After the policy step a = rho a + sum of x and b = rho b + sum of (1 - x), x the rewards clipped to [0, 1] (the
     advantage takes them as they are). rho = clip(2^(-D / d_half), rho_min, rho_max), D how far the policy has moved since
     it last sampled the prompt: the sum of the mean absolute log-ratios per token of the steps since, that of the visit's
-    own step included. Where one of those steps was not measured (learner.measure_move is off), rho = rho_min: forgetting
-    is then as fast as it gets.
+    own step included. Where one of those steps was not measured, rho = rho_min: forgetting is then as fast as it gets.
 
     A prompt never seen has v = 1/2 with the mass 1 / (1 - rho_min), 8 by default, which its first visit does not fade:
     the paper samples this start offline. If a prompt comes twice in a batch, both groups have the same v and count as one

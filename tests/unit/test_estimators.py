@@ -1,8 +1,11 @@
 """Every estimator against an oracle of its own: one completion at a time in plain Python, from METHODS B."""
 
+import inspect
 import math
+import re
 from collections.abc import Callable, Sequence
 from math import comb
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import BlendConfig, MomentsConfig
-from moments_service.estimators import RememberingEstimator, RewardBatch, create_estimator
+from moments_service.estimators import ESTIMATORS, RememberingEstimator, RewardBatch, create_estimator
 from moments_service.estimators.bnpo import beta_density
 from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History
@@ -585,3 +588,13 @@ def test_the_variants_of_bv_blend_equal_their_oracle(config: BlendConfig, rows: 
     )
     # The oracle leaves Eq. 8's epsilon of 1e-8 beside the mass out; a scale near 0 magnifies that and all rounding.
     assert_rows(ragged(found.values, rows), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_table_of_estimators_names_each_with_its_options() -> None:
+    lines = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text().splitlines()
+    table = {cells[1].strip(" `"): cells[4] for line in lines if len(cells := line.split("|")) == 8}
+    assert set(ESTIMATORS) <= set(table)
+    for name, create in ESTIMATORS.items():
+        if name != "bv_blend":
+            found = {option: float(default) for option, default in re.findall(r"`(\w+)` \(([\d.e-]+)", table[name])}
+            assert found == {key: option.default for key, option in inspect.signature(create).parameters.items()}
