@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from moments_service.blend import exponential_confidence, group_moments, standard_error
@@ -161,7 +161,6 @@ def oracle(rows: list[list[float | None]], past: History, config: BlendConfig) -
 
 
 @pytest.mark.parametrize("variant", ["paper", "safe"])
-@settings(deadline=None)
 @given(first=batches, second=batches)
 def test_advantages_equal_the_oracle(variant: str, first: list, second: list) -> None:
     config = BlendConfig(variant=variant)  # type: ignore[arg-type]
@@ -176,7 +175,6 @@ def test_advantages_equal_the_oracle(variant: str, first: list, second: list) ->
         np.testing.assert_allclose(mine, expected, rtol=1e-6, atol=1e-6)
 
 
-@settings(deadline=None)
 @given(batches, st.randoms())
 def test_folding_does_not_depend_on_the_order_or_the_sharding_of_groups(batch: list, random: object) -> None:
     shuffled = list(batch)
@@ -189,7 +187,6 @@ def test_folding_does_not_depend_on_the_order_or_the_sharding_of_groups(batch: l
             np.testing.assert_allclose(mixed.state()[name], array, rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(batches)
 def test_groups_of_one_batch_do_not_see_each_other(batch: list) -> None:
     rows, clusters = [row for _, row in batch], np.array([k for k, _ in batch])
@@ -200,8 +197,7 @@ def test_groups_of_one_batch_do_not_see_each_other(batch: list) -> None:
     together = estimate(batch_of(padded(rows), moments.history(clusters))).values
     for m, row in enumerate(rows):
         alone = estimate(batch_of(padded([row]), moments.history(clusters[m : m + 1]))).values[0]
-        # Not bit for bit: numpy adds wider rows up in another order.
-        np.testing.assert_allclose(together[m, : len(row)], alone, rtol=1e-12, atol=1e-7)
+        np.testing.assert_array_equal(together[m, : len(row)], alone)
 
 
 def test_decayed_counts_fade_with_policy_versions_and_report_kish_mass() -> None:
@@ -235,7 +231,6 @@ def test_saved_moments_of_another_kind_are_refused() -> None:
 # --- GRPO ----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(rewards_of_a_group, min_size=1, max_size=6))
 def test_grpo_equals_its_oracle(rows: list) -> None:
     found = grpo(batch_of(padded(rows), history(0, 0, 0, seen=False, rows=len(rows)))).values
