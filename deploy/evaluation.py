@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from actors.prompts import Prompt
-from moments_service.signal import FULL_REWARD
+from moments_service.groups import FULL_REWARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+FULL_REWARD = 1.0
+"""A completion with at least this reward counts as solved in pass@1."""
+
 
 class GroupStatus(StrEnum):
     """How a group ended. Only `SCORED` groups are trained on; `LOST` ones still count in history."""

@@ -3,10 +3,8 @@
 import numpy as np
 
 from moments_service.estimators.base import Advantages
+from moments_service.groups import FULL_REWARD
 from moments_service.table import GroupTable
-
-FULL_REWARD = 1.0
-"""A completion with at least this reward counts as solved in pass@1."""
 
 
 def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:

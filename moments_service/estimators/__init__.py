@@ -5,8 +5,23 @@ from collections.abc import Callable
 
 from moments_service.config import MomentsConfig
 from moments_service.estimators.base import Advantages, Estimator, RememberingEstimator, RewardBatch
+from moments_service.estimators.bnpo import BNPO
 from moments_service.estimators.bv_blend import create_bv_blend
+from moments_service.estimators.dbb import DBB
+from moments_service.estimators.dr_grpo import dr_grpo
+from moments_service.estimators.ebpo import EBPO
 from moments_service.estimators.grpo import grpo
+from moments_service.estimators.james_stein import james_stein
+from moments_service.estimators.krpo import KRPO
+from moments_service.estimators.lite_ppo import lite_ppo
+from moments_service.estimators.maxrl import maxrl
+from moments_service.estimators.ngrpo import NGRPO
+from moments_service.estimators.opo import opo
+from moments_service.estimators.pass_at_k import PassAtK
+from moments_service.estimators.reinforce_pp import reinforce_pp
+from moments_service.estimators.reinforce_pp_baseline import reinforce_pp_baseline
+from moments_service.estimators.rloo import rloo
+from moments_service.estimators.spo import SPO
 from moments_service.suggestions import nearest
 
 __all__ = ["ESTIMATORS", "Advantages", "Estimator", "RememberingEstimator", "RewardBatch", "create_estimator"]
@@ -14,6 +29,21 @@ __all__ = ["ESTIMATORS", "Advantages", "Estimator", "RememberingEstimator", "Rew
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "bv_blend": create_bv_blend,
     "grpo": lambda: grpo,
+    "dr_grpo": lambda: dr_grpo,
+    "rloo": lambda: rloo,
+    "reinforce_pp": lambda: reinforce_pp,
+    "reinforce_pp_baseline": lambda: reinforce_pp_baseline,
+    "lite_ppo": lambda: lite_ppo,
+    "opo": lambda: opo,
+    "ngrpo": NGRPO,
+    "maxrl": lambda: maxrl,
+    "pass_at_k": PassAtK,
+    "bnpo": BNPO,
+    "krpo": KRPO,
+    "james_stein": lambda: james_stein,
+    "ebpo": EBPO,
+    "spo": SPO,
+    "dbb": DBB,
 }
 """How each is made: bv_blend from its config, the others from `moments.options` as keyword arguments."""
 

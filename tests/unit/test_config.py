@@ -47,6 +47,15 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ("moments.blend.temprature=1", "moments.blend.temprature: unknown key (value 1); did you mean temperature?"),
         ("prompts.sources.0.limt=1", "limt: unknown key (value 1); did you mean limit?"),
         ("moments.estimator=gpro", "unknown estimator 'gpro'; did you mean grpo?"),
+        ("moments.options={k: 4}", "moments: options: bv_blend has no option 'k'; known: none"),
+        (
+            "moments={estimator: spo, options: {rho_mni: 0.5}}",
+            "moments: options: spo has no option 'rho_mni'; did you mean rho_min?",
+        ),
+        (
+            "moments={estimator: pass_at_k, options: {k: 0}}",
+            "moments: options.k = 0: it must be a whole number of at least 1",
+        ),
         (
             "moments.blend.variant=save",
             "moments.blend.variant: Input should be 'safe', 'paper', 'eb' or 'precision' (value 'save')",

@@ -1,0 +1,17 @@
+"""Dr. GRPO: GRPO without its division by the standard deviation."""
+
+import numpy as np
+
+from moments_service.blend import group_moments
+from moments_service.estimators.base import Advantages, RewardBatch, advantages
+
+
+def dr_grpo(batch: RewardBatch) -> Advantages:
+    """A = r - mean of the group.
+
+    Uniform groups and groups with a single reward give 0 (verl lets a single reward stand as its own advantage). The
+    other half of Dr. GRPO, a loss that does not divide by a completion's length, is the learner's aggregation.
+    Source: Dr. GRPO (arXiv 2503.20783); METHODS B, read in verl and TRL.
+    """
+    mean, _, _ = group_moments(batch.rewards)
+    return advantages(batch.rewards, mean, np.ones_like(mean), epsilon=0.0)
