@@ -3,12 +3,15 @@
 import sys
 from pathlib import Path
 
-import numpy as np
-from accelerate.utils import gather_object
+# TRL imports vLLM wherever it finds it, which would take most of this test's time twice.
+sys.modules["vllm"] = None  # type: ignore[assignment]
 
-from moments_service.adapters.clusters import LabelClusters
-from moments_service.adapters.local import LocalMoments
-from tests.integration.test_trl_adapter import GENERATIONS, Recorder, Watched, build, by_content
+import numpy as np  # noqa: E402
+from accelerate.utils import gather_object  # noqa: E402
+
+from moments_service.adapters.clusters import LabelClusters  # noqa: E402
+from moments_service.adapters.local import LocalMoments  # noqa: E402
+from tests.integration.trl_policy import GENERATIONS, Recorder, Watched, build, by_content  # noqa: E402
 
 
 def main(output: Path) -> None:
