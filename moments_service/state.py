@@ -56,6 +56,11 @@ class MomentsState:
         # Who stands for each cluster: groups may come for one that was split or retired after they were submitted.
         self.heirs: Indices = np.arange(clusters)
 
+    def grow(self, clusters: int) -> None:
+        """Make room for clusters up to this number."""
+        self.moments.grow(clusters)
+        self.heirs = np.append(self.heirs, np.arange(len(self.heirs), clusters))
+
     def change_clusters(self, clusters: Clusters, transfers: Sequence[Transfer]) -> None:
         """Go on with another version of the clusters; what `transfers` say moves, and nothing is lost."""
         self.moments.grow(len(clusters))

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moments_service.codebook import Codebook, fit_codebook
+from moments_service.clusters import Codebook, PromptSet, choose_count, fit_codebook
 from moments_service.config import ClusterConfig
 from moments_service.encoder import PromptEncoder
 from moments_service.moments import Indices
@@ -67,7 +67,7 @@ class SemanticClusters:
     def assign(self, names: Sequence[str]) -> Indices:
         embeddings = self._embed(names)
         codebook = self._fit(embeddings) if self._codebook is None else self._codebook
-        return codebook.assign(embeddings)
+        return codebook.nearest(embeddings)
 
     def save(self, directory: Path) -> None:
         if self._codebook is not None:
@@ -81,7 +81,9 @@ class SemanticClusters:
         return clusters
 
     def _fit(self, embeddings: np.ndarray) -> Codebook:
-        self._codebook = fit_codebook(embeddings, self._config.count, derive_seed(self._seed, "codebook"))
+        seed, count = derive_seed(self._seed, "codebook"), self._config.count
+        chosen = choose_count(embeddings, seed).count if count == "auto" else count
+        self._codebook = fit_codebook(PromptSet.of_embeddings(embeddings), chosen, seed)
         return self._codebook
 
     def _embed(self, texts: Sequence[str]) -> np.ndarray:

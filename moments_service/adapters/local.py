@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History, Indices
-from moments_service.state import Counts, MomentsState
+from moments_service.state import Counts, MomentsState, SnapshotOrigin
 
 ABOUT_FILE = "local.json"
 
@@ -138,7 +138,8 @@ class LocalMoments:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         self.clusters.save(partial)
-        self._state.save(partial, self.clusters.fingerprint, self._counts)
+        origin = SnapshotOrigin(self.clusters.fingerprint, self.config.estimator, self.last_step, 0, self._counts)
+        self._state.save(partial, origin)
         about = {"clusters": type(self.clusters).__name__, "seed": self._seed, "config": self.config.model_dump()}
         (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1))
         if final.exists():
@@ -189,18 +190,13 @@ class LocalMoments:
     def _assign(self, names: Sequence[str]) -> Indices:
         assigned = self.clusters.assign(names)
         if len(self.clusters) > len(self._state.moments):
-            self._state.moments.grow(len(self.clusters))
+            self._state.grow(len(self.clusters))
         return assigned
 
     def _fold(self, step: int, drawn: _Drawn, policy_version: int, move: PolicyMove | None) -> None:
         self._state.fold(step, CommittedRewards(drawn.clusters, drawn.rewards, drawn.prompts, policy_version, move))
-        missing = int(np.isnan(drawn.rewards).sum())
-        counts = asdict(self._counts)
-        counts["groups"] += len(drawn.prompts)
-        counts["trained"] += len(drawn.prompts)
-        counts["completions"] += drawn.rewards.size
-        counts["errors"] += missing
-        self._counts = Counts(**counts)
+        groups, missing = len(drawn.prompts), int(np.isnan(drawn.rewards).sum())
+        self._counts += Counts(groups, drawn.rewards.size, missing, 0, groups)
 
 
 def prompt_id(text: str) -> str:
