@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 import asyncio
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,9 +50,7 @@ def train(
     checkpoint = None
     if resume is not None:
         directory = RunDirectory(resume)
-        if not directory.config.exists():
-            raise ConfigError(f"--resume {resume}: no run there (no config.yaml in it)")
-        config = load_recipe(directory.config, override or ())
+        config = load_run_config(directory, override or ())
         steps = directory.checkpoint_steps()
         checkpoint = directory.checkpoint(steps[-1]) if steps else None
     else:
@@ -59,6 +58,13 @@ def train(
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
     _train(config, directory if resume is not None else None, checkpoint, address)
+
+
+def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with. Raises ConfigError where there is no run."""
+    if not directory.config.exists():
+        raise ConfigError(f"{directory.path}: no run there (no config.yaml in it)")
+    return load_recipe(directory.config, overrides)
 
 
 def _train(config: RunConfig, directory: RunDirectory | None, checkpoint: Path | None, address: str | None) -> None:
@@ -121,6 +127,44 @@ def compare(
     comparison.run(console)
     console.print(comparison.table())
     console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)
+
+
+@app.command()
+def explain(
+    group_id: Annotated[str, typer.Argument(help="A group's id, from the ledger or a log", show_default=False)],
+    run: Annotated[Path, typer.Option(help="Run directory")] = Path("runs/latest"),
+) -> None:
+    """Print every number behind a group's advantages, and compute them again. Example: bvblend explain 3f…:0:0:0"""
+    from deploy.explain import explanation
+    from moments_service.explain import GroupNotFoundError
+    from moments_service.explain import explain as explain_group
+    from moments_service.replay import estimator_label
+
+    directory = RunDirectory(run)
+    config = load_run_config(directory)
+    try:
+        found = explain_group(config.moments, directory.moments, group_id)
+    except (GroupNotFoundError, FileNotFoundError) as error:
+        raise ConfigError(str(error)) from None
+    for one in found:
+        console.print(explanation(one, estimator_label(config.moments)))
+
+
+@app.command()
+def replay(
+    log: Annotated[
+        Path, typer.Argument(help="JSON lines: step, group, prompt or cluster, rewards", show_default=False)
+    ],
+    estimator: Annotated[
+        str, typer.Option(help="Estimators, separated by commas: grpo, bv_blend:eb, pass_at_k:k=8, …")
+    ] = "bv_blend",
+    override: Overrides = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clusters, where the log gives prompts")] = 0,
+) -> None:
+    """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator bv_blend,grpo"""
+    from deploy.explain import replay_file
+
+    errors.print(replay_file(log, estimator.split(","), override or (), seed))
 
 
 @app.command()

@@ -127,6 +127,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
 
 
+def load_moments_config(overrides: Sequence[str]) -> MomentsConfig:
+    """The moments section alone, from its defaults and `moments.a.b=c` overrides; `moments.` may be left out."""
+    raw: dict[str, Any] = {}
+    for override in overrides:
+        _apply(raw, override.removeprefix("moments."))
+    try:
+        return MomentsConfig.model_validate(raw)
+    except ValidationError as error:
+        problems = (_describe({**problem, "loc": ("moments", *problem["loc"])}) for problem in error.errors())
+        raise ConfigError("\n".join(problems)) from None
+
+
 def dump_config(config: RunConfig) -> str:
     """The resolved configuration as a recipe that runs the same again."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)

@@ -33,8 +33,8 @@ from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.encoder import PromptEncoder
 from moments_service.ledger import last_incarnation
+from moments_service.rebuild import LEDGER_FILE
 from moments_service.seeding import derive_seed
-from moments_service.service import LEDGER_FILE
 
 logger = logging.getLogger(__name__)
 

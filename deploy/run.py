@@ -19,7 +19,7 @@ from deploy.live import Display
 from deploy.run_directory import RunDirectory
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
-from moments_service.groups import Batch
+from moments_service.batch import Batch
 
 CLOSE_TIMEOUT_S = 5.0
 """What each part of a run gets for an orderly end before it is killed."""
@@ -106,7 +106,7 @@ class Run:
     async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Free the batch's slots and report; evaluate and checkpoint when due."""
         tally = self.dispatcher.take_tally()
-        self.dispatcher.release(blended.group.group_id for blended in batch.groups)
+        self.dispatcher.release(batch.group_ids)
         phases = dict(self._phases)
         self._phases.clear()
         # Verifiers of one actor work one at a time and while others generate; the busiest actor's share is the wall time.

@@ -14,7 +14,7 @@ from learner.actor import LearnerActor
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
 from learner.split import split_batch
-from moments_service.groups import Batch
+from moments_service.batch import Batch
 
 DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""

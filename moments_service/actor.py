@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 import ray
 
+from moments_service.batch import Batch
 from moments_service.config import MomentsConfig
-from moments_service.groups import Batch, PolicyMove, ScoredGroup, Transcript
+from moments_service.groups import PolicyMove, ScoredGroup, Transcript
 from moments_service.service import MomentsService
+from moments_service.table import GroupTable
 
 
 class MomentsActor:
@@ -27,6 +29,12 @@ class MomentsActor:
     async def submit(self, group: ScoredGroup, payload: list[Any] | None, transcript: Transcript | None) -> None:
         """payload: the ObjectRef wrapped in a list, so that Ray hands over the reference and not the object."""
         await self._service.submit(group, payload[0] if payload else None, transcript)
+
+    async def submit_table(
+        self, table: GroupTable, payloads: list[Any], transcripts: list[Transcript | None] | None = None
+    ) -> None:
+        """payloads: a list, in which Ray leaves references as they are."""
+        await self._service.submit_table(table, payloads, transcripts)
 
     async def mark_lost(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:
         return await self._service.mark_lost(group_ids)

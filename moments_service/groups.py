@@ -1,6 +1,6 @@
-"""The messages of the moments service: what a scored group is, and what a batch of blended advantages is."""
+"""The messages of the moments service: what a scored group is, and what a group with its advantages is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -89,13 +89,3 @@ class BlendedGroup:
     scale: float
     weight: float
     """Trust in the cluster's history, in [0, 1]; 0 for estimators without history."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """What one policy step trains on. Advantages come from the state before this batch."""
-
-    step: int
-    groups: tuple[BlendedGroup, ...]
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Rewards, signal ratios and the GRPO counterfactual of this batch."""

@@ -13,22 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.buffer import GroupBuffer, ReadyGroup
+from moments_service.batch import Batch
+from moments_service.buffer import GroupBuffer, ReadyGroup, gather_table
 from moments_service.codebook import Codebook, fit_codebook
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.groups import Batch, BlendedGroup, GroupStatus, PolicyMove, ScoredGroup, Transcript
-from moments_service.ledger import Ledger, LedgerCommit, LedgerGroup
+from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.ledger import Ledger, LedgerReader
 from moments_service.moments import CommittedRewards
+from moments_service.rebuild import CODEBOOK_FILE, LEDGER_FILE
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
-from moments_service.state import Counts, MomentsState
+from moments_service.state import Counts, MomentsState, SnapshotOrigin
+from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
-
-CODEBOOK_FILE = "codebook.safetensors"
-LEDGER_FILE = "ledger.sqlite"
 
 
 class MomentsService:
@@ -44,22 +44,28 @@ class MomentsService:
         self._config = config
         self._directory = directory
         self._seed = seed
+        self._incarnation = incarnation
         self._buffer = GroupBuffer()
         self._drawn: Batch | None = None
         # Groups that nobody will train on; they wait here for the next commit to enter history.
-        self._closed: list[ReadyGroup] = []
-        # Ids between their acknowledgement and their commit; older ones are recognised by the ledger.
+        self._closed: dict[str, ReadyGroup] = {}
+        # Those of them that a dead service acknowledged; a sender that tries again brings their payload back.
+        self._orphans: set[str] = set()
+        # Ids on their way to the disk, and ids between their acknowledgement and their commit; the ledger knows older ones.
+        self._writing: dict[str, asyncio.Future[None]] = {}
         self._open: set[str] = set()
         self._committing = asyncio.Lock()
         self._counts = Counts()
+        self._counts_before = Counts()
         directory.mkdir(parents=True, exist_ok=True)
-        self._ledger = Ledger(directory / LEDGER_FILE, incarnation)
         self._codebook: Codebook | None = None
         self._state: MomentsState | None = None
         if (directory / CODEBOOK_FILE).exists():
             self._use(Codebook.load(directory / CODEBOOK_FILE))
         if snapshot is not None:
             self._restore(snapshot)
+        after_step = -1 if self._state is None else self._state.last_step
+        self._ledger = Ledger(directory / LEDGER_FILE, incarnation, after_step)
         self._replay()
 
     async def fit_clusters(self, embeddings: np.ndarray) -> int:
@@ -81,26 +87,31 @@ class MomentsService:
 
         payload: an opaque handle that comes back in the batch; None for a group that nobody can train on.
         """
+        await self.submit_table(GroupTable.of([group]), [payload], [transcript])
+
+    async def submit_table(
+        self, table: GroupTable, payloads: Sequence[Any], transcripts: Sequence[Transcript | None] | None = None
+    ) -> None:
+        """Take many scored groups at once, as `submit` takes one. payloads, transcripts: one per row."""
+        table.check()
         codebook = self._fitted()
-        if self._ledger.holds(group.group_id):
-            return
-        embedding = group.embedding
-        if embedding is None:
-            raise ValueError(f"group {group.group_id} carries no embedding, and clusters are made of embeddings")
-        if group.status is GroupStatus.SCORED and payload is None:
-            group = replace(group, status=GroupStatus.LOST)
-        # The cluster is all that the embedding was for; batches travel without it.
-        group = replace(group, embedding=None)
-        ready = ReadyGroup(group, int(codebook.assign(embedding[None])[0]), payload)
-        await self._ledger.append(group, ready.cluster, transcript)
-        if group.group_id in self._open:
-            return  # its twin was written in the same moment
-        self._open.add(group.group_id)
-        self._count(group)
-        if group.status is GroupStatus.SCORED:
-            await self._buffer.put(ready)
-        else:
-            self._closed.append(ready)
+        if table.embeddings is None:
+            raise ValueError(f"group {table.group_ids[0]} carries no embedding, and clusters are made of embeddings")
+        await self._adopt_orphans(table, payloads)
+        twins = [writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None]
+        rows = self._new_rows(table)
+        if len(rows) < len(table):
+            payloads = [payloads[row] for row in rows]
+            transcripts = None if transcripts is None else [transcripts[row] for row in rows]
+        if rows:
+            clusters = codebook.assign(table.embeddings[rows] if len(rows) < len(table) else table.embeddings)
+            fresh = _lost_without_payload(table.take(rows), payloads)
+            # A task of its own: whoever sends may give up, the group is taken in all the same.
+            storing = asyncio.create_task(self._store(fresh, clusters, payloads, transcripts))
+            self._writing.update(dict.fromkeys(fresh.group_ids, storing))
+            await asyncio.shield(storing)
+        for writing in twins:
+            await asyncio.shield(writing)
 
     async def mark_lost(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:
         """Close groups whose payload died before a batch was made of them. They still count in history.
@@ -108,12 +119,11 @@ class MomentsService:
         Ids that were never submitted or are drawn already are left alone. Returns the ids that were closed.
         """
         lost = self._buffer.remove(group_ids)
-        closed = tuple(ready.header.group_id for ready in lost)
         if lost:
-            await self._ledger.mark_lost(closed)
+            await self._ledger.append_losses(ready.feed_order() for ready in lost)
             self._counts.lost += len(lost)
-            self._closed.extend(lost)
-        return closed
+            self._closed.update((ready.group_id, ready) for ready in lost)
+        return tuple(ready.group_id for ready in lost)
 
     async def next_batch(self, step: int, groups: int) -> Batch:
         """The next `groups` groups in feed order, with advantages from the state before them.
@@ -126,8 +136,7 @@ class MomentsService:
             raise RuntimeError(f"step {step} asked for a batch while step {self._drawn.step} is not committed")
         if step <= self._fitted_state().last_step:
             raise RuntimeError(f"step {step} is committed already; the last one is {self._fitted_state().last_step}")
-        entries = await self._buffer.take(groups)
-        self._drawn = self._blend(step, entries)
+        self._drawn = self._blend(step, await self._buffer.take(groups))
         return self._drawn
 
     async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
@@ -135,8 +144,7 @@ class MomentsService:
         if self._drawn is None or self._drawn.step != step:
             return
         batch, self._drawn = self._drawn, None
-        for blended in batch.groups:
-            await self._buffer.put(ReadyGroup(blended.group, blended.cluster, blended.payload))
+        await self._buffer.put(_ready_groups(batch.table, batch.clusters, batch.payloads))
         await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
@@ -151,31 +159,21 @@ class MomentsService:
                 return
             if self._drawn is None or self._drawn.step != step:
                 raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
-            batch, self._drawn = self._drawn, None
-            closed, self._closed = self._closed, []
-            folded = sorted(
-                [(blended.group, blended.cluster) for blended in batch.groups]
-                + [(ready.header, ready.cluster) for ready in closed],
-                key=lambda entry: (entry[0].sequence, entry[0].group_id),
-            )
-            commit = LedgerCommit(step, policy_version, move, tuple(group.group_id for group, _ in folded))
-            await self._ledger.append_commit(commit, batch)
-            state.fold(
-                step,
-                CommittedRewards(
-                    clusters=np.array([cluster for _, cluster in folded]),
-                    rewards=padded([group.rewards for group, _ in folded]),
-                    prompts=tuple(group.prompt_id for group, _ in folded),
-                    policy_version=policy_version,
-                    move=move,
-                ),
-            )
-            self._open.difference_update(commit.group_ids)
-            self._counts.trained += len(batch.groups)
+            batch = self._drawn
+            closed = sorted(self._closed.values(), key=ReadyGroup.feed_order)
+            await self._ledger.append_commit(batch, policy_version, move, [ready.feed_order() for ready in closed])
+            state.fold(step, _committed(batch, closed, policy_version, move))
+            self._drawn = None
+            for group_id in (*batch.group_ids, *(ready.group_id for ready in closed)):
+                self._open.discard(group_id)
+                self._orphans.discard(group_id)
+                self._closed.pop(group_id, None)
+            self._counts.trained += len(batch.table)
 
     async def stats(self) -> dict[str, Any]:
         """Counts, queue depth and the moments of every cluster, for people and dashboards."""
-        stats: dict[str, Any] = {"counts": asdict(self._counts), "ready": len(self._buffer), "last_step": -1}
+        counts = asdict(self._counts_before + self._counts)
+        stats: dict[str, Any] = {"counts": counts, "ready": len(self._buffer), "last_step": -1}
         if self._state is not None:
             every = np.arange(len(self._state.moments))
             history = self._state.history(every)
@@ -201,9 +199,17 @@ class MomentsService:
             raise RuntimeError(
                 f"no snapshot while the batch of step {self._drawn.step} is neither trained on nor committed"
             )
-        codebook = self._fitted()
+        codebook, state = self._fitted(), self._fitted_state()
         codebook.save(directory / CODEBOOK_FILE)
-        self._fitted_state().save(directory, codebook.fingerprint, self._counts)
+        origin = SnapshotOrigin(
+            codebook.fingerprint,
+            self._config.estimator,
+            state.last_step,
+            self._incarnation,
+            self._counts,
+            self._counts_before,
+        )
+        state.save(directory, origin)
 
     async def close(self) -> None:
         """Finish pending writes and close the ledger."""
@@ -226,77 +232,123 @@ class MomentsService:
     def _restore(self, snapshot: Path) -> None:
         self._use(Codebook.load(snapshot / CODEBOOK_FILE))
         origin = self._fitted_state().load(snapshot)
-        self._counts = origin.counts
         if origin.codebook != self._fitted().fingerprint:
             raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
+        self._counts_before = origin.counts_before
+        if origin.incarnation < self._incarnation:
+            self._counts_before += origin.counts
 
     def _replay(self) -> None:
-        """Fold again what this incarnation committed before the service died."""
-        for commit, groups in self._ledger.commits():
-            self._fitted_state().fold(commit.step, committed_rewards(commit, groups))
+        """Take in again what this incarnation acknowledged and committed before the service died."""
+        reader = LedgerReader(self._ledger.path)
+        try:
+            self._counts = reader.counts(self._incarnation)
+            if self._state is not None:
+                for commit in reader.commits(self._incarnation, first_step=self._state.last_step + 1):
+                    self._state.fold(commit.step, commit.committed)
+            for group, cluster in reader.unfolded(self._incarnation):
+                self._closed[group.group_id] = ReadyGroup(GroupTable.of([group]), 0, cluster, None)
+                self._open.add(group.group_id)
+                if group.status is GroupStatus.SCORED:
+                    self._orphans.add(group.group_id)
+        finally:
+            reader.close()
 
-    def _count(self, group: ScoredGroup) -> None:
-        self._counts.groups += 1
-        self._counts.completions += len(group.rewards)
-        self._counts.errors += sum(error is not None for error in group.errors)
-        self._counts.lost += group.status is GroupStatus.LOST
+    def _new_rows(self, table: GroupTable) -> list[int]:
+        """Rows that are neither on the disk nor on their way there, each id once."""
+        held = self._ledger.held(table)
+        rows: dict[str, int] = {}
+        for row, group_id in enumerate(table.group_ids):
+            if group_id not in held and group_id not in self._open and group_id not in self._writing:
+                rows.setdefault(group_id, row)
+        return list(rows.values())
+
+    async def _adopt_orphans(self, table: GroupTable, payloads: Sequence[Any]) -> None:
+        adopted = []
+        for group_id, payload in zip(table.group_ids, payloads, strict=True):
+            if group_id in self._orphans and payload is not None:
+                self._orphans.discard(group_id)
+                adopted.append(replace(self._closed.pop(group_id), payload=payload))
+        if adopted:
+            await self._buffer.put(adopted)
+
+    async def _store(
+        self,
+        table: GroupTable,
+        clusters: np.ndarray,
+        payloads: Sequence[Any],
+        transcripts: Sequence[Transcript | None] | None,
+    ) -> None:
+        try:
+            await self._ledger.append(table, clusters, transcripts)
+        finally:
+            for group_id in table.group_ids:
+                del self._writing[group_id]
+        self._open.update(table.group_ids)
+        self._counts.groups += len(table)
+        self._counts.completions += int(table.sizes.sum())
+        self._counts.errors += sum(error is not None for errors in table.errors for error in errors or ())
+        self._counts.lost += int(table.lost.sum())
+        ready = _ready_groups(table, clusters, payloads)
+        trainable = (~table.lost & table.scored()).tolist()
+        self._closed.update((group.group_id, group) for group, train in zip(ready, trainable, strict=True) if not train)
+        await self._buffer.put(group for group, train in zip(ready, trainable, strict=True) if train)
 
     def _blend(self, step: int, entries: list[ReadyGroup]) -> Batch:
         state = self._fitted_state()
-        headers = [entry.header for entry in entries]
-        rewards = padded([group.rewards for group in headers])
-        batch = RewardBatch(
-            rewards=rewards,
-            lengths=padded([group.lengths for group in headers], missing=0.0),
-            prompts=tuple(group.prompt_id for group in headers),
-            history=state.history(np.array([entry.cluster for entry in entries])),
+        table = gather_table(entries)
+        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+        rewards = RewardBatch(
+            table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters)
         )
-        own = state.estimate(batch)
-        metrics = reward_metrics(headers, rewards)
-        metrics |= signal_metrics(own, grpo(batch), self._config.blend.max_advantage)
-        metrics["reward/errors"] = self._error_share(headers)
-        blended = tuple(
-            BlendedGroup(
-                group=entry.header,
-                payload=entry.payload,
-                cluster=entry.cluster,
-                advantages=tuple(
-                    None if reward is None else float(own.values[row, i])
-                    for i, reward in enumerate(entry.header.rewards)
-                ),
-                baseline=float(own.baseline[row]),
-                scale=float(own.scale[row]),
-                weight=float(own.weight[row]),
-            )
-            for row, entry in enumerate(entries)
+        own = state.estimate(rewards)
+        metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
+        metrics["reward/errors"] = self._error_share(table)
+        return Batch(
+            step=step,
+            table=table,
+            payloads=tuple(entry.payload for entry in entries),
+            clusters=clusters,
+            advantages=own.values,
+            baseline=own.baseline,
+            scale=own.scale,
+            weight=own.weight,
+            metrics=metrics,
         )
-        return Batch(step=step, groups=blended, metrics=metrics)
 
-    def _error_share(self, headers: list[ScoredGroup]) -> float:
+    def _error_share(self, table: GroupTable) -> float:
         """Share of completions without a reward since the last batch, closed groups included."""
-        errors = [error for group in headers + [closed.header for closed in self._closed] for error in group.errors]
-        share = sum(error is not None for error in errors) / len(errors)
+        closed = [ready.table.errors[ready.row] for ready in self._closed.values()]
+        errors = [error for errors in (*table.errors, *closed) for error in errors or () if error is not None]
+        completions = int(table.sizes.sum()) + sum(int(r.table.sizes[r.row]) for r in self._closed.values())
+        share = len(errors) / completions
         if share > self._config.error_alarm:
-            examples = sorted({error for error in errors if error is not None})[:3]
-            logger.warning("%.0f%% of the completions have no reward: %s", 100 * share, "; ".join(examples))
+            logger.warning(
+                "%.0f%% of the completions have no reward: %s", 100 * share, "; ".join(sorted(set(errors))[:3])
+            )
         return share
 
 
-def committed_rewards(commit: LedgerCommit, groups: Sequence[LedgerGroup]) -> CommittedRewards:
-    """What the ledger remembers of a commit, ready to be folded in again."""
-    return CommittedRewards(
-        clusters=np.array([group.cluster for group in groups]),
-        rewards=padded([group.rewards for group in groups]),
-        prompts=tuple(group.prompt_id for group in groups),
-        policy_version=commit.policy_version,
-        move=commit.move,
-    )
+def _ready_groups(table: GroupTable, clusters: np.ndarray, payloads: Sequence[Any]) -> list[ReadyGroup]:
+    return [
+        ReadyGroup(table, row, cluster, payload)
+        for row, (cluster, payload) in enumerate(zip(clusters.tolist(), payloads, strict=True))
+    ]
 
 
-def padded(rows: Sequence[Sequence[float | None]], missing: float = np.nan) -> np.ndarray:
-    """Ragged rows as [M, G] float64, `missing` where there is nothing."""
-    width = max(len(row) for row in rows)
-    table = np.full((len(rows), width), missing)
-    for i, row in enumerate(rows):
-        table[i, : len(row)] = [missing if value is None else value for value in row]
-    return table
+def _lost_without_payload(table: GroupTable, payloads: Sequence[Any]) -> GroupTable:
+    missing = np.array([payload is None for payload in payloads], dtype=np.bool_)
+    return replace(table, lost=table.lost | (missing & table.scored()))
+
+
+def _committed(
+    batch: Batch, closed: Sequence[ReadyGroup], policy_version: int, move: PolicyMove | None
+) -> CommittedRewards:
+    """What history takes in of a commit, in feed order."""
+    table, clusters = batch.table, batch.clusters
+    if closed:
+        entries = [*_ready_groups(table, clusters, batch.payloads), *closed]
+        entries.sort(key=ReadyGroup.feed_order)
+        table = gather_table(entries)
+        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+    return CommittedRewards(clusters, table.rewards, table.prompt_ids, policy_version, move)

@@ -1,12 +1,10 @@
 """What a batch teaches, and what GRPO would have made of the same rewards."""
 
-from collections import defaultdict
-
 import numpy as np
 
-from moments_service.blend import Array
 from moments_service.estimators.base import Advantages
-from moments_service.groups import FULL_REWARD, ScoredGroup
+from moments_service.groups import FULL_REWARD
+from moments_service.table import GroupTable
 
 
 def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:
@@ -27,20 +25,19 @@ def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: f
     }
 
 
-def reward_metrics(groups: list[ScoredGroup], rewards: Array) -> dict[str, float]:
-    """Mean reward, pass@1 overall and per source, lengths and errors of a batch. rewards: [M, G], NaN for none."""
-    valid = ~np.isnan(rewards)
-    solved = np.where(valid, rewards >= FULL_REWARD, False)
-    lengths = [length for group in groups for length in group.lengths]
+def reward_metrics(table: GroupTable) -> dict[str, float]:
+    """Mean reward, pass@1 overall and per source, lengths and errors of a batch."""
+    valid = ~np.isnan(table.rewards)
+    solved = np.where(valid, table.rewards >= FULL_REWARD, False)
+    completions = table.sizes.sum()
     metrics = {
-        "reward/mean": float(np.nanmean(rewards)),
+        "reward/mean": float(np.nanmean(table.rewards)),
         "reward/pass_at_1": float(solved.sum() / valid.sum()),
-        "completion/length": float(np.mean(lengths)),
-        "completion/truncated": float(np.mean([flag for group in groups for flag in group.truncated])),
+        "completion/length": float(table.lengths.sum() / completions),
+        "completion/truncated": float(table.truncated.sum() / completions),
     }
-    by_source: dict[str, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups):
-        by_source[group.source].append(row)
-    for source, rows in sorted(by_source.items()):
-        metrics[f"pass_at_1/{source}"] = float(solved[rows].sum() / valid[rows].sum())
-    return metrics
+    names, of_row = np.unique(np.array(table.sources), return_inverse=True)
+    solved_by_source = np.bincount(of_row, weights=solved.sum(axis=1))
+    valid_by_source = np.bincount(of_row, weights=valid.sum(axis=1))
+    shares = solved_by_source / np.maximum(valid_by_source, 1.0)
+    return metrics | {f"pass_at_1/{source}": float(share) for source, share in zip(names, shares, strict=True)}

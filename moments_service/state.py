@@ -1,7 +1,7 @@
 """Everything that a commit changes, and nothing else: what a snapshot saves and a replay makes again."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,9 @@ class Counts:
     lost: int = 0
     trained: int = 0
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
 class SnapshotOrigin:
@@ -33,7 +36,11 @@ class SnapshotOrigin:
     codebook: str
     estimator: str
     last_step: int
+    incarnation: int
     counts: Counts = field(default_factory=Counts)
+    """Of this incarnation."""
+    counts_before: Counts = field(default_factory=Counts)
+    """Of the earlier incarnations that it goes on from."""
 
 
 class MomentsState:
@@ -67,24 +74,17 @@ class MomentsState:
             arrays |= {f"estimator/{name}": array for name, array in self.estimator.state().items()}
         return arrays
 
-    def save(self, directory: Path, codebook: str, counts: Counts) -> None:
+    def save(self, directory: Path, origin: SnapshotOrigin) -> None:
         """Write moments.safetensors into an existing directory."""
-        about = {
-            "codebook": codebook,
-            "estimator": self.config.estimator,
-            "last_step": str(self.last_step),
-            "counts": json.dumps(asdict(counts)),
-        }
-        save_file(self.arrays(), directory / MOMENTS_FILE, metadata=about)
+        save_file(self.arrays(), directory / MOMENTS_FILE, metadata={"origin": json.dumps(asdict(origin))})
 
     def load(self, directory: Path) -> SnapshotOrigin:
         """Go on from what `save` wrote. Raises ValueError if it does not fit."""
         path = directory / MOMENTS_FILE
         with safe_open(path, framework="numpy") as file:
-            about = file.metadata()
-        origin = SnapshotOrigin(
-            about["codebook"], about["estimator"], int(about["last_step"]), Counts(**json.loads(about["counts"]))
-        )
+            about = json.loads(file.metadata()["origin"])
+        counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))
+        origin = SnapshotOrigin(**about, counts=counts, counts_before=before)
         parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "estimator": {}}
         for name, array in load_file(path).items():
             part, _, key = name.partition("/")

@@ -13,7 +13,7 @@ from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch
 from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards
-from moments_service.state import Counts, MomentsState
+from moments_service.state import MomentsState, SnapshotOrigin
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("error")]
 
@@ -211,9 +211,9 @@ def test_padding_changes_nothing(name: str, groups: list, extra: int) -> None:
 @every_estimator
 def test_a_saved_state_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
     state, other = experienced(name), fresh(name)
-    state.save(tmp_path, "codebook", Counts(groups=18))
-    origin = other.load(tmp_path)
-    assert (origin.estimator, origin.last_step, origin.counts.groups) == (CONFIGS[name].estimator, 2, 18)
+    origin = SnapshotOrigin("codebook", CONFIGS[name].estimator, state.last_step, incarnation=1)
+    state.save(tmp_path, origin)
+    assert other.load(tmp_path) == origin and other.last_step == 2
     for seed in (7, 8):
         for one in (state, other):
             fold(one, random_groups(seed), PolicyMove(0.001, 0.03))

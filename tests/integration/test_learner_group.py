@@ -18,7 +18,8 @@ from actors.weights import WeightUpdate, unpack_weights
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.errors import LearnerError, PayloadLostError
 from learner.group import LearnerGroup
-from moments_service.groups import Batch, BlendedGroup, ScoredGroup
+from moments_service.batch import Batch
+from moments_service.groups import BlendedGroup, ScoredGroup
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 64
@@ -108,7 +109,7 @@ def draw_batch(step: int, count: int = 5, by_ref: bool = True) -> Batch:
         a, b, c = rng.normal(size=3).tolist()
         advantages = (a, None if i == 0 else b, c)
         groups.append(blended(payload, advantages, ray.put(payload) if by_ref else payload))
-    return Batch(step=step, groups=tuple(groups))
+    return Batch.of(step=step, groups=tuple(groups))
 
 
 def config_for(world_size: int, **changes: object) -> LearnerConfig:
@@ -170,7 +171,7 @@ async def test_two_ranks_learn_what_one_learns(policy_path: str, updates: int) -
 async def test_fewer_groups_than_ranks_and_payloads_without_refs(pair: LearnerGroup) -> None:
     metrics = await pair.step(draw_batch(0, count=1, by_ref=False))
     assert metrics["updates"] == 1.0 and metrics["grad_norm"] > 0
-    empty = await pair.step(Batch(step=1, groups=()))
+    empty = await pair.step(Batch.of(step=1, groups=()))
     assert empty["updates"] == empty["tokens"] == 0.0
 
 
@@ -213,11 +214,11 @@ async def test_lost_payloads_are_reported_before_anything_is_trained(pair: Learn
     ray.kill(owner)
     before = await published(pair)
     with pytest.raises(PayloadLostError) as error:
-        await pair.step(Batch(step=0, groups=(*batch.groups[:2], lost)))
+        await pair.step(Batch.of(step=0, groups=(*batch.groups[:2], lost)))
     assert error.value.group_ids == ("0-2",)
     after = await published(pair)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert (await pair.step(Batch(step=0, groups=batch.groups[:2])))["updates"] == 1.0
+    assert (await pair.step(Batch.of(step=0, groups=batch.groups[:2])))["updates"] == 1.0
 
 
 async def test_a_dead_rank_is_named(policy_path: str) -> None:

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.groups import BlendedGroup, GroupStatus, ScoredGroup, Transcript
-from moments_service.service import LEDGER_FILE, MomentsService
+from moments_service.rebuild import LEDGER_FILE
+from moments_service.service import MomentsService
+from moments_service.table import GroupTable
 
 pytestmark = pytest.mark.unit
 
@@ -137,7 +139,7 @@ async def test_acknowledged_means_on_the_disk(service: MomentsService, tmp_path:
     await service.submit(group(0, (1.0, None)), payload="p", transcript=Transcript("2+2=", ("4", "5")))
     with sqlite3.connect(f"file:{tmp_path / LEDGER_FILE}?mode=ro", uri=True) as reader:
         assert reader.execute("SELECT rewards, errors FROM groups").fetchall() == [
-            ("[1.0, null]", '[null, "verifier: crashed"]')
+            ("[1.0,null]", '[null, "verifier: crashed"]')
         ]
         assert reader.execute("SELECT prompt, completions FROM transcripts").fetchall() == [("2+2=", '["4", "5"]')]
 
@@ -146,7 +148,7 @@ async def test_the_ledger_explains_every_advantage(service: MomentsService, tmp_
     await train_on(service, 0, group(0, (1.0, 0.0)))
     trained = await train_on(service, 1, group(1, (1.0, 0.0)))
     with sqlite3.connect(tmp_path / LEDGER_FILE) as reader:
-        row = reader.execute("SELECT baseline, scale, weight FROM advantages WHERE step = 1").fetchone()
+        row = reader.execute("SELECT baseline, scale, weight FROM folds WHERE step = 1").fetchone()
     entry = trained[0]
     assert row == (entry.baseline, entry.scale, entry.weight)
     expected = [(r - entry.baseline) / (entry.scale + 1e-8) for r in entry.group.rewards if r is not None]
@@ -167,6 +169,43 @@ async def test_a_service_that_died_comes_back_with_the_same_moments(tmp_path: Pa
     assert (await second.stats())["ready"] == 0
     await first.close()
     await second.close()
+
+
+async def test_what_a_dead_service_acknowledged_and_nobody_trained_on_still_counts(tmp_path: Path) -> None:
+    first = MomentsService(CONFIG, tmp_path, seed=0)
+    await first.fit_clusters(EMBEDDINGS)
+    for sequence in range(3):
+        await first.submit(group(sequence, (1.0, 0.0)), payload="gone with the service")
+    second = MomentsService(CONFIG, tmp_path, seed=0)
+    await second.submit(group(1, (1.0, 0.0)), payload="sent again by an actor that lives")
+    assert (await second.stats())["counts"] == (await first.stats())["counts"]
+    batch = await second.next_batch(0, 1)
+    assert [entry.payload for entry in batch.groups] == ["sent again by an actor that lives"]
+    await second.commit(0, policy_version=1)
+    assert sum((await second.stats())["clusters"]["mass"]) == pytest.approx(6.0)
+    await first.close()
+    await second.close()
+
+
+async def test_a_sender_that_gives_up_does_not_take_its_group_with_it(service: MomentsService) -> None:
+    sending = asyncio.create_task(service.submit(group(0), payload="p"))
+    await asyncio.sleep(0)
+    sending.cancel()
+    await service.submit(group(0), payload="p")
+    assert (await service.stats())["ready"] == 1
+
+
+async def test_a_table_is_taken_in_like_its_groups_one_by_one(service: MomentsService, tmp_path: Path) -> None:
+    groups = [group(0, (1.0, None, 0.0)), group(1, (0.0,)), group(2, (None,), status=GroupStatus.ERROR)]
+    other = MomentsService(CONFIG, tmp_path / "one by one", seed=0)
+    await other.fit_clusters(EMBEDDINGS)
+    await service.submit_table(GroupTable.of([*groups, groups[0]]), ["a", "b", None, "a"])
+    for scored, payload in zip(groups, ("a", "b", None), strict=True):
+        await other.submit(scored, payload)
+    ours, theirs = await service.next_batch(0, 2), await other.next_batch(0, 2)
+    assert ours.groups == theirs.groups and ours.metrics == theirs.metrics
+    assert await service.stats() == await other.stats()
+    await other.close()
 
 
 async def test_a_resume_goes_on_from_the_snapshot_and_not_from_what_came_after(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""The tables of the ledger: what is on the disk, readable with `sqlite3` by anybody while the run goes on.
+
+Rows are only ever added. Every transaction is sealed with the number of its rows and a checksum over them.
+
+groups       one row a group, when it was submitted
+transcripts  the texts of some groups
+losses       groups whose payload died after they were submitted
+folds        what a commit made of each group: its advantages, or NULL for a group that was not trained on
+commits      one row a policy step that became history
+incarnations one row a start of the run; `after_step` is the last step of the earlier incarnations that it goes on from
+seals        one row a transaction
+"""
+
+import hashlib
+import itertools
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Row = tuple[Any, ...]
+
+_encode = msgspec.json.encode
+_CHUNKS = (256, 32, 4, 1)
+"""Rows a statement; a few sizes only, so that SQLite's compiled statements are used again."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "groups": (
+        "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt_id TEXT NOT NULL",
+        "source TEXT NOT NULL", "cluster INTEGER NOT NULL", "lost INTEGER NOT NULL", "rewards TEXT NOT NULL", "errors TEXT",
+        "lengths TEXT NOT NULL", "truncated TEXT NOT NULL", "oldest_version INTEGER NOT NULL",
+        "newest_version INTEGER NOT NULL",
+    ),
+    "transcripts": (
+        "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt TEXT NOT NULL",
+        "completions TEXT NOT NULL",
+    ),
+    "losses": ("incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL"),
+    "folds": (
+        "incarnation INTEGER NOT NULL", "step INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL",
+        "advantages TEXT", "baseline REAL", "scale REAL", "weight REAL",
+    ),
+    "commits": (
+        "incarnation INTEGER NOT NULL", "step INTEGER NOT NULL", "policy_version INTEGER NOT NULL", "kl REAL",
+        "log_ratio REAL",
+    ),
+    "incarnations": ("incarnation INTEGER NOT NULL", "after_step INTEGER NOT NULL"),
+}  # fmt: skip
+"""Every sealed table. The last column of each is `seal`, the transaction that wrote the row."""
+
+KEYS = {
+    # Beginning with the place in the feed, which only grows: new rows stand together at the end of the tree.
+    "groups": "incarnation, sequence, group_id",
+    "transcripts": "incarnation, sequence, group_id",
+    "losses": "incarnation, sequence, group_id",
+    "folds": "incarnation, step, sequence, group_id",
+    "commits": "incarnation, step",
+    "incarnations": "incarnation",
+}
+"""Always the first columns, so that sorted rows are in the order of their key."""
+
+SEALS = "CREATE TABLE IF NOT EXISTS seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL)"
+
+
+def create_tables(connection: sqlite3.Connection) -> None:
+    """Make what is missing, durable from here on."""
+    connection.execute("PRAGMA journal_mode=WAL")
+    # FULL: a commit is on the disk when it returns, also through a power cut.
+    connection.execute("PRAGMA synchronous=FULL")
+    with connection:
+        for table, columns in COLUMNS.items():
+            body = ", ".join((*columns, "seal INTEGER NOT NULL", f"PRIMARY KEY ({KEYS[table]})"))
+            connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({body}) WITHOUT ROWID")
+        connection.execute(SEALS)
+
+
+def insert(connection: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
+    """Insert many rows in few statements.
+
+    Python's lock is free while SQLite works on a statement, and taken again between two of them; with one statement a row,
+    a busy event loop beside this thread would make every row wait.
+    """
+    done = 0
+    for size in _CHUNKS:
+        row = f"({','.join('?' * (len(COLUMNS[table]) + 1))})"
+        statement = f"INSERT INTO {table} VALUES {','.join([row] * size)}"
+        while len(rows) - done >= size:
+            connection.execute(statement, list(itertools.chain.from_iterable(rows[done : done + size])))
+            done += size
+
+
+class TransactionHash:
+    """Checksum over the rows of one transaction. Each table's rows are added in the order of its key."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._tables: dict[str, Any] = {}
+
+    def add(self, table: str, rows: Iterable[Row]) -> None:
+        """Add rows without their seal."""
+        digest = self._tables.setdefault(table, hashlib.blake2b(digest_size=16))
+        for row in rows:
+            digest.update(_encode(row))
+            self.rows += 1
+
+    def hexdigest(self) -> str:
+        whole = hashlib.blake2b(digest_size=16)
+        for table in COLUMNS:
+            if table in self._tables:
+                whole.update(table.encode() + self._tables[table].digest())
+        return whole.hexdigest()
+
+
+def json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:
+    """Each row of a [N, G] array as a JSON list of its first `size` values; null for NaN."""
+    if len(values) and (sizes == values.shape[1]).all() and values.shape[1]:
+        whole = _encode(values.tolist()).decode()
+        return [f"[{row}]" for row in whole[2:-2].split("],[")]
+    return [_encode(row[:size]).decode() for row, size in zip(values.tolist(), sizes.tolist(), strict=True)]

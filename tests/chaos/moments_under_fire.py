@@ -1,0 +1,164 @@
+"""Kills a moments service that is under load, again and again, and checks what is left each time.
+
+Run as `python -m tests.chaos.moments_under_fire DIRECTORY ROUNDS`; prints one JSON line at the end. A process of its own,
+because it forks: the child is the service with its load, and dies by SIGKILL at a random instant.
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moments_service.config import ClusterConfig, MomentsConfig
+from moments_service.groups import ScoredGroup
+from moments_service.ledger import LedgerReader
+from moments_service.rebuild import LEDGER_FILE, rebuild
+from moments_service.service import MomentsService
+from moments_service.state import MomentsState
+from moments_service.table import GroupTable
+
+CLUSTERS = 32
+CONFIG = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS))
+KILLS_PER_LEDGER = 25
+"""Every start reads the whole ledger, so that kills on one ledger become slower and slower."""
+EMBEDDINGS = np.eye(CLUSTERS, dtype=np.float32)
+
+
+def digest(state: MomentsState) -> str:
+    arrays = state.arrays()
+    return hashlib.sha256(b"".join(name.encode() + arrays[name].tobytes() for name in sorted(arrays))).hexdigest()
+
+
+def some_groups(generator: random.Random, sequence: int, count: int) -> list[ScoredGroup]:
+    groups = []
+    for number in range(sequence, sequence + count):
+        rewards = [generator.choice((0.0, 1.0, 0.5, None)) for _ in range(generator.randint(1, 8))]
+        rewards[0] = float(generator.random() < 0.5)
+        groups.append(
+            ScoredGroup(
+                group_id=f"prompt{number}:0:0:0",
+                prompt_id=f"prompt{number}",
+                source="load",
+                sequence=number,
+                rewards=tuple(rewards),
+                errors=tuple(None if reward is not None else "verifier: timed out" for reward in rewards),
+                lengths=(5,) * len(rewards),
+                truncated=(False,) * len(rewards),
+                policy_versions=(0, 0),
+                embedding=EMBEDDINGS[generator.randrange(CLUSTERS)],
+            )
+        )
+    return groups
+
+
+async def load(directory: Path, seed: int, sequence: int, acknowledge: int) -> None:
+    """Submit, blend and commit until killed. Every acknowledgement goes down the pipe `acknowledge`, after it came."""
+    generator = random.Random(seed)
+    service = MomentsService(CONFIG, directory, seed=0)
+    step = (await service.stats())["last_step"]
+    os.write(acknowledge, b"ready\n")
+
+    async def submit(groups: list[ScoredGroup]) -> None:
+        await service.submit_table(GroupTable.of(groups), ["payload"] * len(groups))
+        os.write(acknowledge, "".join(f"group {group.group_id}\n" for group in groups).encode())
+
+    while True:
+        sending = []
+        for _ in range(generator.randint(1, 4)):
+            groups = some_groups(generator, sequence, generator.randint(1, 6))
+            sequence += len(groups)
+            sending.append(asyncio.create_task(submit(groups)))
+            if generator.random() < 0.3:  # a sender that tries again
+                sending.append(asyncio.create_task(submit(groups)))
+        await asyncio.gather(*sending)
+        step += 1
+        await service.next_batch(step, max(1, (await service.stats())["ready"] - generator.randint(0, 3)))
+        await service.commit(step, policy_version=step + 1)
+        assert service._state is not None
+        os.write(acknowledge, f"commit {step} {digest(service._state)}\n".encode())
+
+
+def one_round(directory: Path, seed: int, sequence: int) -> list[str]:
+    """Start the service under load, kill it, and return the lines that it acknowledged."""
+    receive, acknowledge = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        asyncio.run(load(directory, seed, sequence, acknowledge))
+    os.close(acknowledge)
+    with os.fdopen(receive) as pipe:
+        # Every fifth dies while it starts and replays, the others while they work.
+        if seed % 5:
+            pipe.readline()
+        time.sleep(random.Random(seed).uniform(0.0, 0.2))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return pipe.read().splitlines()
+
+
+def check(directory: Path, acknowledged: list[str], groups: set[str]) -> None:
+    """What was acknowledged is there, once; the state is what its commits said it was."""
+    groups |= {line.split()[1] for line in acknowledged if line.startswith("group ")}
+    reader = LedgerReader(directory / LEDGER_FILE)
+    rows = [group_id for (group_id,) in reader.query("SELECT group_id FROM groups")]
+    folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
+    reader.close()
+    assert len(rows) == len(set(rows)), "a group stands in the ledger twice"
+    assert groups <= set(rows), f"acknowledged and lost: {sorted(groups - set(rows))[:3]}"
+    assert len(folded) == len(set(folded)), "a group was counted twice"
+    commits = [line.split()[1:] for line in acknowledged if line.startswith("commit ")]
+    if commits:
+        step, expected = commits[-1]
+        assert digest(rebuild(CONFIG, directory, before_step=int(step) + 1)) == expected, (
+            f"another state after step {step}"
+        )
+
+
+async def finish(directory: Path, groups: set[str]) -> None:
+    """One last commit: every group that was ever acknowledged is part of history then, exactly once."""
+    service = MomentsService(CONFIG, directory, seed=0)
+    step = (await service.stats())["last_step"] + 1
+    (last,) = some_groups(random.Random(0), 10**9, 1)
+    await service.submit(last, "payload")
+    await service.next_batch(step, 1)
+    await service.commit(step, policy_version=step + 1)
+    assert service._state is not None
+    assert digest(service._state) == digest(rebuild(CONFIG, directory))
+    await service.close()
+    reader = LedgerReader(directory / LEDGER_FILE)
+    folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
+    reader.close()
+    assert groups <= set(folded) and len(folded) == len(set(folded))
+
+
+async def prepare(directory: Path) -> None:
+    service = MomentsService(CONFIG, directory, seed=0)
+    await service.fit_clusters(EMBEDDINGS)
+    await service.close()
+
+
+def main(directory: Path, rounds: int) -> None:
+    acknowledged_groups = commits = 0
+    for life in range(0, rounds, KILLS_PER_LEDGER):
+        groups: set[str] = set()
+        home = directory / f"life{life}"
+        asyncio.run(prepare(home))
+        for number in range(life, min(life + KILLS_PER_LEDGER, rounds)):
+            acknowledged = one_round(home, seed=number, sequence=number * 10_000)
+            commits += sum(line.startswith("commit ") for line in acknowledged)
+            check(home, acknowledged, groups)
+        asyncio.run(finish(home, groups))
+        acknowledged_groups += len(groups)
+    found = {"kills": rounds, "groups_acknowledged": acknowledged_groups, "commits_acknowledged": commits}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,183 @@
+"""Rebuilding, explaining and replaying: the same numbers from what was written down alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from deploy.cli import app
+from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
+from moments_service.estimators import RewardBatch
+from moments_service.estimators.bv_blend import create_bv_blend
+from moments_service.estimators.naming import configured
+from moments_service.explain import GroupNotFoundError, explain
+from moments_service.groups import PolicyMove, Transcript
+from moments_service.moments import CommittedRewards, create_moments
+from moments_service.rebuild import rebuild
+from moments_service.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
+from moments_service.service import MomentsService
+from moments_service.table import padded
+from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, group
+
+pytestmark = pytest.mark.unit
+
+
+async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsService:
+    """Three steps in incarnation 0, then a resume from after the second and two more steps."""
+    service = MomentsService(config, directory, seed=0)
+    await service.fit_clusters(EMBEDDINGS)
+    generator = np.random.default_rng(0)
+
+    async def step(number: int) -> None:
+        for sequence in range(4 * number, 4 * number + 4):
+            rewards = (*generator.integers(0, 2, 3).astype(float).tolist(), None)[sequence % 2 :]
+            await service.submit(group(sequence, rewards, where=sequence % 3), "p", Transcript("2+2=", ("[b]4",) * 4))
+        await service.next_batch(number, 3)
+        await service.mark_lost((group(4 * number + 3).group_id,))
+        await service.commit(number, number + 1, PolicyMove(0.01 * number, 0.1))
+
+    snapshot = directory / "snapshot"
+    snapshot.mkdir()
+    for number in range(3):
+        await step(number)
+        if number == 1:
+            await service.snapshot(snapshot)
+    await service.close()
+    service = MomentsService(config, directory, seed=0, incarnation=1, snapshot=snapshot)
+    for number in (2, 3):
+        await step(number)
+    return service
+
+
+@pytest.mark.parametrize("spec", ["bv_blend", "bv_blend:paper", "bv_blend:eb:kl_half_life=0.02"])
+async def test_the_ledger_alone_makes_the_same_state_bit_for_bit(tmp_path: Path, spec: str) -> None:
+    config = configured(CONFIG, spec)
+    service = await a_run(tmp_path, config)
+    rebuilt = rebuild(config, tmp_path)
+    snapshot = tmp_path / "end"
+    snapshot.mkdir()
+    await service.snapshot(snapshot)
+    await service.close()
+    from moments_service.state import MomentsState
+
+    held = MomentsState(config, len(EMBEDDINGS))
+    held.load(snapshot)
+    assert held.last_step == rebuilt.last_step == 3
+    for name, array in held.arrays().items():
+        np.testing.assert_array_equal(rebuilt.arrays()[name], array)
+
+
+async def test_an_explanation_recomputes_what_the_learner_was_given(tmp_path: Path) -> None:
+    service = await a_run(tmp_path)
+    await service.close()
+    for sequence in (0, 5, 12):
+        (found,) = explain(CONFIG, tmp_path, group(sequence).group_id)
+        assert found.recorded is not None and found.recomputed == found.recorded
+        assert found.grpo is not None and found.past is not None
+    # Step 2 was done twice: once past the checkpoint, once again after the resume.
+    twice = explain(CONFIG, tmp_path, group(8).group_id)
+    assert [found.incarnation for found in twice] == [0, 1]
+    assert all(found.recomputed == found.recorded for found in twice)
+    (lost,) = explain(CONFIG, tmp_path, group(3).group_id)
+    assert lost.step == 0 and lost.recorded is None
+    with pytest.raises(GroupNotFoundError, match="nobody:0:0:0"):
+        explain(CONFIG, tmp_path, "nobody:0:0:0")
+
+
+def log_lines(**changes: Any) -> list[str]:
+    generator = np.random.default_rng(1)
+    lines = []
+    for step in range(4):
+        for i in range(5):
+            rewards: list[Any] = generator.integers(0, 2, 2 + i % 3).tolist()
+            if i == 3:
+                rewards[0] = None
+            lines.append({"step": step, "group": f"{step}-{i}", "cluster": 7 * (i % 2), "rewards": rewards, **changes})
+    return [json.dumps(line) for line in lines]
+
+
+@pytest.mark.parametrize("variant", ["safe", "paper", "eb"])
+def test_a_replay_is_what_training_would_have_done(variant: Any) -> None:
+    config = MomentsConfig(blend=BlendConfig(variant=variant))
+    summary = ReplaySummary()
+    found = list(replay(read_log(log_lines(), config), config, summary))
+    moments, estimate = create_moments(config.blend, 2), create_bv_blend(config.blend)
+    expected = []
+    for step in range(4):
+        batch = [json.loads(line) for line in log_lines() if json.loads(line)["step"] == step]
+        clusters = np.array([row["cluster"] // 7 for row in batch])
+        rewards = padded([row["rewards"] for row in batch], 4, np.nan)
+        own = estimate(RewardBatch(rewards, np.ones_like(rewards), ("",) * 5, moments.history(clusters)))
+        expected += own.values.tolist()
+        moments.fold(CommittedRewards(clusters, rewards, ("",) * 5, step + 1))
+    for row, values in zip(found, expected, strict=True):
+        mine = [np.nan if value is None else value for value in row["advantages"]]
+        np.testing.assert_array_equal(mine, values[: len(mine)])
+        assert row["cluster"] in (0, 7) and row["estimator"] == estimator_label(config)
+    signal = [any(value is not None and abs(value) > 1e-6 for value in row["advantages"]) for row in found]
+    wasted = [_uniform(json.loads(line)["rewards"]) for line in log_lines()]
+    assert (summary.groups, summary.with_signal) == (20, sum(signal))
+    assert summary.rescued == sum(own and other for own, other in zip(signal, wasted, strict=True)) > 0
+
+
+def _uniform(rewards: list[float | None]) -> bool:
+    """Whether GRPO learns nothing from a group; a single reward of 1 has mean 0 and deviation 1 there, as in verl."""
+    known = [reward for reward in rewards if reward is not None]
+    return len(set(known)) == 1 and known != [1]
+
+
+def test_prompts_of_a_log_become_clusters(tmp_path: Path) -> None:
+    config = MomentsConfig(clusters=ClusterConfig(count=2, cache_dir=str(tmp_path)))
+    texts = ["What is 3 + 4?", "What is 9 + 1?", "Spell 'house' backwards.", "Spell 'garden' backwards."]
+    lines = [json.dumps({"step": 0, "group": str(i), "prompt": t, "rewards": [0, 1]}) for i, t in enumerate(texts)]
+    clusters = [row.cluster for row in read_log(lines, config)]
+    assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2: not an object"),
+        ('{"step": 0, "group": "g", "cluster": 1}', "line 2: no 'rewards'"),
+        ('{"step": 0, "group": "g", "rewards": [1]}', "line 2: give either a prompt or a cluster"),
+        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [1, "0"]}', "'0' is neither a finite number nor null"),
+        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [NaN]}', "nan is neither a finite number nor null"),
+        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [1], "lengths": [1, 2]}', "not a list of 1 token counts"),
+        ('{"step": 0, "group": "g", "prompt": "2+2", "rewards": [1]}', "some lines give a prompt and others a cluster"),
+    ],
+)
+def test_a_bad_line_is_named(line: str, problem: str) -> None:
+    with pytest.raises(ReplayError, match=problem.replace("[", r"\[").replace("+", r"\+")):
+        read_log(['{"step": 0, "group": "a", "cluster": 1, "rewards": [1, 0]}', line], CONFIG)
+
+
+def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("\n".join(log_lines()))
+    done = CliRunner().invoke(
+        app, ["replay", str(log), "--estimator", "bv_blend:eb,grpo", "--set", "blend.prior=[2,2]"]
+    )
+    assert done.exit_code == 0, done.output
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["estimator"] for row in rows] == ["bv_blend:eb"] * 20 + ["grpo"] * 20
+    assert set(rows[0]) == {"step", "group", "estimator", "cluster", "advantages", "baseline", "scale", "weight"}
+    assert "signal ratio" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ("bv_bland", "did you mean bv_blend"),
+        ("bv_blend:temprature=1", "did you mean temperature"),
+        ("bv_blend:save", "variant"),
+        ("grpo:fast", "write settings of grpo as KEY=VALUE"),
+        ("grpo:fast=1", "grpo has no option 'fast'"),
+    ],
+)
+def test_a_wrong_estimator_is_refused(spec: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        configured(CONFIG, spec)
