@@ -21,13 +21,29 @@ from deploy.run_directory import RunDirectory
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
 from moments_service.batch import Batch
+from moments_service.groups import PolicyMove
 
 CLOSE_TIMEOUT_S = 5.0
 """What each part of a run gets for an orderly end before it is killed."""
 
 
+PAUSE_POLL_S = 1.0
+"""How often a paused run looks whether a person wants it to go on."""
+
+
 class PhaseError(RuntimeError):
     """A phase of the training loop failed; the message names it, and the cause is chained."""
+
+
+class HealthStopError(RuntimeError):
+    """An alarm went off, and `moments.health.reaction` is to stop."""
+
+
+def policy_move(learned: dict[str, float]) -> PolicyMove | None:
+    """How far a policy step moved the policy; None where the learner does not measure it (`learner.measure_move`)."""
+    if "move_kl" not in learned:
+        return None
+    return PolicyMove(kl=learned["move_kl"], log_ratio=learned["move_log_ratio"])
 
 
 class Run:
@@ -76,7 +92,7 @@ class Run:
         except asyncio.CancelledError:
             self.interrupted = name
             raise
-        except PayloadLostError:
+        except (PayloadLostError, HealthStopError):
             raise
         except Exception as error:
             raise PhaseError(f"step {self.step}, phase {name}: {error}") from error
@@ -98,6 +114,28 @@ class Run:
         await self.learner.publish(version, to=self.fleet.actors, timeout_s=self.config.rollout.update_timeout_s)
         self.fleet.latest_update = self.learner.latest_update
         self.policy_version = version
+
+    async def react(self, batch: Batch) -> None:
+        """Say what looks broken in a batch that is not trained on yet, and pause or stop if the run is told to.
+
+        A paused run waits until somebody removes `RUN/paused`. Raises HealthStopError.
+        """
+        for alarm in batch.alarms:
+            self.display.note(f"step {self.step}: ALARM: {alarm}")
+            self.directory.append_alarm(self.step, alarm)
+        reaction = self.config.moments.health.reaction
+        if not batch.alarms or reaction == "log":
+            return
+        happened = "; ".join(str(alarm) for alarm in batch.alarms)
+        if reaction == "stop":
+            raise HealthStopError(
+                f"{happened} (moments.health.reaction: stop). Nothing was learned from this batch; look at the verifier, then "
+                f"go on with --resume {self.directory.path}"
+            )
+        self.directory.paused.write_text(f"{happened}\nRemove this file to go on.\n")
+        self.display.note(f"paused; remove {self.directory.paused} to go on")
+        while self.directory.paused.exists():  # noqa: ASYNC110 - a person removes the file, and nothing tells us
+            await asyncio.sleep(PAUSE_POLL_S)
 
     async def lose(self, batch: Batch, lost: tuple[str, ...]) -> None:
         """Payloads of a batch died before it was trained on: take it back and sample those prompts again."""

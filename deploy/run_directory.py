@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.evaluation import Evaluation
+from moments_service.health import Alarm
 
 CHECKPOINT_PREFIX = "step-"
 
@@ -20,6 +21,7 @@ class RunDirectory:
     config.yaml       the resolved configuration
     metrics.jsonl     one line a step
     evaluations.jsonl one line an evaluation
+    alarms.jsonl      one line an alarm, if there was one; paused while a person has to look at it
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
@@ -31,6 +33,8 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.alarms = self.path / "alarms.jsonl"
+        self.paused = self.path / "paused"
         self.moments = self.path / "moments"
         self.final_moments = self.moments / "final"
         self.checkpoints = self.path / "checkpoints"
@@ -69,6 +73,11 @@ class RunDirectory:
             return []
         rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
         return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+
+    def append_alarm(self, step: int, alarm: Alarm) -> None:
+        """Add one alarm's line."""
+        with self.alarms.open("a") as file:
+            file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")
 
     def append_evaluation(self, step: int, split: str, evaluation: Evaluation) -> None:
         """Add one evaluation's line."""

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from deploy.run import Run
+from deploy.run import Run, policy_move
 from learner.errors import PayloadLostError
 
 
@@ -16,6 +16,7 @@ async def train(run: Run) -> None:
         # 2. Their rewards become advantages, from moments that have not seen this batch.
         with run.phase("moments"):
             batch = await run.moments.next_batch.remote(run.step, run.config.batch_groups)
+            await run.react(batch)
 
         # 3. One policy step.
         try:
@@ -28,7 +29,8 @@ async def train(run: Run) -> None:
         # 4. The new weights go to every rollout actor, whole or not at all; meanwhile, and only now, the batch becomes history.
         with run.phase("publish"):
             version = run.policy_version + 1
-            await asyncio.gather(run.publish(version), run.moments.commit.remote(run.step, version))
+            history = run.moments.commit.remote(run.step, version, policy_move(metrics))
+            await asyncio.gather(run.publish(version), history)
 
         # 5. Slots are freed for the next groups; report, evaluation and checkpoint, each when due.
         await run.finish_step(batch, metrics)

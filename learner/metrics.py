@@ -56,3 +56,14 @@ def token_means(sums: torch.Tensor, maxima: torch.Tensor) -> dict[str, float]:
     tokens = max(named["tokens"], 1.0)
     means = {name: value if name in ("loss", "tokens") else value / tokens for name, value in named.items()}
     return means | dict(zip(MAXIMA, maxima.tolist(), strict=True))
+
+
+def move_sums(old: torch.Tensor, new: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """[3] float64: sums of k3 of KL(old || new) and of |log-ratio|, both in nats, and the number of tokens.
+
+    old, new: [N] log-probs of the same tokens before and after a step.    weights: [N]; tokens of weight 0 do not count.
+    """
+    drift = torch.clamp(new - old, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)[weights > 0].double()
+    return torch.stack(
+        [(torch.exp(drift) - 1.0 - drift).sum(), drift.abs().sum(), torch.tensor(float(len(drift))).double()]
+    )

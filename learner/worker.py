@@ -15,7 +15,7 @@ from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig
 from learner.export import export_directory, full_tensors
 from learner.loss import policy_loss
-from learner.metrics import MAXIMA, SUMS, token_means, token_metrics
+from learner.metrics import MAXIMA, SUMS, move_sums, token_means, token_metrics
 from learner.microbatch import Microbatch, TrainGroup, empty_microbatch, make_rows, pack_rows
 from learner.optimizer import Optimizer
 from learner.policy import Policy, load_policy, shard, trainable_parameters
@@ -86,6 +86,8 @@ class LearnerRank:
         plans = self._plan(updates)
         # With one update the behaviour policy of the loss is the policy itself: its log-probs need no extra pass.
         old = [self._logprobs(self.policy, plan) for plan in plans] if len(plans) > 1 else None
+        probe = next((plan[:1] for plan in plans if plan), []) if self.config.measure_move else []
+        before = self._logprobs(self.policy, probe)
         sums, maxima = torch.zeros(len(SUMS), dtype=torch.float64), torch.zeros(len(MAXIMA), dtype=torch.float64)
         grad_norm, lr, done = 0.0, self.optimizer.lr, 0
         for i, plan in enumerate(plans):
@@ -101,13 +103,17 @@ class LearnerRank:
         timing = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
         maxima = torch.cat([maxima, timing])
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-        return token_means(sums, maxima[:-1]) | {
-            "grad_norm": grad_norm,
-            "lr": lr,
-            "updates": float(done),
-            "microbatches": float(sum(len(plan) for plan in plans)),
-            "step_s": float(maxima[-1]),
-        }
+        return (
+            token_means(sums, maxima[:-1])
+            | self._move(probe, before)
+            | {
+                "grad_norm": grad_norm,
+                "lr": lr,
+                "updates": float(done),
+                "microbatches": float(sum(len(plan) for plan in plans)),
+                "step_s": float(maxima[-1]),
+            }
+        )
 
     def _plan(self, updates: Sequence[Sequence[TrainGroup]]) -> list[list[Microbatch]]:
         """Microbatches of each update, as many on every rank; none at all where no rank has anything to train on."""
@@ -160,6 +166,17 @@ class LearnerRank:
             sums.append(torch.cat([loss.detach().double()[None], token_sums]))
             maxima.append(token_maxima)
         return torch.stack(sums).sum(dim=0).cpu(), torch.stack(maxima).amax(dim=0).cpu()
+
+    def _move(self, probe: Sequence[Microbatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
+        """How far the step moved the policy on the tokens of `probe`, over all ranks; nothing where none was taken."""
+        if not probe:
+            return {}
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch, old, new in zip(probe, before, self._logprobs(self.policy, probe), strict=True):
+            sums += move_sums(old.cpu(), new.cpu(), batch.weights)
+        dist.all_reduce(sums)
+        kl, log_ratio, tokens = sums.tolist()
+        return {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
 
     def export_weights(self, version: int, dtype: str) -> WeightUpdate | None:
         """The whole policy at `version` as `dtype` (a torch name such as "bfloat16"); None on every rank but 0."""

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moments_service.blend import Array
 from moments_service.groups import BlendedGroup
+from moments_service.health import Alarm
 from moments_service.table import GroupTable, padded
 
 
@@ -29,6 +30,8 @@ class Batch:
     """Trust in the cluster's history, in [0, 1]; 0 for estimators without history."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Rewards, signal ratios and the GRPO counterfactual of this batch."""
+    alarms: tuple[Alarm, ...] = ()
+    """What looks broken in it."""
 
     @classmethod
     def of(cls, step: int, groups: Sequence[BlendedGroup]) -> "Batch":

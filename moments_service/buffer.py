@@ -5,6 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from moments_service.groups import PolicyMove
+from moments_service.moments import CommittedRewards, Indices
 from moments_service.table import GroupTable, join_tables
 
 
@@ -38,6 +42,25 @@ def gather_table(ready: Sequence[ReadyGroup]) -> GroupTable:
         return join_tables(parts)
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return join_tables(parts).take(inverse)
+
+
+def ready_groups(table: GroupTable, clusters: Indices, payloads: Sequence[Any]) -> list[ReadyGroup]:
+    """Each row of a table on its own. clusters: [N].    payloads: N of them."""
+    return [
+        ReadyGroup(table, row, cluster, payload)
+        for row, (cluster, payload) in enumerate(zip(clusters.tolist(), payloads, strict=True))
+    ]
+
+
+def committed_rewards(
+    trained: Sequence[ReadyGroup], closed: Sequence[ReadyGroup], policy_version: int, move: PolicyMove | None
+) -> CommittedRewards:
+    """What history takes in of a commit: what was trained on and what was only closed, in feed order."""
+    entries = sorted([*trained, *closed], key=ReadyGroup.feed_order) if closed else trained
+    table = gather_table(entries)
+    clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+    lengths = np.where(table.filled(), table.lengths, np.nan)
+    return CommittedRewards(clusters, table.rewards, table.prompt_ids, policy_version, move, lengths)
 
 
 class GroupBuffer:

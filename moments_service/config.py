@@ -51,6 +51,17 @@ class ClusterConfig(StrictModel):
     """Where embeddings are kept, by encoder and text hash."""
 
 
+class HealthConfig(StrictModel):
+    """Alarms when rewards, errors or lengths suddenly are not what history says."""
+
+    reaction: Literal["log", "pause", "stop"] = "log"
+    """What the run does before it trains on a batch that raised an alarm; a paused one waits until RUN/paused is removed."""
+    threshold: float = Field(10.0, gt=0)
+    """How far, in standard deviations summed up over batches, an average may leave what is expected of it."""
+    error_share: float = Field(0.1, gt=0, le=1)
+    """Share of a batch's completions without a reward (verifier errors, aborts) above which an alarm is raised at once."""
+
+
 class MomentsConfig(StrictModel):
     """The moments service: which estimator turns rewards into advantages, over which clusters."""
 
@@ -60,5 +71,4 @@ class MomentsConfig(StrictModel):
     """What that estimator lets one set; its docstring names and explains them (bv_blend has `blend` instead)."""
     blend: BlendConfig = BlendConfig()
     clusters: ClusterConfig = ClusterConfig()
-    error_alarm: float = Field(0.1, gt=0, le=1)
-    """Share of a batch's completions without a reward (verifier errors, aborts) above which an alarm is raised."""
+    health: HealthConfig = HealthConfig()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.batch import Batch
-from moments_service.buffer import GroupBuffer, ReadyGroup, gather_table
+from moments_service.buffer import GroupBuffer, ReadyGroup, committed_rewards, gather_table, ready_groups
 from moments_service.clusters import (
     ClusterChange,
     Clusters,
@@ -29,8 +29,8 @@ from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.health import Alarm, error_share
 from moments_service.ledger import Ledger, LedgerReader
-from moments_service.moments import CommittedRewards
 from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.rebuild import LEDGER_FILE, RunHistory
 from moments_service.seeding import derive_seed
@@ -171,7 +171,7 @@ class MomentsService:
         if self._drawn is None or self._drawn.step != step:
             return
         batch, self._drawn = self._drawn, None
-        await self._buffer.put(_ready_groups(batch.table, batch.clusters, batch.payloads))
+        await self._buffer.put(ready_groups(batch.table, batch.clusters, batch.payloads))
         await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
@@ -189,7 +189,8 @@ class MomentsService:
             batch = self._drawn
             closed = sorted(self._closed.values(), key=ReadyGroup.feed_order)
             await self._ledger.append_commit(batch, policy_version, move, [ready.feed_order() for ready in closed])
-            state.fold(step, _committed(batch, closed, policy_version, move))
+            trained = ready_groups(batch.table, batch.clusters, batch.payloads)
+            state.fold(step, committed_rewards(trained, closed, policy_version, move))
             self._drawn = None
             for group_id in (*batch.group_ids, *(ready.group_id for ready in closed)):
                 self._open.discard(group_id)
@@ -329,7 +330,7 @@ class MomentsService:
         self._counts.completions += int(table.sizes.sum())
         self._counts.errors += sum(error is not None for errors in table.errors for error in errors or ())
         self._counts.lost += int(table.lost.sum())
-        ready = _ready_groups(table, clusters, payloads)
+        ready = ready_groups(table, clusters, payloads)
         trainable = (~table.lost & table.scored()).tolist()
         self._closed.update((group.group_id, group) for group, train in zip(ready, trainable, strict=True) if not train)
         await self._buffer.put(group for group, train in zip(ready, trainable, strict=True) if train)
@@ -343,7 +344,12 @@ class MomentsService:
         )
         own = state.estimate(rewards)
         metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
-        metrics["reward/errors"] = self._error_share(table)
+        together = committed_rewards(entries, list(self._closed.values()), policy_version=-1, move=None)
+        metrics["reward/errors"] = share = error_share(together)
+        alarms = state.alarms(together)
+        if share > (limit := self._config.health.error_share):
+            alarms = (*alarms, Alarm("many errors", None, limit, share))
+            logger.warning("%.0f%% of the completions have no reward: %s", 100 * share, self._error_examples(table))
         return Batch(
             step=step,
             table=table,
@@ -354,41 +360,15 @@ class MomentsService:
             scale=own.scale,
             weight=own.weight,
             metrics=metrics,
+            alarms=alarms,
         )
 
-    def _error_share(self, table: GroupTable) -> float:
-        """Share of completions without a reward since the last batch, closed groups included."""
+    def _error_examples(self, table: GroupTable) -> str:
         closed = [ready.table.errors[ready.row] for ready in self._closed.values()]
-        errors = [error for errors in (*table.errors, *closed) for error in errors or () if error is not None]
-        completions = int(table.sizes.sum()) + sum(int(r.table.sizes[r.row]) for r in self._closed.values())
-        share = len(errors) / completions
-        if share > self._config.error_alarm:
-            logger.warning(
-                "%.0f%% of the completions have no reward: %s", 100 * share, "; ".join(sorted(set(errors))[:3])
-            )
-        return share
-
-
-def _ready_groups(table: GroupTable, clusters: np.ndarray, payloads: Sequence[Any]) -> list[ReadyGroup]:
-    return [
-        ReadyGroup(table, row, cluster, payload)
-        for row, (cluster, payload) in enumerate(zip(clusters.tolist(), payloads, strict=True))
-    ]
+        errors = {error for errors in (*table.errors, *closed) for error in errors or () if error is not None}
+        return "; ".join(sorted(errors)[:3])
 
 
 def _lost_without_payload(table: GroupTable, payloads: Sequence[Any]) -> GroupTable:
     missing = np.array([payload is None for payload in payloads], dtype=np.bool_)
     return replace(table, lost=table.lost | (missing & table.scored()))
-
-
-def _committed(
-    batch: Batch, closed: Sequence[ReadyGroup], policy_version: int, move: PolicyMove | None
-) -> CommittedRewards:
-    """What history takes in of a commit, in feed order."""
-    table, clusters = batch.table, batch.clusters
-    if closed:
-        entries = [*_ready_groups(table, clusters, batch.payloads), *closed]
-        entries.sort(key=ReadyGroup.feed_order)
-        table = gather_table(entries)
-        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
-    return CommittedRewards(clusters, table.rewards, table.prompt_ids, policy_version, move)

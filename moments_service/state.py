@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
+from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.moments import CommittedRewards, History, Indices, create_moments
 
 MOMENTS_FILE = "moments.safetensors"
@@ -52,6 +53,7 @@ class MomentsState:
         self.config = config
         self.moments = create_moments(config.blend, clusters)
         self.estimator = create_estimator(config)
+        self.health = HealthMonitor(clusters, config.health.threshold)
         self.last_step = -1
         # Who stands for each cluster: groups may come for one that was split or retired after they were submitted.
         self.heirs: Indices = np.arange(clusters)
@@ -59,11 +61,13 @@ class MomentsState:
     def grow(self, clusters: int) -> None:
         """Make room for clusters up to this number."""
         self.moments.grow(clusters)
+        self.health.grow(clusters)
         self.heirs = np.append(self.heirs, np.arange(len(self.heirs), clusters))
 
     def change_clusters(self, clusters: Clusters, transfers: Sequence[Transfer]) -> None:
         """Go on with another version of the clusters; what `transfers` say moves, and nothing is lost."""
         self.moments.grow(len(clusters))
+        self.health.grow(len(clusters))
         for move in transfers:
             self.moments.transfer(move.source, move.target, move.share)
         self.heirs = clusters.heirs
@@ -78,15 +82,30 @@ class MomentsState:
 
     def fold(self, step: int, committed: CommittedRewards) -> None:
         """Take the batch of `step` in."""
+        observation = self._observe(committed)
+        if observation is not None:
+            self.health.fold(observation)
         committed = replace(committed, clusters=self.heirs[committed.clusters])
         self.moments.fold(committed)
         if isinstance(self.estimator, RememberingEstimator):
             self.estimator.fold(committed)
         self.last_step = step
 
+    def alarms(self, batch: CommittedRewards) -> tuple[Alarm, ...]:
+        """What looks broken in a batch that is not history yet; changes nothing."""
+        observation = self._observe(batch)
+        return () if observation is None else self.health.alarms(observation)
+
+    def _observe(self, committed: CommittedRewards) -> Observation | None:
+        if committed.lengths is None or not len(committed.clusters):
+            return None
+        clusters = self.heirs[committed.clusters]
+        return self.health.observe(clusters, committed.rewards, committed.lengths, self.moments.history(clusters))
+
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole state as named arrays: `moments/...` by cluster, `estimator/...` if it remembers anything."""
+        """The whole state as named arrays: `moments/...`, `health/...`, and `estimator/...` if it remembers anything."""
         arrays = {f"moments/{name}": array for name, array in self.moments.state().items()}
+        arrays |= {f"health/{name}": array for name, array in self.health.state().items()}
         if isinstance(self.estimator, RememberingEstimator):
             arrays |= {f"estimator/{name}": array for name, array in self.estimator.state().items()}
         return arrays
@@ -102,11 +121,12 @@ class MomentsState:
             about = json.loads(file.metadata()["origin"])
         counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))
         origin = SnapshotOrigin(**about, counts=counts, counts_before=before)
-        parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "estimator": {}}
+        parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "health": {}, "estimator": {}}
         for name, array in load_file(path).items():
             part, _, key = name.partition("/")
             parts[part][key] = array
         self.moments.load_state(parts["moments"])
+        self.health.load_state(parts["health"])
         if isinstance(self.estimator, RememberingEstimator):
             if origin.estimator != self.config.estimator:
                 raise ValueError(

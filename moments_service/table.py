@@ -74,13 +74,16 @@ class GroupTable:
         if np.isinf(self.rewards).any():
             row = int(np.isinf(self.rewards).any(axis=1).argmax())
             raise ValueError(f"group {self.group_ids[row]}: a reward is not finite")
-        inside = np.arange(self.rewards.shape[1]) < self.sizes[:, None]
-        missing = (np.isnan(self.rewards) & inside).sum(axis=1).tolist()
+        missing = (np.isnan(self.rewards) & self.filled()).sum(axis=1).tolist()
         for row, (errors, unrewarded) in enumerate(zip(self.errors, missing, strict=True)):
             if unrewarded != sum(error is not None for error in errors or ()):
                 raise ValueError(
                     f"group {self.group_ids[row]}: every completion needs a reward or an error, and not both"
                 )
+
+    def filled(self) -> npt.NDArray[np.bool_]:
+        """[N, G]: whether there is a completion."""
+        return np.arange(self.rewards.shape[1]) < self.sizes[:, None]
 
     def scored(self) -> npt.NDArray[np.bool_]:
         """[N]: whether any completion has a reward."""

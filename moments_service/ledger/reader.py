@@ -86,17 +86,19 @@ class LedgerReader:
         ).fetchall()
         for step, policy_version, kl, log_ratio in rows:
             groups = self._connection.execute(
-                "SELECT cluster, prompt_id, rewards FROM folds JOIN groups USING (incarnation, sequence, group_id) "
+                "SELECT cluster, prompt_id, rewards, lengths FROM folds JOIN groups USING (incarnation, sequence, group_id) "
                 "WHERE incarnation = ? AND step = ? ORDER BY sequence, group_id",
                 (incarnation, step),
             ).fetchall()
-            rewards = [json.loads(row[2]) for row in groups]
+            rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (2, 3))
+            width = max(map(len, rewards), default=0)
             committed = CommittedRewards(
                 clusters=np.array([row[0] for row in groups], dtype=np.int64),
-                rewards=padded(rewards, max(map(len, rewards), default=0), np.nan),
+                rewards=padded(rewards, width, np.nan),
                 prompts=tuple(row[1] for row in groups),
                 policy_version=policy_version,
                 move=None if kl is None else PolicyMove(kl, log_ratio),
+                lengths=padded(lengths, width, np.nan),
             )
             yield LedgerCommit(incarnation, step, committed)
 

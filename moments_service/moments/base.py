@@ -35,6 +35,7 @@ class CommittedRewards:
 
     clusters: [M].    rewards: [M, G] raw verifier rewards, NaN where there is none.    prompts: M prompt ids.
     policy_version: of the policy that the batch was trained into.    move: how far that step moved it, None if unmeasured.
+    lengths: [M, G] completion tokens, NaN past the size of a group; None where nobody counted them.
     """
 
     clusters: Indices
@@ -42,6 +43,7 @@ class CommittedRewards:
     prompts: tuple[str, ...]
     policy_version: int
     move: PolicyMove | None = None
+    lengths: Array | None = None
 
 
 class ClusterMoments(Protocol):

@@ -1,0 +1,203 @@
+"""Change-point alarms: rewards, errors and lengths that suddenly are not what their cluster's history says.
+
+A grader that broke, a verifier that times out, a policy that found a loophole: each shows as a step in one of three
+averages, in one cluster or in all. Every average is followed by a two-sided CUSUM of its standardised deviation from
+what was expected; learning moves averages too, but slowly, and history moves with it.
+Source: Page (1954), Continuous Inspection Schemes, with reference value SLACK.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moments_service.blend import Array, group_moments
+from moments_service.moments import CommittedRewards, History, Indices
+
+SLACK = 1.0
+"""Standard deviations that an average may be off in every batch without ever raising an alarm."""
+LARGEST = 6.0
+"""One batch counts at most so many standard deviations, so that no alarm hangs on a single odd group."""
+WARM_UP = 5
+"""Batches that a cluster must have been seen in before it can raise an alarm."""
+RATE = 0.1
+"""Weight of the newest batch in the expected error rate and length."""
+LEAST_ERROR_RATE = 0.02
+TREND_RATE = 0.2
+CLUSTER_TREND_RATE = 0.05
+"""Weight of the newest batch in how far rewards run ahead of a history that remembers older policies. A cluster has few
+groups in a batch: a change there must be summed up over many of them before it is taken for learning."""
+LENGTH_CHANGE = 0.25
+"""A jump of rewards with at least this relative change of the completions' length is called a loophole."""
+
+_AVERAGES = ("reward", "error", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something broke, or looks like it."""
+
+    kind: str
+    """`reward fell`, `reward jumped`, `reward jumped with length`, `errors rose` or `many errors`."""
+    cluster: int | None
+    """None for all clusters together."""
+    expected: float
+    found: float
+
+    def __str__(self) -> str:
+        where = "in all clusters" if self.cluster is None else f"in cluster {self.cluster}"
+        return f"{self.kind} {where}: {self.found:.3g}, expected {self.expected:.3g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one batch says about each cluster that it touches, and in the last row about all of them. Arrays [T + 1]."""
+
+    clusters: Indices
+    """-1 for all clusters."""
+    found: dict[str, Array]
+    expected: dict[str, Array]
+    deviation: dict[str, Array]
+    """In standard deviations, clipped to LARGEST; 0 where nothing can be said."""
+    rewarded: npt.NDArray[np.bool_]
+    """Whether any group has a reward, and a history to compare it with."""
+
+
+class HealthMonitor:
+    """CUSUMs of K clusters and of all of them together (the last row of every array). `threshold`: where an alarm is raised."""
+
+    def __init__(self, clusters: int, threshold: float) -> None:
+        self.threshold = threshold
+        rows = clusters + 1
+        self._arrays: dict[str, np.ndarray] = {
+            name: np.zeros(rows)
+            for name in (
+                "reward_up",
+                "reward_down",
+                "error_up",
+                "reward_trend",
+                "error_rate",
+                "length",
+                "length_variance",
+            )
+        } | {"batches": np.zeros(rows, dtype=np.int64)}
+
+    def observe(self, clusters: Indices, rewards: Array, lengths: Array, history: History) -> Observation:
+        """Compare a batch with what was expected of it; changes nothing.
+
+        clusters: [M].    rewards: [M, G], NaN where there is none.    lengths: [M, G] completion tokens, NaN past the size
+        of a group.    history: before this batch, [M] rows.
+        """
+        sizes = (~np.isnan(lengths)).sum(axis=1)
+        touched, row_of = np.unique(clusters, return_inverse=True)
+        everything = len(touched)
+        mean, _, count = group_moments(rewards)
+
+        def total(values: Array) -> Array:
+            return np.append(np.bincount(row_of, weights=values, minlength=everything), values.sum())
+
+        groups = total((count > 0).astype(np.float64))
+        some = np.maximum(groups, 1.0)
+        completions = np.maximum(total(sizes.astype(np.float64)), 1.0)
+        state = {name: array[np.append(touched, -1)] for name, array in self._arrays.items()}
+        scored = count > 0
+        # A group's mean varies between prompts and by sampling; a sum of M of them has the sum of their variances.
+        noise = np.where(scored, history.between + history.within / np.maximum(count, 1.0), 0.0)
+        found = {
+            "reward": total(np.where(scored, mean, 0.0)) / some,
+            "error": 1.0 - total(count) / completions,
+            "length": total(np.nansum(lengths, axis=1)) / completions,
+        }
+        expected = {
+            "reward": total(np.where(scored, history.mean, 0.0)) / some + state["reward_trend"],
+            "error": np.maximum(state["error_rate"], LEAST_ERROR_RATE),
+            "length": state["length"],
+        }
+        rate = expected["error"]
+        spread = {
+            "reward": np.sqrt(total(noise)) / some,
+            "error": np.sqrt(rate * (1.0 - rate) / completions),
+            "length": np.sqrt(state["length_variance"]),
+        }
+        warm = state["batches"] >= WARM_UP
+        seen = np.append(np.bincount(row_of, weights=history.seen, minlength=everything) > 0, history.seen.all())
+        deviation = {
+            name: np.where(
+                warm & (spread[name] > 0),
+                np.clip(
+                    (found[name] - expected[name]) / np.where(spread[name] > 0, spread[name], 1.0), -LARGEST, LARGEST
+                ),
+                0.0,
+            )
+            for name in _AVERAGES
+        }
+        # Rewards of a cluster whose groups all failed are not zero, they are unknown.
+        rewarded = (groups > 0) & seen
+        deviation["reward"] = np.where(rewarded, deviation["reward"], 0.0)
+        return Observation(np.append(touched, -1), found, expected, deviation, rewarded)
+
+    def alarms(self, observation: Observation) -> tuple[Alarm, ...]:
+        """The alarms that this batch raises; changes nothing."""
+        return tuple(self._alarms(observation, self._sums(observation)))
+
+    def fold(self, observation: Observation) -> None:
+        """Take a batch in. A sum that raised an alarm starts again from zero: the new level is what comes next."""
+        rows = observation.clusters
+        for name, values in self._sums(observation).items():
+            self._arrays[name][rows] = np.where(values > self.threshold, 0.0, values)
+        arrays = self._arrays
+        first = arrays["batches"][rows] == 0
+        surprise = observation.found["reward"] - observation.expected["reward"]
+        pace = np.where(rows < 0, TREND_RATE, CLUSTER_TREND_RATE)
+        arrays["reward_trend"][rows] += np.where(observation.rewarded, pace * surprise, 0.0)
+        rate = np.where(first, 1.0, RATE)
+        arrays["error_rate"][rows] += rate * (observation.found["error"] - arrays["error_rate"][rows])
+        change = observation.found["length"] - arrays["length"][rows]
+        arrays["length"][rows] += rate * change
+        spread = arrays["length_variance"][rows]
+        arrays["length_variance"][rows] = np.where(first, 0.0, (1 - RATE) * (spread + RATE * change**2))
+        arrays["batches"][rows] += 1
+
+    def grow(self, clusters: int) -> None:
+        """Make room for clusters up to this number; the row of all of them stays the last."""
+        for name, array in self._arrays.items():
+            more = np.zeros(clusters + 1 - len(array), dtype=array.dtype)
+            self._arrays[name] = np.concatenate([array[:-1], more, array[-1:]])
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {name: array.copy() for name, array in self._arrays.items()}
+
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
+        self._arrays = {name: state[name].copy() for name in self._arrays}
+
+    def _sums(self, observation: Observation) -> dict[str, npt.NDArray[np.float64]]:
+        rows, deviation = observation.clusters, observation.deviation
+        return {
+            "reward_up": np.maximum(0.0, self._arrays["reward_up"][rows] + deviation["reward"] - SLACK),
+            "reward_down": np.maximum(0.0, self._arrays["reward_down"][rows] - deviation["reward"] - SLACK),
+            "error_up": np.maximum(0.0, self._arrays["error_up"][rows] + deviation["error"] - SLACK),
+        }
+
+    def _alarms(self, observation: Observation, sums: dict[str, Array]) -> Iterable[Alarm]:
+        length, usual = observation.found["length"], observation.expected["length"]
+        other_length = np.abs(length - usual) > LENGTH_CHANGE * np.maximum(usual, 1.0)
+        for row, cluster in enumerate(observation.clusters.tolist()):
+            where = None if cluster < 0 else cluster
+            kinds = {
+                "reward_up": "reward jumped with length" if other_length[row] else "reward jumped",
+                "reward_down": "reward fell",
+                "error_up": "errors rose",
+            }
+            for name, kind in kinds.items():
+                if sums[name][row] > self.threshold:
+                    average = "error" if name == "error_up" else "reward"
+                    expected, found = observation.expected[average][row], observation.found[average][row]
+                    yield Alarm(kind, where, float(expected), float(found))
+
+
+def error_share(batch: CommittedRewards) -> float:
+    """Share of a batch's completions that have no reward."""
+    assert batch.lengths is not None
+    completions = ~np.isnan(batch.lengths)
+    return float((np.isnan(batch.rewards) & completions).sum() / completions.sum())

@@ -1,0 +1,112 @@
+"""Alarms: quiet while a policy learns, quick when a grader breaks."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from moments_service.health import Alarm, HealthMonitor
+from moments_service.moments import CommittedRewards, DecayedCounts
+
+pytestmark = pytest.mark.unit
+
+CLUSTERS, PROMPTS, GROUPS, SIZE = 8, 400, 64, 4
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
+Break = Callable[[Batch, np.random.Generator], None]
+
+
+def stream(
+    seed: int, steps: int, breaks_at: int, broken: Break | None, learning: float = 0.004
+) -> list[tuple[int, Alarm]]:
+    """Alarms of a run whose prompts become easier by `learning` a step, and whose batches `broken` spoils."""
+    generator = np.random.default_rng(seed)
+    difficulty = generator.beta(1, 3, size=PROMPTS)
+    cluster_of = generator.integers(0, CLUSTERS, PROMPTS)
+    monitor, moments = HealthMonitor(CLUSTERS, threshold=10.0), DecayedCounts(CLUSTERS, 0.95, (1.0, 1.0))
+    alarms = []
+    for step in range(steps):
+        prompts = generator.integers(0, PROMPTS, GROUPS)
+        solved = np.clip(difficulty[prompts] + learning * step * (1 - difficulty[prompts]), 0, 1)
+        rewards = (generator.random((GROUPS, SIZE)) < solved[:, None]).astype(float)
+        lengths = generator.poisson(10, (GROUPS, SIZE)).astype(float)
+        if broken is not None and step >= breaks_at:
+            broken((cluster_of[prompts], rewards, lengths), generator)
+        committed = CommittedRewards(cluster_of[prompts], rewards, ("",) * GROUPS, step + 1, None, lengths)
+        seen = monitor.observe(committed.clusters, rewards, lengths, moments.history(committed.clusters))
+        alarms += [(step, alarm) for alarm in monitor.alarms(seen)]
+        monitor.fold(seen)
+        moments.fold(committed)
+    return alarms
+
+
+def always_wrong(batch: Batch, _: np.random.Generator) -> None:
+    batch[1][:] = 0.0
+
+
+def always_right(batch: Batch, _: np.random.Generator) -> None:
+    batch[1][:] = 1.0
+
+
+def right_in_one_cluster(batch: Batch, _: np.random.Generator) -> None:
+    batch[1][batch[0] == 3] = 1.0
+
+
+def failing(batch: Batch, generator: np.random.Generator) -> None:
+    batch[1][generator.random(batch[1].shape) < 0.4] = np.nan
+
+
+def loophole(batch: Batch, generator: np.random.Generator) -> None:
+    batch[1][:] = np.maximum(batch[1], generator.random(batch[1].shape) < 0.7)
+    batch[2][:] = generator.poisson(4, batch[2].shape)
+
+
+@pytest.mark.parametrize("learning", [0.0, 0.002, 0.006])
+def test_learning_raises_no_alarm(learning: float) -> None:
+    # A policy at .006 a step has solved everything after 150 steps.
+    assert [stream(seed, 150, 0, None, learning) for seed in range(6)] == [[]] * 6
+
+
+@pytest.mark.parametrize(
+    ("broken", "kind", "within"),
+    [
+        (always_wrong, "reward fell", 5),
+        (always_right, "reward jumped", 5),
+        (failing, "errors rose", 5),
+        (loophole, "reward jumped with length", 6),
+    ],
+)
+def test_a_break_is_noticed_within_a_few_batches_and_not_before(broken: Break, kind: str, within: int) -> None:
+    for seed in range(6):
+        alarms = stream(seed, 60, 40, broken)
+        step = alarms[0][0]
+        assert 40 <= step < 40 + within
+        assert kind in {alarm.kind for at, alarm in alarms if at == step}
+
+
+def test_a_break_in_one_cluster_names_it() -> None:
+    for seed in range(6):
+        alarms = stream(seed, 70, 40, right_in_one_cluster)
+        assert any(alarm.cluster == 3 and alarm.kind == "reward jumped" for _, alarm in alarms)
+        assert all(step >= 40 for step, _ in alarms)
+
+
+def test_nothing_is_said_of_a_cluster_that_was_hardly_seen() -> None:
+    assert stream(0, 5, 2, always_right) == []
+
+
+def test_observing_changes_nothing_and_a_saved_monitor_goes_on_alike() -> None:
+    monitor, other = HealthMonitor(2, 10.0), HealthMonitor(2, 10.0)
+    history = DecayedCounts(2, 0.95, (1.0, 1.0)).history(np.array([0, 1]))
+    rewards, lengths = np.array([[1.0, 0.0], [0.0, np.nan]]), np.full((2, 2), 5.0)
+    before = monitor.state()
+    seen = monitor.observe(np.array([0, 1]), rewards, lengths, history)
+    monitor.alarms(seen)
+    for name, array in monitor.state().items():
+        np.testing.assert_array_equal(array, before[name])
+    monitor.fold(seen)
+    other.load_state(monitor.state())
+    for name, array in other.state().items():
+        np.testing.assert_array_equal(array, monitor.state()[name])
+    other.grow(5)
+    assert {len(array) for array in other.state().values()} == {6}
+    assert other.state()["length"][-1] == monitor.state()["length"][-1] > 0
