@@ -1,10 +1,11 @@
 """BV-Blend in TRL: a GRPOTrainer whose advantages remember."""
 
 import logging
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -100,8 +101,8 @@ class BVBlendTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         scored, self._scored = self._scored, None
         assert scored is not None
-        mode = "train" if self.model.training else "eval"
-        size = self.num_generations if mode == "train" else self.num_generations_eval
+        mode = "train" if cast(torch.nn.Module, self.model).training else "eval"
+        size = cast(int, self.num_generations if mode == "train" else self.num_generations_eval)
         told: list[Any] = [None]
         if self.accelerator.is_main_process:
             told = [self._blend(scored, size, remember=mode == "train")]
@@ -132,7 +133,7 @@ class BVBlendTrainer(GRPOTrainer):
 
     def _log_advantages(self, values: Sequence[float]) -> None:
         """TRL has put GRPO's advantages of this batch into its table of completions; put ours there."""
-        logged = self._logs["advantages"]
+        logged: deque[float] = cast(Any, self._logs["advantages"])
         for _ in range(min(len(values), len(logged))):
             logged.pop()
         logged.extend(values)
@@ -140,8 +141,9 @@ class BVBlendTrainer(GRPOTrainer):
     def _new_moments(self, config: MomentsConfig) -> LocalMoments:
         if self.cluster_column is not None:
             return LocalMoments(config, clusters=LabelClusters(), seed=self.args.seed)
-        whole = self.accelerator.is_main_process and hasattr(self.train_dataset, "__len__")
-        prompts = [prompt_text(prompt) for prompt in self.train_dataset["prompt"]] if whole else []
+        data: Any = self.train_dataset
+        whole = self.accelerator.is_main_process and hasattr(data, "__len__")
+        prompts = [prompt_text(prompt) for prompt in data["prompt"]] if whole else []
         return LocalMoments(config, prompts=prompts, seed=self.args.seed)
 
     def _restore(self, folder: Path) -> None:
@@ -165,4 +167,4 @@ class _Bookkeeping(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            self._trainer.moments.save(Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER)
+            self._trainer.moments.save(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}" / FOLDER)
