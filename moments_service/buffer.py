@@ -53,12 +53,14 @@ def ready_groups(table: GroupTable, clusters: Indices, payloads: Sequence[Any]) 
 
 
 def committed_rewards(
-    trained: Sequence[ReadyGroup], closed: Sequence[ReadyGroup], policy_version: int, move: PolicyMove | None
+    table: GroupTable, clusters: Indices, closed: Sequence[ReadyGroup], policy_version: int, move: PolicyMove | None
 ) -> CommittedRewards:
-    """What history takes in of a commit: what was trained on and what was only closed, in feed order."""
-    entries = sorted([*trained, *closed], key=ReadyGroup.feed_order) if closed else trained
-    table = gather_table(entries)
-    clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+    """What history takes in of a commit, in feed order: the groups that are trained on, and those that only closed."""
+    if closed:
+        trained = ready_groups(table, clusters, [None] * len(table))
+        entries = sorted([*trained, *closed], key=ReadyGroup.feed_order)
+        table = gather_table(entries)
+        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
     lengths = np.where(table.filled(), table.lengths, np.nan)
     return CommittedRewards(clusters, table.rewards, table.prompt_ids, policy_version, move, lengths)
 

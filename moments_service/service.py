@@ -189,8 +189,7 @@ class MomentsService:
             batch = self._drawn
             closed = sorted(self._closed.values(), key=ReadyGroup.feed_order)
             await self._ledger.append_commit(batch, policy_version, move, [ready.feed_order() for ready in closed])
-            trained = ready_groups(batch.table, batch.clusters, batch.payloads)
-            state.fold(step, committed_rewards(trained, closed, policy_version, move))
+            state.fold(step, committed_rewards(batch.table, batch.clusters, closed, policy_version, move))
             self._drawn = None
             for group_id in (*batch.group_ids, *(ready.group_id for ready in closed)):
                 self._open.discard(group_id)
@@ -344,7 +343,7 @@ class MomentsService:
         )
         own = state.estimate(rewards)
         metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
-        together = committed_rewards(entries, list(self._closed.values()), policy_version=-1, move=None)
+        together = committed_rewards(table, clusters, list(self._closed.values()), policy_version=-1, move=None)
         metrics["reward/errors"] = share = error_share(together)
         alarms = state.alarms(together)
         if share > (limit := self._config.health.error_share):
