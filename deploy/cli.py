@@ -138,7 +138,9 @@ def plan(recipe: Recipe, override: Overrides = None) -> None:
 @app.command()
 def compare(
     recipe: Recipe,
-    estimators: Annotated[str, typer.Option(help="Estimators, separated by commas")] = "bv_blend,grpo",
+    estimators: Annotated[
+        str, typer.Option(help="Estimators, separated by commas: bv_blend, bv_blend:paper, grpo, pass_at_k:k=8, …")
+    ] = "bv_blend,grpo",
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each estimator, with seeds 0, 1, …")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; runs found there are not run again")] = None,
     override: Overrides = None,

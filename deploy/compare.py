@@ -1,6 +1,7 @@
 """The same recipe under several estimators and seeds: equal samples, curves with their spread, one table."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.table import Table
 from deploy.config import ConfigError, RunConfig, dump_config
 from deploy.run_directory import RunDirectory
 from deploy.summary import smooth
-from moments_service.estimators import ESTIMATORS
+from moments_service.estimators.naming import configured
 
 COLORS = ("#0b7285", "#c92a2a", "#e67700", "#5f3dc4", "#2b8a3e", "#495057")
 
@@ -25,9 +26,10 @@ class Comparison:
     """
 
     def __init__(self, config: RunConfig, estimators: list[str], seeds: int, out: Path) -> None:
-        for name in estimators:
-            if name not in ESTIMATORS:
-                raise ConfigError(f"--estimators: unknown estimator {name!r}; known: {', '.join(sorted(ESTIMATORS))}")
+        try:
+            self.moments = {spec: configured(config.moments, spec) for spec in estimators}
+        except ValueError as error:
+            raise ConfigError(f"--estimators: {error}") from None
         self.config = config
         self.estimators = estimators
         self.seeds = range(seeds)
@@ -86,7 +88,7 @@ class Comparison:
         return table
 
     def _finished(self, estimator: str, seed: int) -> RunDirectory | None:
-        runs = sorted((self.out / "runs").glob(f"{estimator}-seed{seed}-*/summary.json"))
+        runs = sorted((self.out / "runs").glob(f"{_run_name(estimator, seed)}-*/summary.json"))
         return RunDirectory(runs[-1].parent) if runs else None
 
     def _curve(self, estimator: str, seed: int) -> list[float]:
@@ -95,16 +97,16 @@ class Comparison:
 
     def _train(self, recipe: Path, estimator: str, seed: int) -> None:
         settings = {
-            "name": f"{estimator}-seed{seed}",
+            "name": _run_name(estimator, seed),
             "seed": seed,
-            "moments.estimator": estimator,
+            "moments": self.moments[estimator].model_dump_json(),
             "runs_dir": self.out / "runs",
             "checkpoint.every": 0,
         }
         command = [sys.executable, "-m", "deploy.cli", "train", str(recipe)]
         for key, value in settings.items():
             command += ["--set", f"{key}={value}"]
-        log = self.out / f"{estimator}-seed{seed}.log"
+        log = self.out / f"{_run_name(estimator, seed)}.log"
         with log.open("w") as file:
             code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
         if code != 0:
@@ -142,6 +144,11 @@ class Comparison:
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="upper left")
         figure.savefig(self.out / "compare.png", dpi=130)
+
+
+def _run_name(estimator: str, seed: int) -> str:
+    """`bv_blend:paper:update_rate=0.1` is no name of a directory."""
+    return f"{re.sub('[^A-Za-z0-9._-]', '-', estimator)}-seed{seed}"
 
 
 def _spread(values: list[float]) -> str:

@@ -1,0 +1,76 @@
+"""Comparisons: which runs they start, what they write, and what they refuse."""
+
+import io
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from deploy.compare import Comparison
+from deploy.config import ConfigError, RunConfig, load_recipe
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+SPECS = ["bv_blend", "bv_blend:paper:update_rate=0.1", "grpo"]
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return load_recipe(ROOT / "deploy" / "recipes" / "cold_start.yaml", ["steps=3"])
+
+
+def finish(run: Path, end: float) -> None:
+    """What a run leaves that a comparison reads."""
+    run.mkdir(parents=True)
+    rows = [{"step": step, "reward/pass_at_1": 0.1 + 0.1 * step} for step in range(3)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    summary = {"train": {"end": end}, "held_out": {"end": 0.2}, "signal_ratio": {"own": 0.9}}
+    (run / "summary.json").write_text(json.dumps(summary))
+
+
+def test_only_what_is_missing_is_run_and_each_run_gets_its_estimator(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[RunConfig] = []
+
+    def train(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        recipe, overrides = Path(command[4]), command[6::2]
+        started.append(load_recipe(recipe, overrides))
+        finish(Path(started[-1].runs_dir) / f"{started[-1].name}-20260101-000000", end=0.5)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    finish(tmp_path / "runs" / "grpo-seed0-20251231-000000", end=0.3)
+    comparison = Comparison(config, SPECS, seeds=2, out=tmp_path)
+    comparison.run(Console(file=io.StringIO()))
+    found = [
+        (run.moments.estimator, run.moments.blend.variant, run.moments.blend.update_rate, run.seed) for run in started
+    ]
+    assert found == [
+        ("bv_blend", "safe", 0.9, 0),
+        ("bv_blend", "paper", 0.1, 0),
+        ("bv_blend", "safe", 0.9, 1),
+        ("bv_blend", "paper", 0.1, 1),
+        ("grpo", "safe", 0.9, 1),
+    ]
+    written = json.loads((tmp_path / "compare.json").read_text())
+    assert {name: [summary["train"]["end"] for summary in runs] for name, runs in written.items()} == {
+        "bv_blend": [0.5, 0.5],
+        "bv_blend:paper:update_rate=0.1": [0.5, 0.5],
+        "grpo": [0.3, 0.5],
+    }
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+    Comparison(config, SPECS, seeds=2, out=tmp_path).run(Console(file=io.StringIO()))
+    assert len(started) == 5
+
+
+def test_an_unknown_estimator_and_another_recipe_are_refused(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--estimators: unknown estimator 'gpro'; did you mean grpo"):
+        Comparison(config, ["gpro"], 1, tmp_path)
+    (tmp_path / "recipe.yaml").write_text("name: other\n")
+    with pytest.raises(ConfigError, match="comparison of another recipe"):
+        Comparison(config, ["grpo"], 1, tmp_path).run(Console(file=io.StringIO()))
