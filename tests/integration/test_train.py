@@ -46,7 +46,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bvblend: Callable[...,
         name: tensor.tobytes() for name, tensor in expected.items()
     }
     assert rows(again)[-2:] == rows(run)[-2:]
-    query = "SELECT group_id, advantages FROM advantages WHERE incarnation = ? AND step >= 2 ORDER BY group_id"
+    query = "SELECT group_id, advantages FROM folds WHERE incarnation = ? AND step >= 2 ORDER BY group_id"
     with sqlite3.connect(again / "moments" / "ledger.sqlite") as ledger:
         before, after = (ledger.execute(query, (incarnation,)).fetchall() for incarnation in (0, 1))
     assert before == after and len(after) == 8
