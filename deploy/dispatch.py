@@ -64,20 +64,29 @@ class Dispatcher:
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._failure: BaseException | None = None
+        self._unscored_in_a_row = 0
         self.tally = GenerationTally()
 
     def restore(self, tickets: Iterable[Ticket]) -> None:
         """Dispatch these first: they were in flight when the run was checkpointed."""
         self._again.extend(tickets)
 
-    async def gather(self, groups: int) -> None:
-        """Wait until `groups` groups are scored and stand in the service's buffer. Raises what a rollout raised."""
+    async def gather(self, groups: int) -> bool:
+        """Wait until `groups` groups are scored and stand in the service's buffer. Raises what a rollout raised.
+
+        False, before that, where as many groups in a row came back without any reward: a verifier that fails for
+        everything would be asked for ever.
+        """
         self._admit()
         while len(self._scored) < groups:
+            if self._unscored_in_a_row >= groups:
+                self._unscored_in_a_row = 0
+                return False
             self._changed.clear()
             if self._failure is not None:
                 raise self._failure
             await self._changed.wait()
+        return True
 
     def release(self, group_ids: Iterable[str]) -> None:
         """Give back the slots of groups that were trained on, and admit prompts into them."""
@@ -152,7 +161,9 @@ class Dispatcher:
         self.tally.add(actor, receipt)
         if receipt.status is GroupStatus.SCORED:
             self._scored[ticket.group_id] = (ticket, actor)
+            self._unscored_in_a_row = 0
         else:
+            self._unscored_in_a_row += 1
             self._free_slots += 1
             self._admit()
 

@@ -5,7 +5,7 @@ import json
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove
+from moments_service.health import Alarm
 
 CLOSE_TIMEOUT_S = 5.0
 """What each part of a run gets for an orderly end before it is killed."""
@@ -115,18 +116,23 @@ class Run:
         self.fleet.latest_update = self.learner.latest_update
         self.policy_version = version
 
-    async def react(self, batch: Batch) -> None:
-        """Say what looks broken in a batch that is not trained on yet, and pause or stop if the run is told to.
+    async def gather(self) -> None:
+        """Wait for a batch of scored groups; react where a whole batch of them came back without any reward."""
+        while not await self.bounded(self.dispatcher.gather(self.config.batch_groups)):
+            await self.react([Alarm("many errors", None, self.config.moments.health.error_share, 1.0)])
+
+    async def react(self, alarms: Sequence[Alarm]) -> None:
+        """Say what looks broken, before anything is learned from it, and pause or stop if the run is told to.
 
         A paused run waits until somebody removes `RUN/paused`. Raises HealthStopError.
         """
-        for alarm in batch.alarms:
+        for alarm in alarms:
             self.display.note(f"step {self.step}: ALARM: {alarm}")
             self.directory.append_alarm(self.step, alarm)
         reaction = self.config.moments.health.reaction
-        if not batch.alarms or reaction == "log":
+        if not alarms or reaction == "log":
             return
-        happened = "; ".join(str(alarm) for alarm in batch.alarms)
+        happened = "; ".join(str(alarm) for alarm in alarms)
         if reaction == "stop":
             raise HealthStopError(
                 f"{happened} (moments.health.reaction: stop). Nothing was learned from this batch; look at the verifier, then "

@@ -11,12 +11,12 @@ async def train(run: Run) -> None:
     while run.step < run.config.steps and not run.stopping:
         # 1. Rollout actors sample groups with the newest policy, score them and submit them.
         with run.phase("generate"):
-            await run.bounded(run.dispatcher.gather(run.config.batch_groups))
+            await run.gather()
 
         # 2. Their rewards become advantages, from moments that have not seen this batch.
         with run.phase("moments"):
             batch = await run.moments.next_batch.remote(run.step, run.config.batch_groups)
-            await run.react(batch)
+            await run.react(batch.alarms)
 
         # 3. One policy step.
         try:

@@ -56,7 +56,7 @@ class HealthConfig(StrictModel):
 
     reaction: Literal["log", "pause", "stop"] = "log"
     """What the run does before it trains on a batch that raised an alarm; a paused one waits until RUN/paused is removed."""
-    threshold: float = Field(10.0, gt=0)
+    threshold: float = Field(6.0, gt=0)
     """How far, in standard deviations summed up over batches, an average may leave what is expected of it."""
     error_share: float = Field(0.1, gt=0, le=1)
     """Share of a batch's completions without a reward (verifier errors, aborts) above which an alarm is raised at once."""

@@ -17,17 +17,16 @@ from moments_service.moments import CommittedRewards, History, Indices
 
 SLACK = 1.0
 """Standard deviations that an average may be off in every batch without ever raising an alarm."""
-LARGEST = 6.0
-"""One batch counts at most so many standard deviations, so that no alarm hangs on a single odd group."""
+LARGEST = 3.0
+"""One batch counts at most so many standard deviations, so that no alarm hangs on one odd batch of a cluster."""
 WARM_UP = 5
 """Batches that a cluster must have been seen in before it can raise an alarm."""
 RATE = 0.1
 """Weight of the newest batch in the expected error rate and length."""
 LEAST_ERROR_RATE = 0.02
-TREND_RATE = 0.2
-CLUSTER_TREND_RATE = 0.05
-"""Weight of the newest batch in how far rewards run ahead of a history that remembers older policies. A cluster has few
-groups in a batch: a change there must be summed up over many of them before it is taken for learning."""
+TREND_RATE = 0.05
+"""Weight of the newest batch in how far rewards run ahead of a history that remembers older policies. Slow: a change must
+have lasted before it is taken for learning."""
 LENGTH_CHANGE = 0.25
 """A jump of rewards with at least this relative change of the completions' length is called a loophole."""
 
@@ -149,8 +148,7 @@ class HealthMonitor:
         arrays = self._arrays
         first = arrays["batches"][rows] == 0
         surprise = observation.found["reward"] - observation.expected["reward"]
-        pace = np.where(rows < 0, TREND_RATE, CLUSTER_TREND_RATE)
-        arrays["reward_trend"][rows] += np.where(observation.rewarded, pace * surprise, 0.0)
+        arrays["reward_trend"][rows] += np.where(observation.rewarded, TREND_RATE * surprise, 0.0)
         rate = np.where(first, 1.0, RATE)
         arrays["error_rate"][rows] += rate * (observation.found["error"] - arrays["error_rate"][rows])
         change = observation.found["length"] - arrays["length"][rows]

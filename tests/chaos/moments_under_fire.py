@@ -81,8 +81,8 @@ async def load(directory: Path, seed: int, sequence: int, acknowledge: int) -> N
         step += 1
         await service.next_batch(step, max(1, (await service.stats())["ready"] - generator.randint(0, 3)))
         await service.commit(step, policy_version=step + 1)
-        assert service._state is not None
-        os.write(acknowledge, f"commit {step} {digest(service._state)}\n".encode())
+        assert service._history.state is not None
+        os.write(acknowledge, f"commit {step} {digest(service._history.state)}\n".encode())
 
 
 def one_round(directory: Path, seed: int, sequence: int) -> list[str]:
@@ -129,8 +129,8 @@ async def finish(directory: Path, groups: set[str]) -> None:
     await service.submit(last, "payload")
     await service.next_batch(step, 1)
     await service.commit(step, policy_version=step + 1)
-    assert service._state is not None
-    assert digest(service._state) == digest(rebuild(CONFIG, directory))
+    assert service._history.state is not None
+    assert digest(service._history.state) == digest(rebuild(CONFIG, directory))
     await service.close()
     reader = LedgerReader(directory / LEDGER_FILE)
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]

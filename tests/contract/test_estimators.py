@@ -15,7 +15,7 @@ from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 
-pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("error")]
+pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("error::RuntimeWarning")]
 
 CLUSTERS = 4
 CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig(estimator=name) for name in ESTIMATORS} | {

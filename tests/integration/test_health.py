@@ -29,6 +29,7 @@ steps: 40
 batch_groups: 16
 group_size: 2
 prompts:
+  max_tokens: 100
   sources:
     - {{kind: reasoning_gym, name: sums, task: chain_sum, limit: 100, held_out: 2, verifier: "my_verifier:breaks"}}
 sampling: {{max_tokens: 6}}

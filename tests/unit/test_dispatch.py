@@ -143,6 +143,23 @@ async def test_a_group_without_any_reward_frees_its_slot_for_another_prompt(
     await dispatcher.close()
 
 
+async def test_a_verifier_that_fails_for_a_whole_batch_is_told_of_and_not_asked_for_ever(
+    dispatcher: Dispatcher, fleet: FaultyFleet
+) -> None:
+    gathering = asyncio.create_task(dispatcher.gather(4))
+    for _ in range(4):
+        await settle()
+        fleet.finish(next(iter(fleet.running)), GroupStatus.ERROR)
+    assert await gathering is False
+    # Whoever goes on is asked again after as many more failures, and only then.
+    gathering = asyncio.create_task(dispatcher.gather(4))
+    await settle()
+    for group_id in list(fleet.running):
+        fleet.finish(group_id)
+    assert await gathering is True
+    await dispatcher.close()
+
+
 async def test_prompts_of_a_dead_actor_are_sampled_again_under_the_next_attempt(
     dispatcher: Dispatcher, fleet: FaultyFleet, moments: Moments
 ) -> None:

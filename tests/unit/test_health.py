@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from moments_service.config import MomentsConfig
 from moments_service.health import Alarm, HealthMonitor
 from moments_service.moments import CommittedRewards, DecayedCounts
 
@@ -22,7 +23,10 @@ def stream(
     generator = np.random.default_rng(seed)
     difficulty = generator.beta(1, 3, size=PROMPTS)
     cluster_of = generator.integers(0, CLUSTERS, PROMPTS)
-    monitor, moments = HealthMonitor(CLUSTERS, threshold=10.0), DecayedCounts(CLUSTERS, 0.95, (1.0, 1.0))
+    monitor, moments = (
+        HealthMonitor(CLUSTERS, MomentsConfig().health.threshold),
+        DecayedCounts(CLUSTERS, 0.95, (1.0, 1.0)),
+    )
     alarms = []
     for step in range(steps):
         prompts = generator.integers(0, PROMPTS, GROUPS)
