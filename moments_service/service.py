@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.batch import Batch
-from moments_service.buffer import GroupBuffer, ReadyGroup, committed_rewards, gather_table, ready_groups
+from moments_service.buffer import GroupBuffer, GroupStore, ReadyGroups, committed_rewards
 from moments_service.clusters import (
     ClusterChange,
     Clusters,
@@ -58,7 +58,7 @@ class MomentsService:
         self._buffer = GroupBuffer()
         self._drawn: Batch | None = None
         # Groups that nobody will train on; they wait here for the next commit to enter history.
-        self._closed: dict[str, ReadyGroup] = {}
+        self._closed = GroupStore()
         # Those of them that a dead service acknowledged; a sender that tries again brings their payload back.
         self._orphans: set[str] = set()
         # Ids on their way to the disk, and ids between their acknowledgement and their commit; the ledger knows older ones.
@@ -125,17 +125,17 @@ class MomentsService:
         table.check()
         known = self._fitted()
         await self._adopt_orphans(table, payloads)
-        twins = [writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None]
+        twins = {writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None}
         rows = self._new_rows(table)
-        if len(rows) < len(table):
-            payloads = [payloads[row] for row in rows]
-            transcripts = None if transcripts is None else [transcripts[row] for row in rows]
-        if rows:
-            clusters = known.assign(table)[rows]
-            fresh = _lost_without_payload(table.take(rows), payloads)
+        if len(rows):
+            clusters = known.assign(table)
+            fresh = ReadyGroups(table.headers(), clusters, payloads)
+            if len(rows) < len(table):
+                fresh = fresh.take(rows)
+                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
             # A task of its own: whoever sends may give up, the group is taken in all the same.
-            storing = asyncio.create_task(self._store(fresh, clusters, payloads, transcripts))
-            self._writing.update(dict.fromkeys(fresh.group_ids, storing))
+            storing = asyncio.create_task(self._store(_lost_without_payload(fresh), transcripts))
+            self._writing.update(dict.fromkeys(fresh.table.group_ids, storing))
             await asyncio.shield(storing)
         for writing in twins:
             await asyncio.shield(writing)
@@ -146,11 +146,12 @@ class MomentsService:
         Ids that were never submitted or are drawn already are left alone. Returns the ids that were closed.
         """
         lost = self._buffer.remove(group_ids)
-        if lost:
-            await self._ledger.append_losses(ready.feed_order() for ready in lost)
-            self._counts.lost += len(lost)
-            self._closed.update((ready.group_id, ready) for ready in lost)
-        return tuple(ready.group_id for ready in lost)
+        if lost is None:
+            return ()
+        await self._ledger.append_losses(lost.keys())
+        self._counts.lost += len(lost)
+        self._closed.put(lost)
+        return lost.table.group_ids
 
     async def next_batch(self, step: int, groups: int) -> Batch:
         """The next `groups` groups in feed order, with advantages from the state before them.
@@ -171,7 +172,7 @@ class MomentsService:
         if self._drawn is None or self._drawn.step != step:
             return
         batch, self._drawn = self._drawn, None
-        await self._buffer.put(ready_groups(batch.table, batch.clusters, batch.payloads))
+        await self._buffer.put(_ready_again(batch))
         await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
@@ -187,14 +188,16 @@ class MomentsService:
             if self._drawn is None or self._drawn.step != step:
                 raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
             batch = self._drawn
-            closed = sorted(self._closed.values(), key=ReadyGroup.feed_order)
-            await self._ledger.append_commit(batch, policy_version, move, [ready.feed_order() for ready in closed])
-            state.fold(step, committed_rewards(batch.table, batch.clusters, closed, policy_version, move))
+            closed = self._closed.all()
+            await self._ledger.append_commit(batch, policy_version, move, closed.keys() if closed is not None else [])
+            state.fold(step, committed_rewards(_ready_again(batch), closed, policy_version, move))
             self._drawn = None
-            for group_id in (*batch.group_ids, *(ready.group_id for ready in closed)):
-                self._open.discard(group_id)
-                self._orphans.discard(group_id)
-                self._closed.pop(group_id, None)
+            self._open.difference_update(batch.group_ids)
+            if closed is not None:
+                gone = closed.table.group_ids
+                self._closed.remove(gone)
+                self._open.difference_update(gone)
+                self._orphans.difference_update(gone)
             self._counts.trained += len(batch.table)
 
     async def stats(self) -> dict[str, Any]:
@@ -286,64 +289,64 @@ class MomentsService:
             self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1
             self._history.replay(reader, self._incarnation, first_step)
-            for group, cluster in reader.unfolded(self._incarnation):
-                self._closed[group.group_id] = ReadyGroup(GroupTable.of([group]), 0, cluster, None)
-                self._open.add(group.group_id)
-                if group.status is GroupStatus.SCORED:
-                    self._orphans.add(group.group_id)
+            if unfolded := reader.unfolded(self._incarnation):
+                headers, clusters = zip(*unfolded, strict=True)
+                self._closed.put(ReadyGroups(GroupTable.of(headers), np.array(clusters), [None] * len(headers)))
+                self._open.update(group.group_id for group in headers)
+                self._orphans.update(group.group_id for group in headers if group.status is GroupStatus.SCORED)
         finally:
             reader.close()
 
-    def _new_rows(self, table: GroupTable) -> list[int]:
+    def _new_rows(self, table: GroupTable) -> Sequence[int]:
         """Rows that are neither on the disk nor on their way there, each id once."""
         held = self._ledger.held(table)
+        ids = set(table.group_ids)
+        taken = (held, self._open, self._writing.keys())
+        if len(ids) == len(table) and all(ids.isdisjoint(known) for known in taken):
+            return range(len(table))
         rows: dict[str, int] = {}
         for row, group_id in enumerate(table.group_ids):
-            if group_id not in held and group_id not in self._open and group_id not in self._writing:
+            if not any(group_id in known for known in taken):
                 rows.setdefault(group_id, row)
         return list(rows.values())
 
     async def _adopt_orphans(self, table: GroupTable, payloads: Sequence[Any]) -> None:
-        adopted = []
-        for group_id, payload in zip(table.group_ids, payloads, strict=True):
-            if group_id in self._orphans and payload is not None:
-                self._orphans.discard(group_id)
-                adopted.append(replace(self._closed.pop(group_id), payload=payload))
-        if adopted:
-            await self._buffer.put(adopted)
+        back = {
+            group_id: payload
+            for group_id, payload in zip(table.group_ids, payloads, strict=True)
+            if group_id in self._orphans and payload is not None
+        }
+        if (adopted := self._closed.remove(back)) is not None:
+            self._orphans.difference_update(back)
+            await self._buffer.put(replace(adopted, payloads=[back[group_id] for group_id in adopted.table.group_ids]))
 
-    async def _store(
-        self,
-        table: GroupTable,
-        clusters: np.ndarray,
-        payloads: Sequence[Any],
-        transcripts: Sequence[Transcript | None] | None,
-    ) -> None:
+    async def _store(self, groups: ReadyGroups, transcripts: Sequence[Transcript | None] | None) -> None:
+        table = groups.table
         try:
-            await self._ledger.append(table, clusters, transcripts)
+            await self._ledger.append(table, groups.clusters, transcripts)
         finally:
             for group_id in table.group_ids:
                 del self._writing[group_id]
         self._open.update(table.group_ids)
         self._counts.groups += len(table)
         self._counts.completions += int(table.sizes.sum())
-        self._counts.errors += sum(error is not None for errors in table.errors for error in errors or ())
+        self._counts.errors += int((np.isnan(table.rewards) & table.filled()).sum())
         self._counts.lost += int(table.lost.sum())
-        ready = ready_groups(table, clusters, payloads)
-        trainable = (~table.lost & table.scored()).tolist()
-        self._closed.update((group.group_id, group) for group, train in zip(ready, trainable, strict=True) if not train)
-        await self._buffer.put(group for group, train in zip(ready, trainable, strict=True) if train)
+        trainable = ~table.lost & table.scored()
+        if not trainable.all():
+            self._closed.put(groups.take(np.flatnonzero(~trainable)))
+            groups = groups.take(np.flatnonzero(trainable))
+        await self._buffer.put(groups)
 
-    def _blend(self, step: int, entries: list[ReadyGroup]) -> Batch:
+    def _blend(self, step: int, groups: ReadyGroups) -> Batch:
         state = self._fitted_state()
-        table = gather_table(entries)
-        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+        table, clusters = groups.table, groups.clusters
         rewards = RewardBatch(
             table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters)
         )
         own = state.estimate(rewards)
         metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
-        together = committed_rewards(table, clusters, list(self._closed.values()), policy_version=-1, move=None)
+        together = committed_rewards(groups, self._closed.all(), policy_version=-1, move=None)
         metrics["reward/errors"] = share = error_share(together)
         alarms = state.alarms(together)
         if share > (limit := self._config.health.error_share):
@@ -352,7 +355,7 @@ class MomentsService:
         return Batch(
             step=step,
             table=table,
-            payloads=tuple(entry.payload for entry in entries),
+            payloads=tuple(groups.payloads),
             clusters=clusters,
             advantages=own.values,
             baseline=own.baseline,
@@ -363,11 +366,20 @@ class MomentsService:
         )
 
     def _error_examples(self, table: GroupTable) -> str:
-        closed = [ready.table.errors[ready.row] for ready in self._closed.values()]
-        errors = {error for errors in (*table.errors, *closed) for error in errors or () if error is not None}
+        every = (*table.errors, *self._closed.errors())
+        errors = {error for errors in every for error in errors or () if error is not None}
         return "; ".join(sorted(errors)[:3])
 
 
-def _lost_without_payload(table: GroupTable, payloads: Sequence[Any]) -> GroupTable:
-    missing = np.array([payload is None for payload in payloads], dtype=np.bool_)
-    return replace(table, lost=table.lost | (missing & table.scored()))
+def _lost_without_payload(groups: ReadyGroups) -> ReadyGroups:
+    missing = [row for row, payload in enumerate(groups.payloads) if payload is None]
+    if not missing:
+        return groups
+    table = groups.table
+    lost = table.lost.copy()
+    lost[missing] |= table.scored()[missing]
+    return replace(groups, table=replace(table, lost=lost))
+
+
+def _ready_again(batch: Batch) -> ReadyGroups:
+    return ReadyGroups(batch.table, batch.clusters, batch.payloads)

@@ -24,6 +24,7 @@ import numpy.typing as npt
 Row = tuple[Any, ...]
 
 _encode = msgspec.json.encode
+_encoder = msgspec.json.Encoder()
 _CHUNKS = (256, 32, 4, 1)
 """Rows a statement; a few sizes only, so that SQLite's compiled statements are used again."""
 
@@ -106,6 +107,13 @@ class TransactionHash:
             digest.update(_encode(row))
             self.rows += 1
 
+    def add_all(self, table: str, rows: Sequence[Row]) -> None:
+        """The same for many rows at once."""
+        digest = self._tables.setdefault(table, hashlib.blake2b(digest_size=16))
+        # Strings in JSON hold no bare newline, so those taken out are the ones between rows.
+        digest.update(_encoder.encode_lines(rows).replace(b"\n", b""))
+        self.rows += len(rows)
+
     def hexdigest(self) -> str:
         whole = hashlib.blake2b(digest_size=16)
         for table in COLUMNS:
@@ -120,3 +128,18 @@ def json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[st
         whole = _encode(values.tolist()).decode()
         return [f"[{row}]" for row in whole[2:-2].split("],[")]
     return [_encode(row[:size]).decode() for row, size in zip(values.tolist(), sizes.tolist(), strict=True)]
+
+
+def repeated_json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:
+    """As `json_rows`, for columns in which few different rows come again and again: each is written out once."""
+    width = values.dtype.itemsize * values.shape[1]
+    data = np.ascontiguousarray(values).tobytes()
+    keys = [data[start : start + width] for start in range(0, width * len(values), width)] if width else []
+    if not keys or (sizes != values.shape[1]).any():
+        return json_rows(values, sizes)
+    first = {key: row for row, key in enumerate(keys)}
+    rows = np.fromiter(first.values(), dtype=np.int64, count=len(first))
+    if 2 * len(rows) > len(keys):
+        return json_rows(values, sizes)
+    texts = dict(zip(first, json_rows(values[rows], sizes[rows]), strict=True))
+    return [texts[key] for key in keys]

@@ -17,8 +17,9 @@ import numpy as np
 
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
-from moments_service.ledger.schema import Row, TransactionHash, create_tables, insert, json_rows
+from moments_service.ledger.schema import Row, TransactionHash, create_tables, insert, json_rows, repeated_json_rows
 from moments_service.ledger.seals import LedgerDamagedError, check_wal, verify
+from moments_service.ledger.seen import SeenPlaces
 from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
@@ -50,10 +51,9 @@ class Ledger:
         self._next_seal = 0 if newest is None else newest + 1
         # A second connection sees only what is committed, so what it finds is on the disk.
         self._reader = sqlite3.connect(path, check_same_thread=False)
-        newest = self._reader.execute(
-            "SELECT MAX(sequence) FROM groups WHERE incarnation = ?", (incarnation,)
-        ).fetchone()
-        self._newest_sequence = -1 if newest[0] is None else newest[0]
+        self._seen = SeenPlaces()
+        rows = self._reader.execute("SELECT sequence FROM groups WHERE incarnation = ?", (incarnation,)).fetchall()
+        self._seen.add(np.array(rows, dtype=np.int64).reshape(-1))
         if not self._reader.execute("SELECT 1 FROM incarnations WHERE incarnation = ?", (incarnation,)).fetchone():
             self._transact([[("incarnations", [(incarnation, after_step)])]])
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
@@ -67,25 +67,23 @@ class Ledger:
 
         clusters: [N].    transcripts: N of them, or None.
         """
-        write: Write = [("groups", self._group_rows(table, clusters))]
         texts = [
-            (self.incarnation, sequence, group_id, text.prompt, json.dumps(text.completions))
-            for sequence, group_id, text in zip(
-                table.sequence.tolist(), table.group_ids, transcripts or [None] * len(table), strict=True
-            )
+            (self.incarnation, int(table.sequence[row]), table.group_ids[row], text.prompt, json.dumps(text.completions))
+            for row, text in enumerate(transcripts or ())
             if text is not None
         ]
-        await self._write([*write, ("transcripts", texts)])
-        self._newest_sequence = max(self._newest_sequence, int(table.sequence.max(initial=-1)))
+        await self._write([("groups", self._group_rows(table, clusters)), ("transcripts", texts)])
+        self._seen.add(table.sequence)
 
     def held(self, table: GroupTable) -> set[str]:
         """Ids of those groups that are on the disk already."""
         query = "SELECT 1 FROM groups WHERE incarnation = ? AND sequence = ? AND group_id = ?"
-        newest = self._newest_sequence
+        again = np.flatnonzero(self._seen.contains(table.sequence)).tolist()
+        keys = [(table.group_ids[row], int(table.sequence[row])) for row in again]
         return {
             group_id
-            for group_id, sequence in zip(table.group_ids, table.sequence.tolist(), strict=True)
-            if sequence <= newest and self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
+            for group_id, sequence in keys
+            if self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
         }
 
     async def append_losses(self, groups: Iterable[tuple[int, str]]) -> None:
@@ -127,10 +125,10 @@ class Ledger:
                 table.sources,
                 clusters.tolist(),
                 table.lost.astype(int).tolist(),
-                json_rows(table.rewards, table.sizes),
+                repeated_json_rows(table.rewards, table.sizes),
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
-                json_rows(table.truncated, table.sizes),
+                repeated_json_rows(table.truncated, table.sizes),
                 table.policy_versions[:, 0].tolist(),
                 table.policy_versions[:, 1].tolist(),
                 strict=True,
@@ -174,7 +172,7 @@ class Ledger:
         with self.connection:
             for table, added in rows.items():
                 added.sort()
-                hashed.add(table, added)
+                hashed.add_all(table, added)
                 insert(self.connection, table, [(*row, seal) for row in added])
             self.connection.execute("INSERT INTO seals VALUES (?, ?, ?)", (seal, hashed.rows, hashed.hexdigest()))
         self._next_seal += 1
