@@ -130,16 +130,26 @@ def json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[st
     return [_encode(row[:size]).decode() for row, size in zip(values.tolist(), sizes.tolist(), strict=True)]
 
 
-def repeated_json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:
-    """As `json_rows`, for columns in which few different rows come again and again: each is written out once."""
-    width = values.dtype.itemsize * values.shape[1]
-    data = np.ascontiguousarray(values).tobytes()
-    keys = [data[start : start + width] for start in range(0, width * len(values), width)] if width else []
-    if not keys or (sizes != values.shape[1]).any():
-        return json_rows(values, sizes)
-    first = {key: row for row, key in enumerate(keys)}
-    rows = np.fromiter(first.values(), dtype=np.int64, count=len(first))
-    if 2 * len(rows) > len(keys):
-        return json_rows(values, sizes)
-    texts = dict(zip(first, json_rows(values[rows], sizes[rows]), strict=True))
-    return [texts[key] for key in keys]
+class RepeatedRows:
+    """`json_rows` for a column in which the same rows come again and again: each is written out once and kept."""
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        """most: rows that are kept."""
+        self._texts: dict[bytes, str] = {}
+        self._most = most
+
+    def json(self, values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:
+        """The same as `json_rows(values, sizes)`."""
+        if not values.size or (sizes != values.shape[1]).any():
+            return json_rows(values, sizes)
+        width = values.dtype.itemsize * values.shape[1]
+        data = np.ascontiguousarray(values).tobytes()
+        keys = [data[start : start + width] for start in range(0, len(data), width)]
+        known = self._texts
+        new = [row for row, key in enumerate(keys) if key not in known]
+        if new:
+            if len(known) + len(new) > self._most:
+                known.clear()
+                new = list(range(len(keys)))
+            known.update(zip([keys[row] for row in new], json_rows(values[new], sizes[new]), strict=True))
+        return [known[key] for key in keys]

@@ -17,7 +17,7 @@ import numpy as np
 
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
-from moments_service.ledger.schema import Row, TransactionHash, create_tables, insert, json_rows, repeated_json_rows
+from moments_service.ledger.schema import RepeatedRows, Row, TransactionHash, create_tables, insert, json_rows
 from moments_service.ledger.seals import LedgerDamagedError, check_wal, verify
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.table import GroupTable
@@ -56,6 +56,7 @@ class Ledger:
         self._seen.add(np.array(rows, dtype=np.int64).reshape(-1))
         if not self._reader.execute("SELECT 1 FROM incarnations WHERE incarnation = ?", (incarnation,)).fetchone():
             self._transact([[("incarnations", [(incarnation, after_step)])]])
+        self._reward_texts, self._truncated_texts = RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
@@ -125,10 +126,10 @@ class Ledger:
                 table.sources,
                 clusters.tolist(),
                 table.lost.astype(int).tolist(),
-                repeated_json_rows(table.rewards, table.sizes),
+                self._reward_texts.json(table.rewards, table.sizes),
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
-                repeated_json_rows(table.truncated, table.sizes),
+                self._truncated_texts.json(table.truncated, table.sizes),
                 table.policy_versions[:, 0].tolist(),
                 table.policy_versions[:, 1].tolist(),
                 strict=True,
