@@ -122,7 +122,7 @@ def in_process(world: World, directory: Path) -> Door:
     return MomentsService(world.config(), directory, seed=0)
 
 
-@dataclass(slots=True)
+@dataclass
 class Feed:
     """One service under load: where it is in the feed and how its senders send.
 
