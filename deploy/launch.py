@@ -34,7 +34,6 @@ from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.ledger import last_incarnation
-from moments_service.rebuild import LEDGER_FILE
 from moments_service.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ async def _started(
     """All parts of a run, started side by side and ended together."""
     # A start that died before its first group has left its clusters only.
     seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
-    incarnation = max(last_incarnation(directory.moments / LEDGER_FILE), seen) + 1
+    incarnation = max(last_incarnation(directory.moments), seen) + 1
     snapshot = checkpoint / "moments" if checkpoint is not None else None
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")

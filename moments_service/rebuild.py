@@ -11,9 +11,6 @@ from moments_service.ledger import LedgerReader
 from moments_service.portable import WarmStart
 from moments_service.state import MomentsState
 
-LEDGER_FILE = "ledger.sqlite"
-
-
 class RunHistory:
     """What a run knows: its clusters, and the state of their moments. Both are None before the first clusters.
 
@@ -60,14 +57,23 @@ def rebuild(
     The result equals what the service held, bit for bit. Raises FileNotFoundError where there is no ledger, and ValueError
     where there are no clusters.
     """
-    reader = LedgerReader(directory / LEDGER_FILE)
+    state = rebuild_history(config, directory, incarnation, before_step).state
+    assert state is not None
+    return state
+
+
+def rebuild_history(
+    config: MomentsConfig, directory: Path, incarnation: int | None = None, before_step: int = 2**62
+) -> RunHistory:
+    """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
+    reader = LedgerReader(directory)
     try:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation
-        for part, first, last in reader.lineage(newest):
-            history.replay(reader, part, first, min(last, before_step - 1))
+        for stretch, first, last in reader.lineage(newest):
+            history.replay(reader, stretch, first, min(last, before_step - 1))
         if history.state is None:
             raise ValueError(f"{directory} has no clusters: its run ended before the first step")
-        return history.state
+        return history
     finally:
         reader.close()
