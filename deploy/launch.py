@@ -24,6 +24,7 @@ from deploy.dispatch import Dispatcher
 from deploy.evaluation import Evaluation
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
+from deploy.mirror import mirrored
 from deploy.prompt_set import prompt_set, refuse_missing_difficulty
 from deploy.run import Run
 from deploy.run_directory import RunDirectory
@@ -95,7 +96,11 @@ async def run_training(
 
     Raises StoppedByHandError on SIGINT and SIGTERM, after everything was written that a resume needs.
     """
-    async with _started(config, directory, pool, display, checkpoint) as run:
+    async with (
+        mirrored(config, directory, display.note) as mirror,
+        _started(config, directory, pool, display, checkpoint) as run,
+    ):
+        run.mirror = mirror
         watched = _watched_prompts(config, pool)
         training = asyncio.create_task(_evaluated_training(run, watched), name="train")
         _stop_on_signals(run, training)
@@ -184,10 +189,12 @@ async def _abandon(fleet: RolloutFleet, moments: Any, starting_learner: "asyncio
 
 
 def _stop_on_signals(run: Run, training: "asyncio.Task[Any]") -> None:
-    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is."""
+    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is; then its last uploads."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        if training.done() and run.mirror is not None:
+            run.mirror.give_up()
         if run.stopping or run.phase_now in (None, "generate"):
             training.cancel()
             return

@@ -4,12 +4,15 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from moments_service.clusters import Clusters, Transfer, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.ledger import LedgerReader
 from moments_service.portable import WarmStart
-from moments_service.state import MomentsState
+from moments_service.state import MOMENTS_FILE, MomentsState
 
 class RunHistory:
     """What a run knows: its clusters, and the state of their moments. Both are None before the first clusters.
@@ -77,3 +80,13 @@ def rebuild_history(
         return history
     finally:
         reader.close()
+
+
+def differing_arrays(state: MomentsState, snapshot: Path) -> list[str]:
+    """Names of the arrays that are not bit for bit those of the snapshot in a directory; none where it is the same state."""
+    own, saved = state.arrays(), load_file(snapshot / MOMENTS_FILE)
+
+    def bits(arrays: dict[str, np.ndarray], name: str) -> tuple[object, ...] | None:
+        return (arrays[name].dtype, arrays[name].shape, arrays[name].tobytes()) if name in arrays else None
+
+    return sorted(name for name in own.keys() | saved.keys() if bits(own, name) != bits(saved, name))

@@ -40,6 +40,11 @@ def part_paths(directory: Path) -> list[Path]:
     return found
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file is a part of a ledger, by its name."""
+    return path.name.startswith(_PREFIX) and path.suffix == _SUFFIX
+
+
 def begin_part(directory: Path, number: int, last: Seal) -> tuple[Path, Seal]:
     """Make a part, whole or not at all; its first transaction says which one it follows. Returns its path and that one."""
     path = part_path(directory, number)

@@ -47,7 +47,10 @@ class FoldedGroup:
 
 
 class LedgerReader:
-    """Read-only view of the ledger in one directory; parts that are begun while it is open are read too."""
+    """Read-only view of the ledger in one directory; parts that are begun while it is open are read too.
+
+    Close it soon: a part that is closed while somebody has it open becomes one whole file only later.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Raises FileNotFoundError if there is none."""
@@ -83,6 +86,11 @@ class LedgerReader:
                 stretches.append((number, after + 1, end))
                 end = after
         return list(reversed(stretches))
+
+    def steps(self, incarnation: int) -> list[int]:
+        """Every step that the state of `incarnation` is made of, in order."""
+        query = "SELECT step FROM commits WHERE incarnation = ? AND step BETWEEN ? AND ? ORDER BY step"
+        return [step for stretch in self.lineage(incarnation) for (step,) in self.query(query, stretch)]
 
     def commits(self, incarnation: int, first_step: int = 0, last_step: int = 2**62) -> Iterator[LedgerCommit]:
         """What an incarnation folded, in order of its steps."""

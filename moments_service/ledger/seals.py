@@ -74,8 +74,10 @@ def check_parts(paths: Sequence[Path], cut_end: bool = False) -> LedgerReport:
         except sqlite3.DatabaseError as error:
             raise _unreadable(path, error) from None
         try:
-            found = verify(connection, path, Seal(number=last.number), writing)
+            if not writing:
+                connection.execute("BEGIN")  # all tables as they are at one moment, while others write
             _refuse_other_beginning(connection, path, number, last)
+            found = verify(connection, path, last, writing)
         finally:
             connection.close()
         last, seals, cut = found.last, seals + found.seals, found.cut
@@ -132,7 +134,10 @@ def _matches(sealed: Row | None, found: tuple[int, str, str]) -> bool:
 
 
 def _refuse_other_beginning(connection: sqlite3.Connection, path: Path, number: int, last: Seal) -> None:
-    begins = connection.execute("SELECT * FROM parts").fetchall()
+    try:
+        begins = connection.execute("SELECT * FROM parts").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from None
     if begins != [(number, last.number, last.checksum, last.number + 1)]:
         before = f"where part {number - 1} ends, with transaction {last.number}" if number else "as a first part does"
         raise LedgerDamagedError(

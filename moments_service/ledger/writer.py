@@ -18,7 +18,7 @@ import numpy as np
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.parts import LedgerLimits, begin_part, part_paths, remove_partials
+from moments_service.ledger.parts import LedgerLimits, begin_part, finish_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import Row, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
@@ -45,7 +45,7 @@ class Ledger:
         self._limits = limits
         remove_partials(directory)
         paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
-        paths[-1].chmod(0o644)  # read-only where it was closed, and the next part never begun or lost
+        paths[-1].chmod(0o644)  # read-only since the ledger was closed
         report = check_parts(paths, cut_end=True)
         if report.torn_frames or report.cut:
             logger.warning(
@@ -123,7 +123,7 @@ class Ledger:
         await self._write([("folds", folds), ("commits", [commit])])
 
     async def close(self) -> None:
-        """Finish what is pending, then close the files."""
+        """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
         if self._writer is not None:
             self._pending.put_nowait(None)
             await self._writer
@@ -132,6 +132,7 @@ class Ledger:
         self._closed.close()
         self._reader.close()
         self.connection.close()
+        finish_part(self.path)
 
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
