@@ -1,8 +1,8 @@
 """The ledger: every group that was ever sampled and scored, on disk before it is acknowledged.
 
-One SQLite file in WAL mode with one writer; anybody may read it while the run goes on. An incarnation is one start of a
-run: a resume begins the next one, and what an earlier incarnation wrote past the checkpoint stays readable but is not
-part of the state.
+SQLite files in WAL mode with one writer, cut into parts; anybody may read them while the run goes on. An incarnation is one
+start of a run: a resume begins the next one, and what an earlier incarnation wrote past the checkpoint stays readable but is
+not part of the state.
 """
 
 import asyncio
@@ -17,8 +17,11 @@ import numpy as np
 
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
-from moments_service.ledger.schema import RepeatedRows, Row, TransactionHash, create_tables, insert, json_rows
-from moments_service.ledger.seals import LedgerDamagedError, check_wal, verify
+from moments_service.ledger.closed import ClosedParts
+from moments_service.ledger.parts import LedgerLimits, begin_part, finish_part, part_paths, remove_partials
+from moments_service.ledger.reader import LedgerReader
+from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
+from moments_service.ledger.seals import Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.table import GroupTable
 
@@ -29,37 +32,43 @@ Write = list[tuple[str, list[Row]]]
 
 
 class Ledger:
-    """Writer of one ledger file. Lives in one event loop; opening it checks every row.
+    """Writer of the ledger in one directory. Lives in one event loop; opening it checks every row of every part.
 
-    Raises LedgerDamagedError where the file is damaged anywhere but at its very end.
+    Raises LedgerDamagedError where it is damaged anywhere but at its very end.
     """
 
-    def __init__(self, path: Path, incarnation: int, after_step: int = -1) -> None:
+    def __init__(
+        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = LedgerLimits()
+    ) -> None:
         """after_step: the last step of the earlier incarnations that this one goes on from."""
-        self.path = path
+        self.directory = directory
         self.incarnation = incarnation
-        torn = check_wal(path)
-        self.connection = sqlite3.connect(path, check_same_thread=False)
-        try:
-            create_tables(self.connection)
-        except sqlite3.DatabaseError as error:
-            raise LedgerDamagedError(f"{path} is damaged: {error}; restore the file from a copy") from None
-        report = verify(self.connection, path, cut_end=True)
-        if torn or report.cut:
-            logger.warning("%s: cut an unfinished write (%d frames, %d transactions)", path, torn, report.cut)
-        newest = self.connection.execute("SELECT MAX(seal) FROM seals").fetchone()[0]
-        self._next_seal = 0 if newest is None else newest + 1
+        self._limits = limits
+        remove_partials(directory)
+        paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
+        paths[-1].chmod(0o644)  # read-only since the ledger was closed
+        report = check_parts(paths, cut_end=True)
+        if report.torn_frames or report.cut:
+            logger.warning(
+                "%s: cut an unfinished write (%d frames, %d transactions)", paths[-1], report.torn_frames, report.cut
+            )
+        self._last = report.last
+        self._closed = ClosedParts(paths[:-1], incarnation, limits.texts_bytes)
+        self._closed.finish()
+        self._number = len(paths) - 1
+        self.path = paths[-1]
+        self.connection = open_for_writing(self.path)
         # A second connection sees only what is committed, so what it finds is on the disk.
-        self._reader = sqlite3.connect(path, check_same_thread=False)
-        self._seen = SeenPlaces()
-        rows = self._reader.execute("SELECT sequence FROM groups WHERE incarnation = ?", (incarnation,)).fetchall()
-        self._seen.add(np.array(rows, dtype=np.int64).reshape(-1))
-        if not self._reader.execute("SELECT 1 FROM incarnations WHERE incarnation = ?", (incarnation,)).fetchone():
+        self._reader = open_for_reading(self.path)
+        self._full_at = limits.part_bytes
+        begun, self._seen = _begun(directory, incarnation)
+        if not begun:
             self._transact([[("incarnations", [(incarnation, after_step)])]])
         self._reward_texts, self._truncated_texts = RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     async def append(
         self, table: GroupTable, clusters: np.ndarray, transcripts: Sequence[Transcript | None] | None = None
@@ -85,6 +94,7 @@ class Ledger:
             group_id
             for group_id, sequence in keys
             if self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
+            or self._closed.holds(sequence, group_id)
         }
 
     async def append_losses(self, groups: Iterable[tuple[int, str]]) -> None:
@@ -108,12 +118,16 @@ class Ledger:
         await self._write([("folds", folds), ("commits", [commit])])
 
     async def close(self) -> None:
-        """Finish what is pending, then close the file."""
+        """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
         if self._writer is not None:
             self._pending.put_nowait(None)
             await self._writer
+        if self._tidying is not None:
+            await self._tidying
+        self._closed.close()
         self._reader.close()
         self.connection.close()
+        finish_part(self.path)
 
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
@@ -162,6 +176,30 @@ class Ledger:
                 for _, written in writes:
                     if not written.cancelled():
                         written.set_result(None)
+                if writes and self._size() >= self._full_at:
+                    await self._begin_next_part()
+
+    def _size(self) -> int:
+        """Bytes of the open part, with what is still in its log."""
+        pages, page_size = (self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        return int(pages * page_size)
+
+    async def _begin_next_part(self) -> None:
+        """Close the open part between two transactions. Until the next part has its name, this one stays the open one."""
+        try:
+            path, first = await asyncio.to_thread(begin_part, self.directory, self._number + 1, self._last)
+            connection, reader = open_for_writing(path), open_for_reading(path)
+            self._closed.add(self.path, self._reader)
+        except (OSError, sqlite3.Error) as error:
+            self._full_at = self._size() + self._limits.part_bytes // 4
+            logger.error("%s grows past its size, because the next part cannot be begun: %s", self.path, error)
+            return
+        self._reader.close()
+        closed, self.connection, self._reader = self.connection, connection, reader
+        self.path, self._number, self._last, self._full_at = path, self._number + 1, first, self._limits.part_bytes
+        await asyncio.to_thread(closed.close)  # which writes its log into the file
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(asyncio.to_thread(self._closed.tidy), name="ledger-tidying")
 
     def _transact(self, writes: Iterable[Write]) -> None:
         rows: dict[str, list[Row]] = defaultdict(list)
@@ -169,11 +207,16 @@ class Ledger:
             for table, added in write:
                 if added:
                     rows[table] += added
-        seal, hashed = self._next_seal, TransactionHash()
-        with self.connection:
-            for table, added in rows.items():
-                added.sort()
-                hashed.add_all(table, added)
-                insert(self.connection, table, [(*row, seal) for row in added])
-            self.connection.execute("INSERT INTO seals VALUES (?, ?, ?)", (seal, hashed.rows, hashed.hexdigest()))
-        self._next_seal += 1
+        self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def _begun(directory: Path, incarnation: int) -> tuple[bool, SeenPlaces]:
+    """Whether an incarnation has begun already, and the places in the feed that it has groups of."""
+    seen = SeenPlaces()
+    reader = LedgerReader(directory)
+    try:
+        places = reader.query("SELECT sequence FROM groups WHERE incarnation = ?", (incarnation,))
+        seen.add(np.array(places, dtype=np.int64).reshape(-1))
+        return incarnation in reader.incarnations(), seen
+    finally:
+        reader.close()
