@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from moments_service.batch import Batch
 from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards, Indices
 from moments_service.table import GroupTable, join_tables, pick
@@ -23,8 +24,21 @@ class ReadyGroups:
     clusters: Indices
     payloads: Sequence[Any]
 
+    @classmethod
+    def of(cls, batch: Batch) -> "ReadyGroups":
+        return cls(batch.table, batch.clusters, batch.payloads)
+
     def __len__(self) -> int:
         return len(self.table)
+
+    def marked_lost(self) -> "ReadyGroups":
+        """The same groups; those that were scored and have no payload are lost."""
+        missing = [row for row, payload in enumerate(self.payloads) if payload is None]
+        if not missing:
+            return self
+        lost = self.table.lost.copy()
+        lost[missing] |= self.table.scored()[missing]
+        return replace(self, table=replace(self.table, lost=lost))
 
     def take(self, rows: Sequence[int] | Indices) -> "ReadyGroups":
         """The given rows in the given order."""
@@ -95,6 +109,12 @@ class GroupStore:
     def all(self) -> ReadyGroups | None:
         """Every group in feed order; None if there is none."""
         return in_feed_order(join(self._parts)) if self._parts else None
+
+    def take_all(self, like: ReadyGroups) -> ReadyGroups:
+        """Remove every group, in feed order. like: any groups, for the columns of none at all."""
+        groups = self.all()
+        self._parts = []
+        return like.take([]) if groups is None else groups
 
     def take(self, count: int) -> ReadyGroups:
         """Remove the `count` groups that stand first in the feed, in feed order. There are so many, and at least one."""

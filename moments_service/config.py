@@ -72,3 +72,5 @@ class MomentsConfig(StrictModel):
     blend: BlendConfig = BlendConfig()
     clusters: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()
+    shards: int = Field(1, ge=1)
+    """Processes that write the ledger, each for its share of the clusters; one is enough below some ten thousand groups a second."""

@@ -6,7 +6,7 @@ recognised by its id: `submit` by group, `next_batch` and `commit` by step.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import Alarm, error_share
-from moments_service.ledger import Ledger, LedgerLimits, LedgerReader
+from moments_service.ledger import LedgerLimits, RunLedger, shard_directories
 from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.rebuild import RunHistory
 from moments_service.seeding import derive_seed
+from moments_service.sharding import LedgerShard, LocalShard, ShardedLedger
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 from moments_service.table import GroupTable
@@ -56,6 +57,7 @@ class MomentsService:
         incarnation: int = 0,
         snapshot: Path | None = None,
         limits: LedgerLimits = LedgerLimits(),
+        open_shard: Callable[[Path, int, int, LedgerLimits], LedgerShard] = LocalShard,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -67,6 +69,8 @@ class MomentsService:
         self._closed = GroupStore()
         # Those of them that a dead service acknowledged; a sender that tries again brings their payload back.
         self._orphans: set[str] = set()
+        # Those that the commit under way takes in. If it fails they stay here for when it is sent again.
+        self._leaving: ReadyGroups | None = None
         # Ids on their way to the disk, and ids between their acknowledgement and their commit; the ledger knows older ones.
         self._writing: dict[str, asyncio.Future[None]] = {}
         self._open: set[str] = set()
@@ -80,7 +84,9 @@ class MomentsService:
         if snapshot is not None:
             self._restore(snapshot)
         after_step = -1 if self._history.state is None else self._history.state.last_step
-        self._ledger = Ledger(directory, incarnation, after_step, limits)
+        directories = shard_directories(directory, config.shards)
+        shards = [open_shard(path, incarnation, after_step, limits) for path in directories]
+        self._ledger = ShardedLedger(shards, directories, incarnation)
         self._replay()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
@@ -140,7 +146,7 @@ class MomentsService:
                 fresh = fresh.take(rows)
                 transcripts = None if transcripts is None else [transcripts[row] for row in rows]
             # A task of its own: whoever sends may give up, the group is taken in all the same.
-            storing = asyncio.create_task(self._store(_lost_without_payload(fresh), transcripts))
+            storing = asyncio.create_task(self._store(fresh.marked_lost(), transcripts))
             self._writing.update(dict.fromkeys(fresh.table.group_ids, storing))
             await asyncio.shield(storing)
         for writing in twins:
@@ -154,7 +160,7 @@ class MomentsService:
         lost = self._buffer.remove(group_ids)
         if lost is None:
             return ()
-        await self._ledger.append_losses(lost.keys())
+        await self._ledger.append_losses(lost)
         self._counts.lost += len(lost)
         self._closed.put(lost)
         return lost.table.group_ids
@@ -177,8 +183,10 @@ class MomentsService:
         """Take the batch of `step` back because payloads in it are lost: those close, the others wait again."""
         if self._drawn is None or self._drawn.step != step:
             return
+        if self._leaving is not None:
+            raise RuntimeError(f"the commit of step {step} has begun; only the same commit can follow")
         batch, self._drawn = self._drawn, None
-        await self._buffer.put(_ready_again(batch))
+        await self._buffer.put(ReadyGroups.of(batch))
         await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
@@ -194,16 +202,15 @@ class MomentsService:
             if self._drawn is None or self._drawn.step != step:
                 raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
             batch = self._drawn
-            closed = self._closed.all()
-            await self._ledger.append_commit(batch, policy_version, move, closed.keys() if closed is not None else [])
-            state.fold(step, committed_rewards(_ready_again(batch), closed, policy_version, move))
-            self._drawn = None
-            self._open.difference_update(batch.group_ids)
-            if closed is not None:
-                gone = closed.table.group_ids
-                self._closed.remove(gone)
-                self._open.difference_update(gone)
-                self._orphans.difference_update(gone)
+            trained = ReadyGroups.of(batch)
+            if self._leaving is None:
+                self._leaving = self._closed.take_all(trained)
+                self._orphans.difference_update(self._leaving.table.group_ids)
+            closed = self._leaving if len(self._leaving) else None
+            await self._ledger.append_commit(batch, policy_version, move, closed)
+            state.fold(step, committed_rewards(trained, closed, policy_version, move))
+            self._open.difference_update(batch.group_ids, self._leaving.table.group_ids)
+            self._drawn = self._leaving = None
             self._counts.trained += len(batch.table)
 
     async def stats(self) -> dict[str, Any]:
@@ -290,7 +297,7 @@ class MomentsService:
 
     def _replay(self) -> None:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = LedgerReader(self._directory)
+        reader = RunLedger(self._directory)
         try:
             self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1
@@ -304,10 +311,9 @@ class MomentsService:
             reader.close()
 
     def _new_rows(self, table: GroupTable) -> Sequence[int]:
-        """Rows that are neither on the disk nor on their way there, each id once."""
-        held = self._ledger.held(table)
+        """Rows that are neither waiting for their commit nor on their way to the disk, each id once."""
         ids = set(table.group_ids)
-        taken = (held, self._open, self._writing.keys())
+        taken = (self._open, self._writing.keys())
         if len(ids) == len(table) and all(ids.isdisjoint(known) for known in taken):
             return range(len(table))
         rows: dict[str, int] = {}
@@ -327,12 +333,19 @@ class MomentsService:
             await self._buffer.put(replace(adopted, payloads=[back[group_id] for group_id in adopted.table.group_ids]))
 
     async def _store(self, groups: ReadyGroups, transcripts: Sequence[Transcript | None] | None) -> None:
-        table = groups.table
+        sent = groups.table.group_ids
         try:
-            await self._ledger.append(table, groups.clusters, transcripts)
+            if held := await self._ledger.held(groups.table):
+                rows = [row for row, group_id in enumerate(sent) if group_id not in held]
+                groups = groups.take(rows)
+                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
+            if not len(groups):
+                return
+            await self._ledger.append(groups, transcripts)
         finally:
-            for group_id in table.group_ids:
+            for group_id in sent:
                 del self._writing[group_id]
+        table = groups.table
         self._open.update(table.group_ids)
         self._counts.groups += len(table)
         self._counts.completions += int(table.sizes.sum())
@@ -375,17 +388,3 @@ class MomentsService:
         every = (*table.errors, *self._closed.errors())
         errors = {error for errors in every for error in errors or () if error is not None}
         return "; ".join(sorted(errors)[:3])
-
-
-def _lost_without_payload(groups: ReadyGroups) -> ReadyGroups:
-    missing = [row for row, payload in enumerate(groups.payloads) if payload is None]
-    if not missing:
-        return groups
-    table = groups.table
-    lost = table.lost.copy()
-    lost[missing] |= table.scored()[missing]
-    return replace(groups, table=replace(table, lost=lost))
-
-
-def _ready_again(batch: Batch) -> ReadyGroups:
-    return ReadyGroups(batch.table, batch.clusters, batch.payloads)

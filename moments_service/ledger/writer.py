@@ -12,6 +12,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,13 @@ class Ledger:
         clusters: [N].    transcripts: N of them, or None.
         """
         texts = [
-            (self.incarnation, int(table.sequence[row]), table.group_ids[row], text.prompt, json.dumps(text.completions))
+            (
+                self.incarnation,
+                int(table.sequence[row]),
+                table.group_ids[row],
+                text.prompt,
+                json.dumps(text.completions),
+            )
             for row, text in enumerate(transcripts or ())
             if text is not None
         ]
@@ -116,6 +123,11 @@ class Ledger:
         measured = (None, None) if move is None else (move.kl, move.log_ratio)
         commit = (self.incarnation, batch.step, policy_version, *measured)
         await self._write([("folds", folds), ("commits", [commit])])
+
+    def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
+        """Write commits that fold no group in, before anything else is written. Each: (step, policy_version, kl, log_ratio)."""
+        if commits:
+            self._transact([[("commits", [(self.incarnation, *commit) for commit in commits])]])
 
     async def close(self) -> None:
         """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
@@ -181,7 +193,9 @@ class Ledger:
 
     def _size(self) -> int:
         """Bytes of the open part, with what is still in its log."""
-        pages, page_size = (self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        pages, page_size = (
+            self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
         return int(pages * page_size)
 
     async def _begin_next_part(self) -> None:
