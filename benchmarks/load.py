@@ -6,7 +6,7 @@ The loop speaks to a service through a `Door`, so that the same work runs in one
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,9 +19,10 @@ from moments_service.batch import Batch
 from moments_service.clusters import Codebook, PromptSet
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.portable import WarmStart
-from moments_service.service import MomentsService
 from moments_service.table import GroupTable
 
+Sent = tuple[GroupTable, list[Any]]
+"""A table and the handles of its groups' tokens."""
 DIMENSION = 384
 GROUP_SIZE = 8
 SOURCES = ("arithmetic", "algebra", "logic", "geometry")
@@ -75,29 +76,29 @@ class World:
         directory.mkdir(parents=True)
         WarmStart(self.codebook).place(directory)
 
-    def config(self) -> MomentsConfig:
-        return MomentsConfig(clusters=ClusterConfig(count=len(self.codebook)))
+    def config(self, shards: int = 1) -> MomentsConfig:
+        return MomentsConfig(clusters=ClusterConfig(count=len(self.codebook)), shards=shards)
 
 
 class Door(Protocol):
     """How a service is reached."""
 
-    def submit_table(self, table: GroupTable, payloads: list[Any]) -> Awaitable[None]: ...
+    def submit_table(self, table: GroupTable, payloads: list[Any]) -> Coroutine[Any, Any, None]: ...
 
-    def next_batch(self, step: int, groups: int) -> Awaitable[Batch]: ...
+    def next_batch(self, step: int, groups: int) -> Coroutine[Any, Any, Batch]: ...
 
-    def commit(self, step: int, policy_version: int) -> Awaitable[None]: ...
+    def commit(self, step: int, policy_version: int) -> Coroutine[Any, Any, None]: ...
 
-    def fit_clusters(self, prompts: PromptSet) -> Awaitable[int]: ...
+    def fit_clusters(self, prompts: PromptSet) -> Coroutine[Any, Any, int]: ...
 
-    def close(self) -> Awaitable[None]: ...
+    def close(self) -> Coroutine[Any, Any, None]: ...
 
 
 class RayDoor:
     """A MomentsActor in a process of its own."""
 
-    def __init__(self, world: World, directory: Path) -> None:
-        self.actor = spawn_moments_actor(world.config(), directory, seed=0, incarnation=0, snapshot=None)
+    def __init__(self, config: MomentsConfig, directory: Path) -> None:
+        self.actor = spawn_moments_actor(config, directory, seed=0, incarnation=0, snapshot=None)
 
     async def submit_table(self, table: GroupTable, payloads: list[Any]) -> None:
         await self.actor.submit_table.remote(table, payloads)
@@ -118,43 +119,43 @@ class RayDoor:
         ray.kill(self.actor)
 
 
-def in_process(world: World, directory: Path) -> Door:
-    return MomentsService(world.config(), directory, seed=0)
-
-
 @dataclass
 class Feed:
     """One service under load: where it is in the feed and how its senders send.
 
-    payload: handle of the tokens of one table; each group gets (payload, row), as from a sender that leaves the tokens of
-    a whole table in one object.
+    size: groups of a table.    tables: of a batch.    payload: handle of the tokens of one table; each group gets (payload,
+    row), as from a sender that leaves the tokens of a whole table in one object.
     """
 
     door: Door
     world: World
     size: int
-    embeddings: bool
+    tables: int = 1
+    embeddings: bool = False
     payload: Any = "tokens"
     next_table: int = 0
     step: int = 0
 
-    def tables(self, count: int) -> list[tuple[GroupTable, list[Any]]]:
-        """The next tables of the feed, made ahead of the measurement."""
-        numbers = range(self.next_table, self.next_table + count)
-        self.next_table += count
-        return [
-            (self.world.table(number, self.size, self.embeddings), [(self.payload, row) for row in range(self.size)])
-            for number in numbers
-        ]
+    @property
+    def groups(self) -> int:
+        """Groups of a batch."""
+        return self.size * self.tables
 
-    async def one_after_another(self, count: int) -> dict[str, float]:
-        """Seconds of each phase where nothing overlaps: submit a table, blend it, commit it."""
+    def make(self, batches: int) -> list[Sent]:
+        """The next tables of the feed, made ahead of the measurement."""
+        numbers = range(self.next_table, self.next_table + batches * self.tables)
+        self.next_table = numbers.stop
+        handles = [(self.payload, row) for row in range(self.size)]
+        return [(self.world.table(number, self.size, self.embeddings), handles) for number in numbers]
+
+    async def one_after_another(self, made: Sequence[Sent]) -> dict[str, float]:
+        """Seconds of each phase where nothing overlaps: submit the tables of a batch, blend it, commit it."""
         seconds = dict.fromkeys(("submit", "next_batch", "commit"), 0.0)
-        for table, payloads in self.tables(count):
+        for first in range(0, len(made), self.tables):
             started = time.perf_counter()
-            await self.door.submit_table(table, payloads)
+            await asyncio.gather(*(self.door.submit_table(*sent) for sent in made[first : first + self.tables]))
             submitted = time.perf_counter()
-            await self.door.next_batch(self.step, self.size)
+            await self.door.next_batch(self.step, self.groups)
             blended = time.perf_counter()
             await self.door.commit(self.step, self.step + 1)
             seconds["commit"] += time.perf_counter() - blended
@@ -163,31 +164,50 @@ class Feed:
             self.step += 1
         return seconds
 
-    async def overlapping(self, count: int, ahead: int = 3) -> float:
-        """Seconds for `count` tables, from the first submit to the last commit; senders are up to `ahead` tables ahead."""
-        tables = self.tables(count)
-        slots = asyncio.Semaphore(ahead)
+    async def overlapping(self, made: Sequence[Sent], ahead: int = 3) -> float:
+        """Seconds from the first submit to the last commit; senders are up to `ahead` batches ahead of the learner."""
+        slots = asyncio.Semaphore(ahead * self.tables)
         started = time.perf_counter()
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._send(tables, slots, tasks))
-            for _ in range(count):
-                await self.door.next_batch(self.step, self.size)
+        async with asyncio.TaskGroup() as senders:
+            senders.create_task(self._send(made, slots, senders))
+            for _ in range(len(made) // self.tables):
+                await self.door.next_batch(self.step, self.groups)
                 await self.door.commit(self.step, self.step + 1)
                 self.step += 1
-                slots.release()
+                for _ in range(self.tables):
+                    slots.release()
         return time.perf_counter() - started
 
-    async def _send(
-        self, tables: Sequence[tuple[GroupTable, list[Any]]], slots: asyncio.Semaphore, tasks: asyncio.TaskGroup
-    ) -> None:
-        for table, payloads in tables:
+    async def _send(self, made: Sequence[Sent], slots: asyncio.Semaphore, senders: asyncio.TaskGroup) -> None:
+        for table, payloads in made:
             await slots.acquire()
-            tasks.create_task(self.door.submit_table(table, payloads))  # type: ignore[arg-type]
+            senders.create_task(self.door.submit_table(table, payloads))
 
+    async def latencies(self, rate: float, count: int, batch: int) -> list[float]:
+        """Seconds from submit to acknowledge of `count` single groups that arrive at random, `rate` a second.
 
-def arrivals(rate: float, count: int, seed: int) -> Iterator[float]:
-    """Seconds at which `count` groups of a Poisson process of `rate` a second arrive."""
-    return iter(np.cumsum(np.random.default_rng(seed).exponential(1.0 / rate, count)).tolist())
+        A batch is taken and committed whenever `batch` groups are there. Late arrivals count from when they were due.
+        """
+        table = self.world.table(self.next_table, count, self.embeddings)
+        self.next_table += 1
+        rows = [table.take([row]) for row in range(count)]
+        due = np.cumsum(np.random.default_rng(self.next_table).exponential(1.0 / rate, count))
+        began = time.perf_counter() + 0.1
+        waited: list[float] = []
+
+        async def send(row: int) -> None:
+            await asyncio.sleep(began + due[row] - time.perf_counter())
+            await self.door.submit_table(rows[row], [(self.payload, row)])
+            waited.append(time.perf_counter() - began - due[row])
+
+        async with asyncio.TaskGroup() as senders:
+            for row in range(count):
+                senders.create_task(send(row))
+            for _ in range(count // batch):
+                await self.door.next_batch(self.step, batch)
+                await self.door.commit(self.step, self.step + 1)
+                self.step += 1
+        return waited
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,0 +1,294 @@
+"""The moments service under load: groups a second, time to a durable acknowledgement, memory, and what clusters cost.
+
+usage: python benchmarks/moments.py --out benchmarks/results/moments.json [--repetitions 5]
+
+Sides that are compared run in turn; of the repetitions the fastest counts, since other programs only ever slow one down.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from load import DIMENSION, Feed, RayDoor, World
+
+from deploy.environment import machine, versions
+from moments_service.clusters import Codebook, PromptSet
+from moments_service.service import MomentsService
+from moments_service.state import MomentsState
+
+CLUSTERS = 4096
+SIZES = (256, 1024, 4096, 16384, 65536)
+PROMPTS = 16384
+PHASES = ("submit", "next_batch", "commit")
+
+
+def figure(name: str, value: float, unit: str, better: str = "lower", target: float | None = None) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 4), "unit": unit, "better": better, "target": target}
+
+
+@asynccontextmanager
+async def in_process(
+    world: World, directory: Path, known: bool = True, shards: int = 1, **feed: Any
+) -> AsyncIterator[Feed]:
+    """A service in this process. known: whether its clusters know the prompts, or search each group's embedding."""
+    world.begin(directory)
+    service = MomentsService(world.config(shards), directory, seed=0)
+    try:
+        await service.fit_clusters(world.prompts if known else PromptSet.of_embeddings(world.codebook.centroids[:1]))
+        yield Feed(service, world, embeddings=not known, **feed)
+    finally:
+        await service.close()
+
+
+@asynccontextmanager
+async def through_ray(world: World, directory: Path, shards: int = 1, **feed: Any) -> AsyncIterator[Feed]:
+    """A service in a Ray actor, whose groups carry real object references."""
+    world.begin(directory)
+    door = RayDoor(world.config(shards), directory)
+    await door.fit_clusters(world.prompts)
+    try:
+        yield Feed(door, world, payload=ray.put("tokens"), **feed)
+    finally:
+        await door.close()
+
+
+async def throughput(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """The whole loop at 4,096 clusters, in process and through Ray in turn, and each phase alone."""
+    world = World(CLUSTERS, PROMPTS)
+    rows: list[dict[str, Any]] = []
+    for size, tables, batches in ((256, 8, 6), (256, 2, 24), (64, 2, 48)):
+        best: dict[str, float] = {}
+        alone: dict[str, dict[str, float]] = {"in process": {}, "through Ray": {}}
+        folder = scratch / f"throughput-{size}-{tables}"
+        shape = {"size": size, "tables": tables}
+        async with (
+            in_process(world, folder / "own", **shape) as own,
+            through_ray(world, folder / "ray", **shape) as rayed,
+        ):
+            for feed in (own, rayed):
+                await feed.overlapping(feed.make(2))
+            for _ in range(repetitions):
+                for side, feed in (("in process", own), ("through Ray", rayed)):
+                    made = feed.make(batches)
+                    gc.collect()
+                    seconds = await feed.overlapping(made)
+                    groups = batches * feed.groups
+                    best[side] = max(best.get(side, 0.0), groups / seconds)
+                    for phase, spent in (await feed.one_after_another(feed.make(max(batches // 3, 1)))).items():
+                        each = spent / (max(batches // 3, 1) * feed.groups)
+                        alone[side][phase] = min(alone[side].get(phase, np.inf), each)
+        main = tables == 8
+        what = f"batches of {size * tables} in tables of {size}"
+        rows += [
+            figure(f"through Ray, {what}", best["through Ray"], "groups/s", "higher", 20_000 if main else None),
+            figure(f"in process, {what}", best["in process"], "groups/s", "higher"),
+            figure(
+                f"through Ray to in process, {what}",
+                best["through Ray"] / best["in process"],
+                "1",
+                "higher",
+                0.5 if main else None,
+            ),
+        ]
+        rows += [
+            figure(f"{phase} alone, {side}, {what}", 1e6 * alone[side][phase], "us/group")
+            for side in alone
+            for phase in PHASES
+        ]
+    return rows
+
+
+async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """CPU seconds that the service itself spends on a group where shards in other processes write the ledger."""
+    world = World(CLUSTERS, PROMPTS)
+    found: dict[int, float] = {}
+    for shards in (1, 2):
+        async with through_ray(world, scratch / f"shards{shards}", shards=shards, size=256, tables=8) as feed:
+            pid = _actor_process("ray::MomentsActor")
+            await feed.overlapping(feed.make(2))
+            for _ in range(repetitions):
+                made = feed.make(6)
+                before = _cpu_seconds(pid)
+                await feed.overlapping(made)
+                spent = (_cpu_seconds(pid) - before) / (6 * feed.groups)
+                found[shards] = min(found.get(shards, np.inf), spent)
+    return [
+        figure("CPU of the service, one shard, through Ray", 1e6 * found[1], "us/group"),
+        figure("CPU of the router of 2 shards, through Ray", 1e6 * found[2], "us/group"),
+    ]
+
+
+async def latency(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """Single groups, a call each, at 1,000 a second through Ray, while batches are taken and committed."""
+    world = World(CLUSTERS, PROMPTS)
+    best = {50: np.inf, 99: np.inf}
+    async with through_ray(world, scratch / "latency", size=256) as feed:
+        await feed.latencies(rate=1000.0, count=1024, batch=512)
+        for _ in range(repetitions):
+            waited = await feed.latencies(rate=1000.0, count=4096, batch=512)
+            best = {share: min(value, float(np.percentile(waited, share))) for share, value in best.items()}
+    return [
+        figure(
+            f"submit to durable acknowledge at 1,000 groups/s, p{share}",
+            1e3 * value,
+            "ms",
+            target=50.0 if share == 99 else None,
+        )
+        for share, value in best.items()
+    ]
+
+
+async def cost_by_clusters(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """Cost of a group in process, phases one after another, for every number of clusters in turn."""
+    worlds = {clusters: World(clusters, max(clusters, PROMPTS)) for clusters in SIZES}
+    rows = []
+    for known, what in ((True, "known prompts"), (False, "unknown prompts, searched")):
+        best = dict.fromkeys(SIZES, np.inf)
+        for repetition in range(repetitions):
+            for clusters, world in worlds.items():
+                folder = scratch / f"cost-{known}-{clusters}-{repetition}"
+                async with in_process(world, folder, known, size=512) as feed:
+                    await feed.one_after_another(feed.make(2))
+                    made = feed.make(12)
+                    gc.collect()
+                    spent = sum((await feed.one_after_another(made)).values())
+                best[clusters] = min(best[clusters], spent / (12 * feed.groups))
+        rows += [figure(f"cost at {clusters} clusters, {what}", 1e6 * best[clusters], "us/group") for clusters in SIZES]
+        spread = max(best.values()) / min(best.values())
+        rows.append(
+            figure(f"dearest to cheapest number of clusters, {what}", spread, "1", target=1.3 if known else None)
+        )
+    return rows
+
+
+def memory() -> list[dict[str, Any]]:
+    """Bytes that a process grows by for each cluster, beyond its centroid: index, moments, health."""
+    rows = []
+    for clusters in (1024, CLUSTERS, 65536):
+        code = f"import sys; sys.path.insert(0, 'benchmarks'); import moments\nprint(moments.grown_bytes({clusters}))"
+        output = _python("-c", code)
+        each = float(output) / clusters - 4 * DIMENSION
+        target = 1024.0 if clusters == CLUSTERS else None
+        rows.append(figure(f"memory beyond its centroid at {clusters} clusters", each, "bytes/cluster", target=target))
+    return rows
+
+
+def grown_bytes(clusters: int) -> int:
+    """Resident bytes of a codebook with its index and of the state over it. Run in a process of its own."""
+    generator = np.random.default_rng(0)
+    path = Path(tempfile.mkdtemp()) / "codebook.safetensors"
+    World(clusters, 1).codebook.save(path)
+    Codebook(generator.normal(size=(4, DIMENSION)).astype(np.float32)).nearest(np.ones((1, DIMENSION), np.float32))
+    gc.collect()
+    before = _resident()
+    codebook = Codebook.load(path)
+    state = MomentsState(World(1, 1).config(), clusters)
+    gc.collect()
+    grown = _resident() - before
+    assert len(codebook) == len(state.moments) == clusters
+    return grown
+
+
+def import_time(repetitions: int) -> list[dict[str, Any]]:
+    """Seconds for a new process to import the service, beyond an empty one; bytecode is compiled by then."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {"PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+
+        def best(code: str) -> float:
+            return min(_seconds(lambda: _python("-c", code, **environment)) for _ in range(repetitions + 1))
+
+        seconds = best("import moments_service.service") - best("pass")
+    return [figure("import of the service, without the encoder", seconds, "s", target=1.0)]
+
+
+def _python(*arguments: str, **environment: str) -> str:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=root, env={**os.environ, **environment}
+    )
+    return done.stdout
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _actor_process(title: str) -> int:
+    """The newest process of that title."""
+    processes = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = [int(path.name) for path in processes if title in _title(path)]
+    return max(found)
+
+
+def _title(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(repetitions: int) -> list[dict[str, Any]]:
+    figures = import_time(repetitions) + memory()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        figures += await cost_by_clusters(scratch, repetitions)
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            figures += await throughput(scratch, repetitions)
+            figures += await latency(scratch, repetitions)
+            figures += await sharded(scratch, repetitions)
+        finally:
+            ray.shutdown()
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=5)
+    arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    figures = asyncio.run(measure(arguments.repetitions))
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "conditions": {
+            "repetitions": arguments.repetitions,
+            "counted": "the best",
+            "load_average_before": load_before,
+            "load_average_after": os.getloadavg()[0],
+        },
+        "figures": figures,
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    for row in figures:
+        target = "" if row["target"] is None else f"   target {row['target']:g}"
+        print(f"{row['name']:<72} {row['value']:12.3f} {row['unit']}{target}")
+
+
+if __name__ == "__main__":
+    main()
