@@ -124,9 +124,39 @@ async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
                 await feed.overlapping(made)
                 spent = (_cpu_seconds(pid) - before) / (6 * feed.groups)
                 found[shards] = min(found.get(shards, np.inf), spent)
+            if shards == 1:
+                before, calls = _cpu_seconds(pid), 2000
+                await feed.latencies(rate=400.0, count=calls, batch=calls)
+                call = (_cpu_seconds(pid) - before) / calls
     return [
         figure("CPU of the service, one shard, through Ray", 1e6 * found[1], "us/group"),
         figure("CPU of the router of 2 shards, through Ray", 1e6 * found[2], "us/group"),
+        figure("CPU of the service for one group in a call of its own, through Ray", 1e6 * call, "us/group"),
+    ]
+
+
+async def service_times(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """CPU seconds of a group in the event loop and in the writing thread, in process; and one small transaction's time."""
+    world = World(CLUSTERS, PROMPTS)
+    loop = writer = sync = np.inf
+    async with in_process(world, scratch / "times", size=256, tables=8) as feed:
+        await feed.overlapping(feed.make(2))
+        for _ in range(repetitions):
+            made = feed.make(6)
+            own, whole = time.thread_time(), time.process_time()
+            await feed.one_after_another(made)
+            own, whole = time.thread_time() - own, time.process_time() - whole
+            loop = min(loop, own / (6 * feed.groups))
+            writer = min(writer, (whole - own) / (6 * feed.groups))
+    async with in_process(world, scratch / "sync", size=1) as feed:
+        for sent in feed.make(100 * repetitions):
+            started = time.perf_counter()
+            await feed.door.submit_table(*sent)
+            sync = min(sync, time.perf_counter() - started)
+    return [
+        figure("CPU of the event loop", 1e6 * loop, "us/group"),
+        figure("CPU of the writer", 1e6 * writer, "us/group"),
+        figure("one group alone, in process, to the disk", 1e3 * sync, "ms"),
     ]
 
 
@@ -252,18 +282,18 @@ def _cpu_seconds(pid: int) -> float:
 
 
 async def measure(repetitions: int) -> list[dict[str, Any]]:
-    figures = import_time(repetitions) + memory()
+    figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        figures += await cost_by_clusters(scratch, repetitions)
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
-            figures += await throughput(scratch, repetitions)
-            figures += await latency(scratch, repetitions)
-            figures += await sharded(scratch, repetitions)
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            for section in (throughput, latency, sharded):
+                figures += await section(scratch, repetitions)
         finally:
             ray.shutdown()
-    return figures
+        figures += await service_times(scratch, repetitions)
+        figures += await cost_by_clusters(scratch, repetitions)
+    return figures + memory() + import_time(repetitions)
 
 
 def main() -> None:
