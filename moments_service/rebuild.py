@@ -14,6 +14,7 @@ from moments_service.ledger import LedgerReader
 from moments_service.portable import WarmStart
 from moments_service.state import MOMENTS_FILE, MomentsState
 
+
 class RunHistory:
     """What a run knows: its clusters, and the state of their moments. Both are None before the first clusters.
 

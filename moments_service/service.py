@@ -30,7 +30,7 @@ from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import Alarm, error_share
-from moments_service.ledger import Ledger, LedgerLimits, LedgerReader
+from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerLimits, LedgerReader
 from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.rebuild import RunHistory
 from moments_service.seeding import derive_seed
@@ -55,7 +55,7 @@ class MomentsService:
         seed: int,
         incarnation: int = 0,
         snapshot: Path | None = None,
-        limits: LedgerLimits = LedgerLimits(),
+        limits: LedgerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._config = config
         self._directory = directory

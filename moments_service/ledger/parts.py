@@ -27,6 +27,9 @@ class LedgerLimits:
     """The newest closed parts keep their transcripts as long as together they are no larger than this."""
 
 
+DEFAULT_LIMITS = LedgerLimits()
+
+
 def part_path(directory: Path, number: int) -> Path:
     return directory / f"{_PREFIX}{number:06d}{_SUFFIX}"
 

@@ -4,7 +4,6 @@ A group and its fold may stand in two parts: the fold always in the same part or
 """
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +154,9 @@ class LedgerReader:
             )
         )
         (died,) = _sums(self.query("SELECT COUNT(*) FROM losses WHERE incarnation = ? AND seal <= ?", values))
-        (trained,) = _sums(self.query("SELECT COUNT(advantages) FROM folds WHERE incarnation = ? AND seal <= ?", values))
+        (trained,) = _sums(
+            self.query("SELECT COUNT(advantages) FROM folds WHERE incarnation = ? AND seal <= ?", values)
+        )
         return Counts(groups, completions, errors, lost + died, trained)
 
     def transcript(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:

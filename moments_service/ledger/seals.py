@@ -130,7 +130,7 @@ def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bo
 
 def _matches(sealed: Row | None, found: tuple[int, str, str]) -> bool:
     """Whether rows are those that were sealed; texts may be gone where the seal says so."""
-    return sealed is not None and (sealed == found or sealed == (*found[:2], DROPPED) and not found[2])
+    return sealed is not None and (sealed == found or (sealed == (*found[:2], DROPPED) and not found[2]))
 
 
 def _refuse_other_beginning(connection: sqlite3.Connection, path: Path, number: int, last: Seal) -> None:

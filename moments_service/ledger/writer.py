@@ -18,7 +18,14 @@ import numpy as np
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.parts import LedgerLimits, begin_part, finish_part, part_paths, remove_partials
+from moments_service.ledger.parts import (
+    DEFAULT_LIMITS,
+    LedgerLimits,
+    begin_part,
+    finish_part,
+    part_paths,
+    remove_partials,
+)
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import Row, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
@@ -37,7 +44,7 @@ class Ledger:
     """
 
     def __init__(
-        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = LedgerLimits()
+        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = DEFAULT_LIMITS
     ) -> None:
         """after_step: the last step of the earlier incarnations that this one goes on from."""
         self.directory = directory
@@ -186,7 +193,9 @@ class Ledger:
 
     def _size(self) -> int:
         """Bytes of the open part, with what is still in its log."""
-        pages, page_size = (self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size"))
+        pages, page_size = (
+            self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
         return int(pages * page_size)
 
     async def _begin_next_part(self) -> None:
