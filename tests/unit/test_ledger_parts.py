@@ -1,6 +1,7 @@
 """A ledger in several files: it says what one file would, whatever kills its writer, and old texts may go."""
 
 import asyncio
+import hashlib
 import shutil
 import sqlite3
 import stat
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from moments_service.groups import PolicyMove, ScoredGroup, Transcript
-from moments_service.ledger import Ledger, LedgerDamagedError, LedgerLimits, LedgerReader
+from moments_service.ledger import Ledger, LedgerDamagedError, LedgerLimits, LedgerReader, seals
 from moments_service.ledger.parts import is_finished, part_path, part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.table import GroupTable
@@ -45,7 +46,7 @@ async def write_run(directory: Path, limits: LedgerLimits, steps: int = 30) -> N
 
 
 def left(directory: Path) -> list[Path]:
-    return sorted(directory.iterdir())
+    return sorted(path for path in directory.iterdir() if path.suffix != ".b2")
 
 
 def waiting(directory: Path) -> set[int]:
@@ -101,6 +102,24 @@ async def test_a_closed_part_is_one_whole_read_only_file(tmp_path: Path) -> None
     ledger = Ledger(tmp_path, 1, limits=SMALL)
     assert list(map(whole, part_paths(tmp_path)))[-2:] == [True, False]
     await ledger.close()
+
+
+async def test_rows_of_a_closed_part_are_checked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    await write_run(tmp_path, SMALL)
+    await Ledger(tmp_path, 1, limits=SMALL).close()
+    report = check_parts(part_paths(tmp_path))
+    checked = []
+    monkeypatch.setattr(
+        seals, "verify", lambda *given, real=seals.verify, **more: checked.append(given[1]) or real(*given, **more)
+    )
+    assert check_parts(part_paths(tmp_path), writing=True) == report
+    assert checked == part_paths(tmp_path)[-1:]
+    part_path(tmp_path, 1).with_suffix(".b2").unlink()
+    assert check_parts(part_paths(tmp_path), writing=True) == report
+    assert checked[1:] == [part_path(tmp_path, 1), part_paths(tmp_path)[-1]]
+    # A person can ask too: b2sum --check ledger-000001.b2
+    digest = hashlib.blake2b(part_path(tmp_path, 1).read_bytes()).hexdigest()
+    assert part_path(tmp_path, 1).with_suffix(".b2").read_text() == f"{digest}  ledger-000001.sqlite\n"
 
 
 async def test_a_part_that_somebody_reads_is_finished_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -204,10 +223,10 @@ asyncio.run(main())
 
 
 async def _goes_on(directory: Path, acknowledged: set[int]) -> None:
+    found = waiting(directory)  # whoever may only read can do so at once
     ledger = Ledger(directory, 0, limits=SMALL)
-    found = waiting(directory)
     # What was on its way when it died may have arrived.
-    assert acknowledged <= found <= acknowledged | {max(acknowledged) + 1}
+    assert waiting(directory) == found and acknowledged <= found <= acknowledged | {max(acknowledged) + 1}
     assert ledger.held(GroupTable.of([header(sequence) for sequence in found])) == {header(n).group_id for n in found}
     more = range(max(found) + 1, max(found) + 40)
     for sequence in more:
