@@ -27,14 +27,24 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timed and not k.endswith("_s")} for row in lines]
 
 
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    mirror = tmp_path / "mirror"
     straight = bvblend(
-        "train", COLD_START, *SMALL, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
+        "train",
+        COLD_START,
+        *SMALL,
+        *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path, mirror=mirror.as_uri()),
     )
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
     again = tmp_path / "again"
-    shutil.copytree(run, again)
+    # The copy that the mirror made is as good as the run itself.
+    assert files(mirror / run.name) == files(run)
+    shutil.copytree(mirror / run.name, again)
     shutil.rmtree(again / "checkpoints" / "step-000004")
     shutil.rmtree(again / "policy")
     resumed = bvblend("train", "--resume", again)
