@@ -62,12 +62,16 @@ class RunConfig(StrictModel):
     """Groups (prompts) per policy step."""
     group_size: int = Field(8, ge=1)
     """Completions sampled per prompt."""
+    max_group_size: int | None = Field(None, ge=3)
+    """Let group sizes adapt, from 2 up to this, with batch_groups * group_size completions per step as before; None keeps all at group_size."""
     max_staleness: int = Field(0, ge=0, le=0)
     """How many policy versions a group may be behind; 0 is exact on-policy training, the only mode so far."""
     seed: int = Field(0, ge=0)
     """The one seed that every random choice derives from."""
     runs_dir: str = "runs"
     """Where run directories are made."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""
     stall_timeout_s: float = Field(900.0, gt=0)
     """A phase that takes longer stops the run and says what it was waiting for."""
     prompts: PromptConfig
@@ -101,6 +105,17 @@ class RunConfig(StrictModel):
         if self.learner.updates_per_batch > self.batch_groups:
             raise ValueError(
                 f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_sizes_fit(self) -> "RunConfig":
+        largest = self.max_group_size
+        if largest is not None and not 2 < self.group_size < largest:
+            raise ValueError(
+                f"max_group_size = {largest} with group_size = {self.group_size} leaves nothing to adapt: sizes go from 2 to "
+                "max_group_size with group_size as their mean, which must lie between; raise group_size (and lower "
+                "batch_groups, if the completions per step are to stay), raise max_group_size, or leave it out"
             )
         return self
 

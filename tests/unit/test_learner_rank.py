@@ -51,7 +51,7 @@ def policy_path(tmp_path: Path) -> str:
 def running_rank(path: str, config: LearnerConfig) -> Iterator[LearnerRank]:
     rank = LearnerRank(config, path, rank=0, world_size=1, total_steps=TOTAL_STEPS, seed=7)
     try:
-        rank.setup("127.0.0.1", 0)
+        rank.setup("127.0.0.1", 0, timeout_s=60.0)
         yield rank
     finally:
         rank.close()

@@ -33,6 +33,7 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
         "pass_at_1/sums": 0.25,
         "signal/own": 0.9,
         "signal/grpo": 0.2,
+        "signal/rescued_groups": 3.0,
         "tokens_per_s": 200.0,
         "learner/entropy": 0.5,
         "learner/grad_norm": 0.1,
@@ -90,6 +91,7 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
     assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
     assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
+    assert summary["groups_rescued"] == 36
     assert summary["phases"]["learn"] == pytest.approx(0.4)
     assert (run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert "| sums | 0.100 | 0.600 |" in (run.path / "summary.md").read_text()
