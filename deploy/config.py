@@ -12,6 +12,7 @@ from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
 from moments_service.suggestions import nearest
+from moments_service.teaching import can_teach
 
 
 class ConfigError(ValueError):
@@ -95,12 +96,17 @@ class RunConfig(StrictModel):
         return moments
 
     @model_validator(mode="after")
-    def _lengths_fit(self) -> "RunConfig":
+    def _numbers_fit(self) -> "RunConfig":
         longest = self.prompts.max_tokens + self.sampling.max_tokens
         if longest > self.rollout.max_model_len:
             raise ValueError(
                 f"prompts.max_tokens + sampling.max_tokens = {longest} is more than "
                 f"rollout.max_model_len = {self.rollout.max_model_len}; raise the latter or lower one of the former"
+            )
+        if not can_teach(self.moments, self.group_size):
+            raise ValueError(
+                f"moments.estimator = {self.moments.estimator} gives no group of group_size = {self.group_size} any advantage; "
+                "raise group_size, or see moments.options and docs/estimators.md"
             )
         if self.learner.updates_per_batch > self.batch_groups:
             raise ValueError(

@@ -65,6 +65,10 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ("max_staleness=2", "max_staleness: "),
         ("steps", "--set steps: write it as key.path=value"),
         ("steps.more=1", "steps is a value and has no keys below it"),
+        (
+            "moments={estimator: pass_at_k, options: {k: 8}}",
+            "moments.estimator = pass_at_k gives no group of group_size = 8 any advantage; raise group_size",
+        ),
         ("sampling.max_tokens=5000", "raise the latter or lower one of the former"),
     ],
 )
