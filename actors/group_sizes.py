@@ -2,7 +2,6 @@
 
 import heapq
 
-
 from moments_service.blend import Array
 
 SMALLEST = 2

@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from actors.config import PromptConfig, RolloutConfig, SamplingConfig
+from actors.group_sizes import SMALLEST
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
@@ -117,11 +118,16 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _group_sizes_fit(self) -> "RunConfig":
         largest = self.max_group_size
-        if largest is not None and not 2 < self.group_size < largest:
+        if largest is not None and not SMALLEST < self.group_size < largest:
             raise ValueError(
-                f"max_group_size = {largest} with group_size = {self.group_size} leaves nothing to adapt: sizes go from 2 to "
+                f"max_group_size = {largest} with group_size = {self.group_size} leaves nothing to adapt: sizes go from {SMALLEST} to "
                 "max_group_size with group_size as their mean, which must lie between; raise group_size (and lower "
                 "batch_groups, if the completions per step are to stay), raise max_group_size, or leave it out"
+            )
+        if largest is not None and not can_teach(self.moments, SMALLEST):
+            raise ValueError(
+                f"max_group_size = {largest} makes some groups as small as {SMALLEST}, and moments.estimator = "
+                f"{self.moments.estimator} gives those no advantage; leave max_group_size out, or see moments.options"
             )
         return self
 
@@ -142,10 +148,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+    return _validated(raw)
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same run with some keys set otherwise, as `a.b=c`. Raises ConfigError with everything that is wrong."""
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(raw, override)
+    return _validated(raw)
 
 
 def load_moments_config(overrides: Sequence[str]) -> MomentsConfig:
@@ -165,6 +176,13 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def _validated(raw: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -172,14 +190,25 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node = node[_place(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"--set {override}: {value!r} is not YAML; put a text with special characters in quotes"
+        ) from None
     if isinstance(node, list):
-        node[int(last)] = parsed
+        node[_place(node, last, override)] = parsed
     else:
         node[last] = parsed
+
+
+def _place(entries: list[Any], part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(entries):
+        raise ConfigError(f"--set {override}: {part} is no place in that list; it has 0 to {len(entries) - 1}")
+    return int(part)
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
