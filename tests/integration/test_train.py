@@ -27,9 +27,16 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timed and not k.endswith("_s")} for row in lines]
 
 
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [[], settings(prompts__order="signal", group_size=4, max_group_size=8)],
+    ids=["shuffled", "by what the moments know"],
+)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    bvblend: Callable[..., Command], tmp_path: Path, sampling: list[str]
+) -> None:
     straight = bvblend(
-        "train", COLD_START, *SMALL, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
+        "train", COLD_START, *SMALL, *sampling, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
     )
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
