@@ -97,9 +97,11 @@ def _train(
 
     from deploy.launch import connect, read_pool, run_training
     from deploy.live import create_display
+    from deploy.mirror import refuse_unwritable_mirror
     from deploy.summary import rich_table, signal_sentence
 
     pool = read_pool(config)
+    refuse_unwritable_mirror(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     if start is not None:
         start.place(directory.moments)

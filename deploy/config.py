@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from actors.config import PromptConfig, RolloutConfig, SamplingConfig
 from actors.group_sizes import SMALLEST
+from deploy.mirror_store import refuse_unknown_uri
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
@@ -74,6 +75,8 @@ class RunConfig(StrictModel):
     """Where run directories are made."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""
+    mirror: str | None = None
+    """A copy of the run grows under this fsspec URI (`s3://bucket/runs`, `file:///backup`); credentials come from the environment."""
     stall_timeout_s: float = Field(900.0, gt=0)
     """A phase that takes longer stops the run and says what it was waiting for."""
     prompts: PromptConfig
@@ -95,6 +98,13 @@ class RunConfig(StrictModel):
     def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:
         create_estimator(moments)
         return moments
+
+    @model_validator(mode="after")
+    def _mirror_can_be(self) -> "RunConfig":
+        # Not a field's validator: what it raises is printed with the value, and there may be a password in that.
+        if self.mirror is not None:
+            refuse_unknown_uri(self.mirror)
+        return self
 
     @model_validator(mode="after")
     def _numbers_fit(self) -> "RunConfig":

@@ -17,6 +17,7 @@ from deploy.dispatch import Dispatcher
 from deploy.evaluation import Evaluation, measure
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
+from deploy.mirror import Mirror
 from deploy.run_directory import RunDirectory
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
@@ -73,6 +74,7 @@ class Run:
         self.dispatcher = dispatcher
         self.display = display
         self.incarnation = incarnation
+        self.mirror: Mirror | None = None
         self.step = 0
         self.policy_version = 0
         self.stopping = False
@@ -254,6 +256,8 @@ class Run:
             self.directory.append_evaluation(self.step, "held_out", evaluation)
         if self._checkpoint_is_due(self.step):
             await self.checkpoint()
+        if self.mirror is not None:
+            self.mirror.look()
 
     def _checkpoint_is_due(self, step: int) -> bool:
         every = self.config.checkpoint.every

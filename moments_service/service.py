@@ -31,9 +31,9 @@ from moments_service.estimators.grpo import grpo
 from moments_service.expected_signal import ExpectedSignal, expected_signal
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import Alarm, error_share
-from moments_service.ledger import Ledger, LedgerReader
+from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerLimits, LedgerReader
 from moments_service.portable import CODEBOOK_FILE, WarmStart
-from moments_service.rebuild import LEDGER_FILE, RunHistory
+from moments_service.rebuild import RunHistory
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
@@ -50,7 +50,13 @@ class MomentsService:
     """
 
     def __init__(
-        self, config: MomentsConfig, directory: Path, seed: int, incarnation: int = 0, snapshot: Path | None = None
+        self,
+        config: MomentsConfig,
+        directory: Path,
+        seed: int,
+        incarnation: int = 0,
+        snapshot: Path | None = None,
+        limits: LedgerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -77,7 +83,7 @@ class MomentsService:
         if snapshot is not None:
             self._restore(snapshot)
         after_step = -1 if self._history.state is None else self._history.state.last_step
-        self._ledger = Ledger(directory / LEDGER_FILE, incarnation, after_step)
+        self._ledger = Ledger(directory, incarnation, after_step, limits)
         self._replay()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
@@ -289,7 +295,7 @@ class MomentsService:
 
     def _replay(self) -> None:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = LedgerReader(self._ledger.path)
+        reader = LedgerReader(self._directory)
         try:
             self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1

@@ -54,7 +54,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     }
     assert rows(again)[-2:] == rows(run)[-2:]
     query = "SELECT group_id, advantages FROM folds WHERE incarnation = ? AND step >= 2 ORDER BY group_id"
-    with sqlite3.connect(again / "moments" / "ledger.sqlite") as ledger:
+    with sqlite3.connect(again / "moments" / "ledger-000000.sqlite") as ledger:
         before, after = (ledger.execute(query, (incarnation,)).fetchall() for incarnation in (0, 1))
     assert before == after and len(after) == 8
 
@@ -85,7 +85,7 @@ def test_a_run_with_vllm_leaves_a_whole_run_directory(bvblend: Callable[..., Com
     assert metrics[-1]["signal/own"] > metrics[-1]["signal/grpo"]
     for name in ("config.yaml", "summary.md", "summary.png", "policy/config.json", "policy/tokenizer.json"):
         assert (run / name).stat().st_size > 0, name
-    with sqlite3.connect(f"file:{run}/moments/ledger.sqlite?mode=ro", uri=True) as ledger:
+    with sqlite3.connect(f"file:{run}/moments/ledger-000000.sqlite?mode=ro", uri=True) as ledger:
         (groups,) = ledger.execute("SELECT COUNT(*) FROM groups").fetchone()
         (texts,) = ledger.execute("SELECT COUNT(*) FROM transcripts").fetchone()
     assert groups >= 5 * 32 and texts == groups
