@@ -34,6 +34,7 @@ from deploy.watchdog import start_watchdog
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
+from moments_service.estimators import fades_by_move
 from moments_service.ledger import last_incarnation
 from moments_service.seeding import derive_seed
 
@@ -154,7 +155,15 @@ async def _started(
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
     starting_learner = asyncio.create_task(
-        LearnerGroup.start(config.learner, config.policy, config.steps, config.seed, config.rollout.dtype)
+        LearnerGroup.start(
+            config.learner,
+            config.policy,
+            config.steps,
+            config.seed,
+            config.rollout.dtype,
+            start_timeout_s=config.start_timeout_s,
+            measure_move=fades_by_move(config.moments),
+        )
     )
     run: Run | None = None
     try:
@@ -165,11 +174,18 @@ async def _started(
         display.name_clusters(cluster_names(pool, await moments.assign.remote(prompts)))
         rows = () if prompts.embeddings is None else zip(prompts.prompt_ids, prompts.embeddings, strict=True)
         embeddings = dict(rows)
-        feed = PromptFeed(pool.train, derive_seed(config.seed, "feed"))
+        feed = PromptFeed(
+            pool.train,
+            derive_seed(config.seed, "feed"),
+            config.group_size,
+            config.max_group_size,
+            config.prompts.order,
+        )
         dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation)
         if checkpoint is not None:
             await run.restore(checkpoint)
+        await run.inform_feed()
         yield run
     finally:
         if run is not None:

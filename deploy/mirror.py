@@ -19,6 +19,7 @@ from deploy.run_directory import RunDirectory
 END_ATTEMPTS = 3
 """How often an upload is tried after the run has ended."""
 
+
 def refuse_unwritable_mirror(config: RunConfig) -> None:
     """Raise ConfigError where a run has a mirror that nothing can be written to."""
     if config.mirror is None:

@@ -23,9 +23,15 @@ def bundles(run: RunDirectory, at_end: bool) -> list[Bundle]:
     """What is whole by now; at the end, when nobody writes any more, that is everything."""
     alone = [run.config, *_files(run.moments)] if not at_end else _files(run.path)
     steps = run.checkpoint_steps() if at_end else run.checkpoint_steps()[-1:]
-    checkpoints = [sorted(_files(run.checkpoint(step)), key=lambda path: (path.name == COMPLETE, path)) for step in steps]
+    checkpoints = [
+        sorted(_files(run.checkpoint(step)), key=lambda path: (path.name == COMPLETE, path)) for step in steps
+    ]
     return [
-        *([path] for path in alone if not path.is_relative_to(run.checkpoints) and (at_end or not _is_written_to(path))),
+        *(
+            [path]
+            for path in alone
+            if not path.is_relative_to(run.checkpoints) and (at_end or not _is_written_to(path))
+        ),
         *(bundle for bundle in checkpoints if bundle),
     ]
 

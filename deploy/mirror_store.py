@@ -17,7 +17,9 @@ def refuse_unknown_uri(uri: str) -> None:
     if not separator:
         raise ValueError(f"mirror: {uri!r} is no URI; write for example s3://bucket/runs or file:///backup/runs")
     if urlsplit(uri).password is not None:
-        raise ValueError("mirror: there is a password in the URI; leave credentials to the environment, as fsspec reads them")
+        raise ValueError(
+            "mirror: there is a password in the URI; leave credentials to the environment, as fsspec reads them"
+        )
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:

@@ -16,7 +16,9 @@ from deploy.run_directory import RunDirectory
 if TYPE_CHECKING:
     from moments_service.portable import PortableMoments
 
-moments_app = typer.Typer(help="Moments of one run for another: export, import, merge, diff; or made again: rebuild", no_args_is_help=True)
+moments_app = typer.Typer(
+    help="Moments of one run for another: export, import, merge, diff; or made again: rebuild", no_args_is_help=True
+)
 console = Console()
 
 Out = Annotated[Path, typer.Option(help="New directory to write", show_default=False)]
@@ -118,7 +120,9 @@ def rebuild_moments(
     console.print(rebuilt.compared, style=style, markup=False, highlight=False, soft_wrap=True)
     if out is not None:
         _write(rebuilt.portable, out)
-        console.print(f"{out}: begin a run with it: bvblend train RECIPE --warm-start {out}", markup=False, soft_wrap=True)
+        console.print(
+            f"{out}: begin a run with it: bvblend train RECIPE --warm-start {out}", markup=False, soft_wrap=True
+        )
     if rebuilt.same is False:
         raise typer.Exit(4)
 

@@ -49,7 +49,8 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None) -> Rebui
         state, clusters = history.state, history.clusters
         assert state is not None and clusters is not None
         compared, same = _compare(config, run, _saved(run, step))
-        counts = reader.counts(incarnation, state.last_step)
+        began = [number for number, first, _ in reader.lineage(incarnation) if first <= max(0, state.last_step)]
+        counts = reader.counts(began[-1], state.last_step)
         portable = PortableMoments.from_state(state, clusters, counts, config.policy, run.path.name)
         return Rebuilt(portable, sum(map(len, shards)), seals, compared, same)
     except ValueError as error:

@@ -27,17 +27,18 @@ class ClosedParts:
         self._connections = PartConnections()
         # Lowest and highest place in the feed of this incarnation's groups in each part, oldest first.
         self._spans: dict[Path, tuple[int, int]] = {}
-        self._unfinished: list[Path] = []
+        # With the connection that wrote them, where it is still open.
+        self._unfinished: dict[Path, sqlite3.Connection | None] = {}
         self._without_texts: set[Path] = set()
         for path in paths:
             self.add(path, self._connections.of(path))
 
-    def add(self, path: Path, reader: sqlite3.Connection) -> None:
-        """A part was closed: nobody writes to it any more. reader: any connection to it."""
+    def add(self, path: Path, reader: sqlite3.Connection, writer: sqlite3.Connection | None = None) -> None:
+        """Nobody writes to this part any more. reader: any connection to it.    writer: to close when it is finished."""
         query = "SELECT {}(sequence) FROM groups WHERE incarnation = ?"
         low, high = (reader.execute(query.format(end), (self._incarnation,)).fetchone()[0] for end in ("MIN", "MAX"))
         self._spans[path] = (0, -1) if low is None else (low, high)
-        self._unfinished.append(path)
+        self._unfinished[path] = writer
 
     def holds(self, sequence: int, group_id: str) -> bool:
         """Whether this incarnation's group stands in a closed part."""
@@ -59,18 +60,22 @@ class ClosedParts:
 
     def finish(self) -> None:
         """Make every closed part one whole file."""
-        for path in list(self._unfinished):
+        for path, writer in list(self._unfinished.items()):
+            if writer is not None:
+                writer.close()
+                self._unfinished[path] = None
             with self._lock:
                 self._connections.forget(path)
                 finished = finish_part(path)
             if finished:
-                self._unfinished.remove(path)
+                del self._unfinished[path]
             else:
                 logger.warning("%s is open in another program; it becomes one whole file later", path)
 
     def close(self) -> None:
-        with self._lock:
-            self._connections.close()
+        """Finish what can be finished, and close all connections. Only where `tidy` does not run."""
+        self._connections.close()
+        self.finish()
 
     def _drop_texts(self) -> None:
         finished = [path for path in list(self._spans) if path not in self._unfinished]

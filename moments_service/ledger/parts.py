@@ -9,12 +9,10 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from moments_service.ledger.schema import create_tables, open_for_reading
+from moments_service.ledger.schema import HEADER_ONLY, create_tables, is_finished, open_for_reading
 from moments_service.ledger.seals import LedgerDamagedError, Seal, write_transaction
 
 _PREFIX, _SUFFIX = "ledger-", ".sqlite"
-_ROLLBACK_JOURNAL = b"\x01\x01"
-"""Bytes 18 and 19 of an SQLite file without a write-ahead log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +23,9 @@ class LedgerLimits:
     """A part that has grown past this is closed."""
     texts_bytes: int = 8 * 2**30
     """The newest closed parts keep their transcripts as long as together they are no larger than this."""
+
+
+DEFAULT_LIMITS = LedgerLimits()
 
 
 def part_path(directory: Path, number: int) -> Path:
@@ -65,7 +66,7 @@ def finish_part(path: Path) -> bool:
         return True
     connection = sqlite3.connect(path, timeout=0)
     try:
-        connection.execute("PRAGMA journal_mode=DELETE")
+        connection.execute(HEADER_ONLY)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             return False
@@ -74,13 +75,6 @@ def finish_part(path: Path) -> bool:
         connection.close()
     path.chmod(0o444)
     return True
-
-
-def is_finished(path: Path) -> bool:
-    """Whether a closed part is one whole file."""
-    with path.open("rb") as file:
-        file.seek(18)
-        return file.read(2) == _ROLLBACK_JOURNAL
 
 
 def fresh_partial(path: Path) -> Path:

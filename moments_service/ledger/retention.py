@@ -4,6 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from moments_service.ledger.checked import remember_checked
 from moments_service.ledger.parts import fresh_partial, take_its_name
 from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_tables, open_for_reading
 from moments_service.ledger.seals import Seal, verify
@@ -60,3 +61,4 @@ def drop_texts(path: Path) -> None:
         connection.close()
     partial.chmod(0o444)
     take_its_name(partial, path)
+    remember_checked(path)

@@ -72,6 +72,9 @@ SEALS = (
     "CREATE TABLE seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL, "
     "texts TEXT NOT NULL)"
 )
+HEADER_ONLY = "PRAGMA journal_mode=MEMORY"
+"""How a file is taken into and out of WAL mode. With a journal on the disk, what a kill leaves of it would shut out whoever may
+only read; and what changes stands in the file's first sector, which a disk writes whole or not at all."""
 TEXTS = "transcripts"
 """The one table whose rows may be dropped."""
 DROPPED = "dropped"
@@ -89,6 +92,8 @@ def create_tables(connection: sqlite3.Connection) -> None:
 def open_for_writing(path: Path) -> sqlite3.Connection:
     """A connection to a part whose commits are on the disk when they return, also through a power cut."""
     connection = sqlite3.connect(path, check_same_thread=False)
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute(HEADER_ONLY)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
     return connection
@@ -97,6 +102,14 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """A connection that cannot change the part."""
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a part is one whole file that needs no log beside it."""
+    with path.open("rb") as file:
+        file.seek(18)
+        # https://www.sqlite.org/fileformat2.html#file_format_version_numbers: 1 and 1 without a write-ahead log
+        return file.read(2) == b"\x01\x01"
 
 
 def insert(connection: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moments_service.ledger.checked import remember_checked, was_checked
 from moments_service.ledger.schema import (
     COLUMNS,
     DROPPED,
@@ -13,6 +14,7 @@ from moments_service.ledger.schema import (
     Row,
     TransactionHash,
     insert,
+    is_finished,
     open_for_reading,
     open_for_writing,
 )
@@ -58,30 +60,43 @@ def write_transaction(connection: sqlite3.Connection, number: int, rows: Mapping
     return Seal(number, checksum)
 
 
-def check_parts(paths: Sequence[Path], cut_end: bool = False) -> LedgerReport:
+def check_parts(paths: Sequence[Path], writing: bool = False) -> LedgerReport:
     """Check every part of a ledger, all that there are, oldest first.
 
-    cut_end: at the very end of the last one, remove what is not whole; only for who writes. Raises LedgerDamagedError for
-    damage anywhere else, and where a part does not begin where the one before it ended.
+    writing: only for who writes; at the very end of the last part, what is not whole is removed, and closed parts whose rows
+    were checked at an earlier start are only compared with what they were then. Raises LedgerDamagedError for damage anywhere
+    else, and where a part does not begin where the one before it ended.
     """
     last, seals, cut, torn = Seal(), 0, 0, 0
     for number, path in enumerate(paths):
-        writing = cut_end and path == paths[-1]
-        if cut_end:
+        closed = path != paths[-1]
+        if writing:
             torn = check_wal(path)
         try:
-            connection = open_for_writing(path) if writing else open_for_reading(path)
+            connection = open_for_writing(path) if writing and not closed else open_for_reading(path)
         except sqlite3.DatabaseError as error:
             raise _unreadable(path, error) from None
         try:
-            if not writing:
+            if closed or not writing:
                 connection.execute("BEGIN")  # all tables as they are at one moment, while others write
             _refuse_other_beginning(connection, path, number, last)
-            found = verify(connection, path, last, writing)
+            finished = writing and closed and is_finished(path)
+            if finished and was_checked(path):
+                found = _known(connection, last)
+            else:
+                found = verify(connection, path, last, cut_end=writing and not closed)
+                if finished:
+                    remember_checked(path)
         finally:
             connection.close()
         last, seals, cut = found.last, seals + found.seals, found.cut
     return LedgerReport(seals, last, cut, torn)
+
+
+def _known(connection: sqlite3.Connection, before: Seal) -> LedgerReport:
+    """The report on a part that is known to be whole."""
+    number, checksum = connection.execute("SELECT seal, checksum FROM seals ORDER BY seal DESC LIMIT 1").fetchone()
+    return LedgerReport(number - before.number, Seal(number, checksum))
 
 
 def check_wal(path: Path) -> int:

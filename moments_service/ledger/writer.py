@@ -19,7 +19,13 @@ import numpy as np
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.parts import LedgerLimits, begin_part, finish_part, part_paths, remove_partials
+from moments_service.ledger.parts import (
+    DEFAULT_LIMITS,
+    LedgerLimits,
+    begin_part,
+    part_paths,
+    remove_partials,
+)
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
@@ -33,13 +39,13 @@ Write = list[tuple[str, list[Row]]]
 
 
 class Ledger:
-    """Writer of the ledger in one directory. Lives in one event loop; opening it checks every row of every part.
+    """Writer of the ledger in one directory. Lives in one event loop; opening it checks every part.
 
     Raises LedgerDamagedError where it is damaged anywhere but at its very end.
     """
 
     def __init__(
-        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = LedgerLimits()
+        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = DEFAULT_LIMITS
     ) -> None:
         """after_step: the last step of the earlier incarnations that this one goes on from."""
         self.directory = directory
@@ -48,7 +54,7 @@ class Ledger:
         remove_partials(directory)
         paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
         paths[-1].chmod(0o644)  # read-only since the ledger was closed
-        report = check_parts(paths, cut_end=True)
+        report = check_parts(paths, writing=True)
         if report.torn_frames or report.cut:
             logger.warning(
                 "%s: cut an unfinished write (%d frames, %d transactions)", paths[-1], report.torn_frames, report.cut
@@ -136,10 +142,9 @@ class Ledger:
             await self._writer
         if self._tidying is not None:
             await self._tidying
-        self._closed.close()
         self._reader.close()
-        self.connection.close()
-        finish_part(self.path)
+        self._closed.add(self.path, self.connection, self.connection)
+        self._closed.close()
 
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
@@ -201,19 +206,21 @@ class Ledger:
     async def _begin_next_part(self) -> None:
         """Close the open part between two transactions. Until the next part has its name, this one stays the open one."""
         try:
-            path, first = await asyncio.to_thread(begin_part, self.directory, self._number + 1, self._last)
-            connection, reader = open_for_writing(path), open_for_reading(path)
-            self._closed.add(self.path, self._reader)
+            path, first, connection, reader = await asyncio.to_thread(self._opened_next_part)
+            self._closed.add(self.path, self._reader, self.connection)
         except (OSError, sqlite3.Error) as error:
             self._full_at = self._size() + self._limits.part_bytes // 4
             logger.error("%s grows past its size, because the next part cannot be begun: %s", self.path, error)
             return
         self._reader.close()
-        closed, self.connection, self._reader = self.connection, connection, reader
-        self.path, self._number, self._last, self._full_at = path, self._number + 1, first, self._limits.part_bytes
-        await asyncio.to_thread(closed.close)  # which writes its log into the file
+        self.path, self.connection, self._reader = path, connection, reader
+        self._number, self._last, self._full_at = self._number + 1, first, self._limits.part_bytes
         if self._tidying is None or self._tidying.done():
             self._tidying = asyncio.create_task(asyncio.to_thread(self._closed.tidy), name="ledger-tidying")
+
+    def _opened_next_part(self) -> tuple[Path, Seal, sqlite3.Connection, sqlite3.Connection]:
+        path, first = begin_part(self.directory, self._number + 1, self._last)
+        return path, first, open_for_writing(path), open_for_reading(path)
 
     def _transact(self, writes: Iterable[Write]) -> None:
         rows: dict[str, list[Row]] = defaultdict(list)

@@ -32,7 +32,6 @@ class BrokenFileSystem(LocalFileSystem):
 
     protocol = "broken"
     fails: Callable[[str], bool] = staticmethod(lambda path: False)
-    hangs = False
 
     def put_file(self, path1: str, path2: str, callback: Any = None, **options: Any) -> None:
         path = self._strip_protocol(path2)
@@ -152,7 +151,9 @@ async def test_a_run_can_go_on_from_its_mirror(run: RunDirectory, uri: str, tmp_
     assert contents(f"{uri}/{run.path.name}") == local(again)
 
 
-async def test_the_open_part_is_uploaded_with_what_stands_in_its_log(run: RunDirectory, uri: str, tmp_path: Path) -> None:
+async def test_the_open_part_is_uploaded_with_what_stands_in_its_log(
+    run: RunDirectory, uri: str, tmp_path: Path
+) -> None:
     ledger = Ledger(run.moments, 0)
     await add(ledger, header(0))
     async with mirrored(config_with(tmp_path, uri), run, print):
@@ -256,7 +257,9 @@ def test_a_mirror_that_cannot_be_is_refused_with_the_config(tmp_path: Path, uri:
 
 def test_a_backend_that_is_not_installed_is_named(tmp_path: Path) -> None:
     fsspec.register_implementation("absent", "absent_fs.Absent", errtxt="Install absent_fs for it", clobber=True)
-    with pytest.raises(ConfigError, match="mirror: 'absent://x' needs a package that is not installed: Install absent_fs"):
+    with pytest.raises(
+        ConfigError, match="mirror: 'absent://x' needs a package that is not installed: Install absent_fs"
+    ):
         config_with(tmp_path, "absent://x")
 
 

@@ -243,7 +243,11 @@ async def test_metrics_hold_the_grpo_counterfactual(service: MomentsService) -> 
     metrics = (await service.next_batch(1, 4)).metrics
     assert metrics["signal/grpo"] == 0.25
     assert metrics["signal/own"] == 1.0
-    assert metrics["signal/rescued"] == 0.75
+    assert metrics["signal/rescued"] == 0.75 and metrics["signal/rescued_groups"] == 3
+    # GRPO: (1 - .5) / sqrt(.5) in one group of four, nothing in the others.
+    assert metrics["advantage/mean_abs_grpo"] == pytest.approx(0.5 / 0.5**0.5 / 4, rel=1e-5)
+    assert metrics["advantage/mean_abs"] > metrics["advantage/mean_abs_grpo"] and metrics["advantage/clipped"] == 0
+    assert metrics["group_size/mean"] == metrics["group_size/max"] == 2
     assert metrics["reward/pass_at_1"] == pytest.approx(3 / 8)
     assert metrics["pass_at_1/sums"] == pytest.approx(3 / 8)
 

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -97,7 +97,7 @@ async def test_three_shards_give_the_numbers_of_one(tmp_path: Path, estimator: s
 class FailingShard(LocalShard):
     """A shard whose disk fails when it is told to."""
 
-    failing: set[str] = set()
+    failing: ClassVar[set[str]] = set()
 
     def __init__(self, directory: Path, *arguments: Any) -> None:
         super().__init__(directory, *arguments)
