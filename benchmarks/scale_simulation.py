@@ -5,8 +5,7 @@ usage: python benchmarks/scale_simulation.py --out benchmarks/results/scale_simu
 
 A discrete-event simulation. A actors finish a group each after an exponential time and send it; a message waits for the event
 loop of the service (or router), then for the writer of its shard, which takes all that wait into one transaction; the actor
-goes on when that transaction is on the disk. Every B groups a batch is blended and committed, for which the event loop and all
-writers are busy too. Service times are means of exponential times, so that queues are judged with some spread.
+goes on when that transaction is on the disk. The costs of blending and committing a batch are part of a group's costs.
 """
 
 import argparse
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).parent
-ACTORS = (10, 100, 1000, 3000, 10000)
+ACTORS = (100, 1000, 3000, 10000, 30000)
 GROUP_SECONDS = 8.0
 """Mean time in which one rollout actor finishes a group: 8 completions of 1,000 tokens at 1,000 tokens/s."""
 BATCH = 2048
+SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -51,72 +51,81 @@ class Outcome:
     """Share of the time in which the event loop, and the busiest writer, worked."""
 
 
-def simulate(actors: int, per_message: int, shards: int, times: Times, seconds: float, seed: int = 0) -> Outcome:
-    """Run `actors` for `seconds`. per_message: groups that share one message, sent by a forwarder of so many actors."""
-    generator = np.random.default_rng(seed)
-    senders = max(actors // per_message, 1)
-    think = GROUP_SECONDS
-    # (time, order, kind, sender, sent at); `order` keeps ties in the order in which they were made.
-    events: list[tuple[float, int, str, int, float]] = []
-    made = 0
+class Simulation:
+    """A actors, S shards. per_message: groups that share one message, from a forwarder of so many actors."""
 
-    def at(time: float, kind: str, who: int, sent: float) -> None:
-        nonlocal made
-        made += 1
-        heapq.heappush(events, (time, made, kind, who, sent))
+    def __init__(self, actors: int, per_message: int, shards: int, times: Times, seed: int = 0) -> None:
+        self._random = np.random.default_rng(seed)
+        self._per_message, self._times = per_message, times
+        # (time, order, kind, sender or shard, sent at); `order` keeps ties in the order in which they were made.
+        self._events: list[tuple[float, int, str, int, float]] = []
+        self._made = 0
+        self._loop_free = self._loop_busy = 0.0
+        self._waiting: list[list[tuple[int, float]]] = [[] for _ in range(shards)]
+        self._writing = [False] * shards
+        self._writer_busy = np.zeros(shards)
+        self._waits: list[float] = []
+        self._done = 0
+        for sender in range(max(actors // per_message, 1)):
+            self._at(float(self._random.uniform(0.0, GROUP_SECONDS)), "send", sender)
 
-    for sender in range(senders):
-        at(float(generator.uniform(0.0, think)), "send", sender, 0.0)
-    loop_free, loop_busy = 0.0, 0.0
-    waiting: list[list[tuple[int, float]]] = [[] for _ in range(shards)]
-    writing = [False] * shards
-    writer_busy = np.zeros(shards)
-    waits: list[float] = []
-    done = 0
+    def run(self, seconds: float) -> Outcome:
+        """The first quarter of the acknowledgements is left out of the waits: queues fill up in it."""
+        now = 0.0
+        while self._events and now <= seconds:
+            now, _, kind, who, sent = heapq.heappop(self._events)
+            if kind == "send":
+                self._work_in_loop(now, self._times.call + self._per_message * self._times.group)
+                self._at(self._loop_free, "taken in", who, now)
+            elif kind == "taken in":
+                shard = int(self._random.integers(len(self._waiting)))
+                self._waiting[shard].append((who, sent))
+                if not self._writing[shard]:
+                    self._begin_write(shard, now)
+            elif kind == "written":
+                self._writing[who] = False
+                if self._waiting[who]:
+                    self._begin_write(who, now)
+            else:
+                self._acknowledge(now, who, sent)
+        settled = np.array(self._waits[len(self._waits) // 4 :])
+        return Outcome(
+            rate=self._done / now,
+            p50=float(np.percentile(settled, 50)),
+            p99=float(np.percentile(settled, 99)),
+            loop=self._loop_busy / max(now, self._loop_free),
+            writers=float(self._writer_busy.max()) / now,
+        )
 
-    def begin_write(shard: int, now: float) -> None:
-        batch, waiting[shard] = waiting[shard], []
-        writing[shard] = True
-        cost = times.sync + len(batch) * per_message * times.write * float(generator.gamma(8.0) / 8.0)
-        writer_busy[shard] += cost
-        for who, sent in batch:
-            at(now + cost, "acknowledged", who, sent)
-        at(now + cost, "written", shard, 0.0)
+    def _at(self, time: float, kind: str, who: int, sent: float = 0.0) -> None:
+        self._made += 1
+        heapq.heappush(self._events, (time, self._made, kind, who, sent))
 
-    now = 0.0
-    while events:
-        now, _, kind, who, sent = heapq.heappop(events)
-        if now > seconds:
-            break
-        if kind == "send":
-            cost = (times.call + per_message * times.group) * float(generator.gamma(8.0) / 8.0)
-            loop_free = max(loop_free, now) + cost
-            loop_busy += cost
-            at(loop_free, "taken in", who, now)
-        elif kind == "taken in":
-            shard = int(generator.integers(shards))
-            waiting[shard].append((who, sent))
-            if not writing[shard]:
-                begin_write(shard, now)
-        elif kind == "written":
-            writing[who] = False
-            if waiting[who]:
-                begin_write(who, now)
-        else:
-            waits.append(now - sent)
-            done += per_message
-            if done // BATCH != (done - per_message) // BATCH:
-                loop_free = max(loop_free, now) + 2 * times.call
-                loop_busy += 2 * times.call
-            at(now + float(generator.exponential(think)), "send", who, 0.0)
-    settled = np.array(waits[len(waits) // 4 :]) if waits else np.zeros(1)
-    return Outcome(
-        rate=done / now,
-        p50=float(np.percentile(settled, 50)),
-        p99=float(np.percentile(settled, 99)),
-        loop=loop_busy / now,
-        writers=float(writer_busy.max()) / now,
-    )
+    def _spread(self, mean: float) -> float:
+        """A service time: a third of its mean is its standard deviation."""
+        return mean * float(self._random.gamma(9.0)) / 9.0
+
+    def _work_in_loop(self, now: float, mean: float) -> None:
+        cost = self._spread(mean)
+        self._loop_free = max(self._loop_free, now) + cost
+        self._loop_busy += cost
+
+    def _begin_write(self, shard: int, now: float) -> None:
+        """One transaction of all that wait for this shard."""
+        together, self._waiting[shard] = self._waiting[shard], []
+        self._writing[shard] = True
+        cost = self._times.sync + self._spread(len(together) * self._per_message * self._times.write)
+        self._writer_busy[shard] += cost
+        for who, sent in together:
+            self._at(now + cost, "acknowledged", who, sent)
+        self._at(now + cost, "written", shard)
+
+    def _acknowledge(self, now: float, who: int, sent: float) -> None:
+        self._waits.append(now - sent)
+        before, self._done = self._done, self._done + self._per_message
+        if self._done // BATCH != before // BATCH:  # next_batch and commit
+            self._work_in_loop(now, 2 * self._times.call)
+        self._at(now + float(self._random.exponential(GROUP_SECONDS)), "send", who)
 
 
 def measured_times(path: Path) -> Times:
@@ -140,7 +149,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for per_message, shards in ((1, 1), (32, 1), (32, 4)):
         for actors in ACTORS:
-            found = simulate(actors, per_message, shards, times, seconds=60.0)
+            found = Simulation(actors, per_message, shards, times).run(seconds=SECONDS)
             rows.append(
                 {
                     "actors": actors,
@@ -155,7 +164,7 @@ def main() -> None:
                 }
             )
     result = {
-        "assumptions": {"group_seconds_of_an_actor": GROUP_SECONDS, "batch": BATCH, "simulated_seconds": 60.0},
+        "assumptions": {"group_seconds_of_an_actor": GROUP_SECONDS, "batch": BATCH, "simulated_seconds": SECONDS},
         "service_times_us": {
             "call": round(1e6 * times.call, 2),
             "group": round(1e6 * times.group, 2),
