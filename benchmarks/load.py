@@ -183,26 +183,28 @@ class Feed:
             await slots.acquire()
             senders.create_task(self.door.submit_table(table, payloads))
 
-    async def latencies(self, rate: float, count: int, batch: int) -> list[float]:
-        """Seconds from submit to acknowledge of `count` single groups that arrive at random, `rate` a second.
+    async def latencies(self, rate: float, count: int, together: int, batch: int) -> list[float]:
+        """Seconds from submit to acknowledge of `count` groups that arrive at random, `together` in a call, `rate` a second.
 
         A batch is taken and committed whenever `batch` groups are there. Late arrivals count from when they were due.
         """
         table = self.world.table(self.next_table, count, self.embeddings)
         self.next_table += 1
-        rows = [table.take([row]) for row in range(count)]
-        due = np.cumsum(np.random.default_rng(self.next_table).exponential(1.0 / rate, count))
+        calls = count // together
+        rows = [table.take(range(call * together, (call + 1) * together)) for call in range(calls)]
+        handles = [(self.payload, row) for row in range(together)]
+        due = np.cumsum(np.random.default_rng(self.next_table).exponential(together / rate, calls))
         began = time.perf_counter() + 0.1
         waited: list[float] = []
 
-        async def send(row: int) -> None:
-            await asyncio.sleep(began + due[row] - time.perf_counter())
-            await self.door.submit_table(rows[row], [(self.payload, row)])
-            waited.append(time.perf_counter() - began - due[row])
+        async def send(call: int) -> None:
+            await asyncio.sleep(began + due[call] - time.perf_counter())
+            await self.door.submit_table(rows[call], handles)
+            waited.append(time.perf_counter() - began - due[call])
 
         async with asyncio.TaskGroup() as senders:
-            for row in range(count):
-                senders.create_task(send(row))
+            for call in range(calls):
+                senders.create_task(send(call))
             for _ in range(count // batch):
                 await self.door.next_batch(self.step, batch)
                 await self.door.commit(self.step, self.step + 1)

@@ -30,10 +30,11 @@ class SeenPlaces:
     @staticmethod
     def _by_page(places: npt.NDArray[np.int64]) -> list[tuple[int, slice | npt.NDArray[np.int64]]]:
         pages = places >> _PAGE_BITS
-        numbers = np.unique(pages).tolist()
-        if len(numbers) == 1:
-            return [(numbers[0], slice(None))]
-        return [(number, np.flatnonzero(pages == number)) for number in numbers]
+        if not len(pages):
+            return []
+        if (first := int(pages[0])) == pages.max() == pages.min():
+            return [(first, slice(None))]
+        return [(number, np.flatnonzero(pages == number)) for number in np.unique(pages).tolist()]
 
     @staticmethod
     def _address(places: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
