@@ -73,4 +73,4 @@ class MomentsConfig(StrictModel):
     clusters: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()
     shards: int = Field(1, ge=1)
-    """Processes that write the ledger, each for its share of the clusters; one is enough below some ten thousand groups a second."""
+    """Writers of the ledger, each for its share of the clusters; several pay where the disk is the limit (docs/scale.md)."""
