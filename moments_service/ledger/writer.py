@@ -186,9 +186,10 @@ class Ledger:
             try:
                 if writes:
                     await asyncio.to_thread(self._transact, [write for write, _ in writes])
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is: who waits for an acknowledgement has to hear of it
                 for _, written in writes:
-                    written.set_exception(RuntimeError(f"ledger {self.path} cannot be written: {error}"))
+                    if not written.cancelled():
+                        written.set_exception(RuntimeError(f"ledger {self.path} cannot be written: {error}"))
             else:
                 for _, written in writes:
                     if not written.cancelled():
