@@ -16,6 +16,7 @@ from actors.config import RolloutConfig, SamplingConfig
 from actors.engine import EngineDeadError
 from actors.prompts import Prompt, Ticket
 from actors.rollout import RolloutWorker
+from actors.sender import GroupSender
 from actors.weights import WeightUpdate, WeightUpdateError
 from moments_service.groups import GroupStatus
 
@@ -64,6 +65,7 @@ class RolloutActor:
             RolloutWorker, config, sampling, policy, chat, seed, index, text_share, text_chars, verifiers
         )
         self._worker: RolloutWorker | None = None
+        self._sender: GroupSender | None = None
         self._start_timeout_s = start_timeout_s
         self._changing = asyncio.Lock()
         self._serving = asyncio.Event()
@@ -99,9 +101,10 @@ class RolloutActor:
         with self._ending_with_the_engine():
             rollout = await worker.rollout(ticket, embedding)
         header = rollout.header
-        # In a list, so that Ray hands over the reference and not the object. Nobody trains on a group without rewards.
-        payload = [ray.put(rollout.payload)] if header.status is GroupStatus.SCORED else None
-        await moments.submit.remote(header, payload, rollout.transcript)
+        # Nobody trains on a group without rewards.
+        payload = ray.put(rollout.payload) if header.status is GroupStatus.SCORED else None
+        self._sender = self._sender or GroupSender(moments)
+        await self._sender.submit(header, payload, rollout.transcript)
         return Receipt(header.group_id, header.status, header.rewards, rollout.timings)
 
     @ray.method(max_task_retries=0)
