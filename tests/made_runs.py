@@ -55,12 +55,20 @@ class MadeRun:
         self.prompts = self._prompt_set()
         self.group_ids: list[str] = []
 
-    async def start(self, incarnation: int = 0) -> "MadeRun":
-        """Begin, or go on after a crash as the next incarnation."""
-        self._incarnation = incarnation
-        self._service = MomentsService(self.config.moments, self.directory.moments, self.config.seed, incarnation)
+    async def start(self, incarnation: int = 0, snapshot: Path | None = None, step: int = 0) -> "MadeRun":
+        """Begin, or go on from what `snapshot` wrote after `step` steps, as a later incarnation."""
+        self._incarnation, self.step = incarnation, step
+        config = self.config
+        self._service = MomentsService(config.moments, self.directory.moments, config.seed, incarnation, snapshot)
         await self._service.fit_clusters(self.prompts)
         return self
+
+    async def snapshot(self, directory: Path) -> Path:
+        """Save the moments as a checkpoint does. Returns the directory."""
+        assert self._service is not None
+        directory.mkdir()
+        await self._service.snapshot(directory)
+        return directory
 
     async def steps(self, count: int) -> "MadeRun":
         """Train so many steps."""

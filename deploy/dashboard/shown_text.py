@@ -14,7 +14,7 @@ _TURNERS = (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x06
 _VISIBLE = (
     _PICTURES
     | {code: f"⟨U+{code:04X}⟩" for code in (*range(0x80, 0xA0), *_TURNERS, 0x2028, 0x2029)}
-    | dict.fromkeys(range(55296, 57344), "�")
+    | dict.fromkeys(range(0xD800, 0xE000), "\ufffd")
 )
 
 
