@@ -3,6 +3,7 @@
 Everything a reader finds in them is what a run writes: configuration, ledger, clusters, metrics, live.json, alarms, evaluations.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,9 @@ class MadeRun:
         return self
 
     async def snapshot(self, directory: Path) -> Path:
-        """Save the moments as a checkpoint does. Returns the directory."""
+        """Save the moments as a checkpoint does, into a new directory. Returns it."""
         assert self._service is not None
-        directory.mkdir()
+        await asyncio.to_thread(directory.mkdir)
         await self._service.snapshot(directory)
         return directory
 

@@ -59,12 +59,13 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. port 0 takes a free one. Raises ConfigError where the address cannot be had."""
+    """A listening socket. port 0 takes a free one. Raises ConfigError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     found = socket.socket(family, socket.SOCK_STREAM)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         found.bind((host.strip("[]"), port))
+        found.listen()  # whoever reads the address that is printed next may come at once
     except (OSError, OverflowError) as error:
         found.close()
         raise ConfigError(f"--host {host} --port {port}: {error}; --port 0 takes a free one") from None

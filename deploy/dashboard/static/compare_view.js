@@ -27,7 +27,8 @@ class ComparePage {
     this.head = h("div", { class: "card" });
     this.grid = h("div", { class: "charts" });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
-    this.element = h("div", { class: "section" }, h("div", { class: "row apart" }, h("h1", {}, `${names.length} runs over each other`), this.reset), this.head, this.grid);
+    this.element = h("div", { class: "section" }, h("div", { class: "row apart" }, h("h1", {}, `${names.length} runs over each other`), this.reset), this.head,
+      h("h2", { class: "unseen" }, "Charts"), this.grid);
   }
 
   close() {

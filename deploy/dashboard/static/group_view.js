@@ -61,7 +61,7 @@ function showPieces(place, estimator, group, again) {
   rows.push(again ? row("computed again", again.recomputed) : ["computed again", "…", "…", "…"]);
   rows.push(again ? row("GRPO would have used", again.grpo) : ["GRPO would have used", "…", "…", "…"]);
   const past = again?.past;
-  fill(place, h("div", { class: "narrow" }, table("What the advantages are made of", [["", ""], ["Baseline", "num"], ["Scale", "num"], ["w", "num"]], rows)),
+  fill(place, h("div", { class: "narrow" }, table("What the advantages are made of", [["Estimator", ""], ["Baseline", "num"], ["Scale", "num"], ["w", "num"]], rows)),
     h("p", { class: "small soft" }, !past ? "\u00a0" : past.seen ? `Its cluster before this step: mean ${number(past.mean, 4)}, variance ${number(past.variance, 4)}, mass ${number(past.mass, 4)}.` : "Its cluster was never seen before this step."));
 }
 

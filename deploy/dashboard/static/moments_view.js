@@ -109,7 +109,7 @@ class MomentsPage {
   }
 
   showList(clusters) {
-    fill(this.list, table("All clusters", [["", "num"], ["Mostly"], ["Mean", "num"], ["± sd", "num"], ["Mass", "num"], ["Trust", "num"]], clusters.slice(0, 100).map((cluster) => [
+    fill(this.list, table("All clusters", [["Id", "num"], ["Mostly"], ["Mean", "num"], ["± sd", "num"], ["Mass", "num"], ["Trust", "num"]], clusters.slice(0, 100).map((cluster) => [
       String(cluster.id),
       h("button", { class: "link", type: "button", onclick: () => this.open(cluster.id) }, cluster.name || `cluster ${cluster.id}`),
       fixed(cluster.mean), cluster.variance === undefined ? NONE : fixed(Math.sqrt(cluster.variance)), number(cluster.mass), fixed(cluster.weight)])));

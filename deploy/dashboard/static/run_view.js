@@ -37,6 +37,7 @@ class RunPage {
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
     this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.alarms,
+      h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
       this.grid, this.sourcesCard, this.phasesCard, this.evaluations);
     this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
