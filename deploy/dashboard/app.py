@@ -1,5 +1,6 @@
 """The application: what can be asked, and what is answered. Every answer comes from run directories and changes nothing."""
 
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -175,10 +176,13 @@ def _add_problems(app: FastAPI) -> None:
         ClusterUnknownError: 404,
         OldLedgerError: 409,
         ConfigError: 409,
+        sqlite3.OperationalError: 409,
+        sqlite3.DatabaseError: 409,
     }
 
     def problem(_: Request, error: Exception) -> Response:
-        return _problem(statuses[type(error)], str(error))
+        what = f"the ledger cannot be read: {error}" if isinstance(error, sqlite3.Error) else str(error)
+        return _problem(statuses[type(error)], what)
 
     for kind in statuses:
         app.add_exception_handler(kind, problem)

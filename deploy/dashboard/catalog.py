@@ -45,17 +45,19 @@ class Catalog:
 
     def open(self, name: str) -> OpenRun:
         """The run of that name. Raises NoRunError."""
-        directory = self.runs().get(name)
-        if directory is None:
-            raise NoRunError(f"no run of that name in {self.directory}")
         with self._lock:
             run = self._open.get(name)
             if run is None:
+                directory = self.runs().get(name)
+                if directory is None:
+                    raise NoRunError(f"no run of that name in {self.directory}")
                 run = self._open[name] = OpenRun(directory)
             self._open.move_to_end(name)
-            while len(self._open) > 1 and sum(one.nbytes for one in self._open.values()) > MEMORY_BYTES:
-                _, oldest = self._open.popitem(last=False)
-                oldest.close()
+            # Not closed: a request may still be reading one; its ledger closes with the last of them.
+            for other in [one for one, opened in self._open.items() if one != name and not opened.followers]:
+                if sum(opened.nbytes for opened in self._open.values()) <= MEMORY_BYTES:
+                    break
+                del self._open[other]
             return run
 
     def rows(self) -> list[dict[str, Any]]:

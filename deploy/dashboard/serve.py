@@ -1,5 +1,6 @@
 """`bvblend dashboard`: who may reach it, and uvicorn."""
 
+import contextlib
 import ipaddress
 import os
 import secrets
@@ -78,4 +79,6 @@ def serve(runs_dir: Path, entrance: Door, bound: socket.socket) -> None:
     config = uvicorn.Config(
         app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
     )
-    uvicorn.Server(config).run(sockets=[bound])
+    # It is the usual way to end it; uvicorn has closed everything, and only says how it was asked to.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[bound])

@@ -97,9 +97,7 @@ async def test_a_long_run_is_quick_to_open_and_to_use(browser: Any, large: tuple
     assert max(peaks["learner/grad_norm"]["values"]) == 1000.0, "the one odd step of 100,000 is still to be seen"
 
     async def look_closer(turn: int) -> None:
-        query = "&".join(
-            ["first=%d" % (1000 * turn), "last=%d" % (1000 * turn + 40_000), *(f"series={one}" for one in series)]
-        )
+        query = "&".join([f"first={1000 * turn}", f"last={1000 * turn + 40_000}", *(f"series={one}" for one in series)])
         answer = await page.request.get(f"{address}/api/series?name={name}&{query}")
         assert answer.ok and len((await answer.json())["steps"]) <= 600
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -17,6 +19,7 @@ from deploy.dashboard.events import changes
 from deploy.dashboard.open_run import OpenRun
 from deploy.dashboard.serve import TOKEN_VARIABLE, door, is_loopback, listen
 from deploy.run_directory import RunDirectory
+from tests.conftest import Command
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -135,6 +138,7 @@ def test_groups_by_what_they_are(client: TestClient) -> None:
         found = get(client, "groups", name="first", id=part)["groups"]
         assert one["id"] in [group["id"] for group in found] and all(group["id"].startswith(part) for group in found)
     assert get(client, "groups", name="first", id="zzzzzzzzzzzz")["groups"] == []
+    assert get(client, "groups", name="first", source="no such source")["total"] == 0
     assert client.get("/api/groups", params={"name": "first", "outcome": "good"}).status_code == 422
     assert client.get("/api/groups", params={"name": "first", "before": "1.2"}).status_code == 422
 
@@ -362,3 +366,21 @@ def test_the_runs_that_were_looked_at_longest_ago_are_let_go(runs: Path, monkeyp
     assert catalog.open("second") is catalog.open("second")
     assert catalog.open("first") is not first
     catalog.close()
+
+
+def test_the_command_ends_when_it_is_asked_to_though_a_page_follows(
+    bvblend: Callable[..., Command], runs: Path
+) -> None:
+    command = bvblend("dashboard", runs, "--port", 0)
+    command.wait_for("http://", 60)
+    address = next(line for line in command.output().splitlines() if "http://" in line).split()[-1]
+    with httpx.stream("GET", f"{address}api/events", params={"name": "first"}, timeout=30) as events:
+        assert next(line for line in events.iter_lines() if line.startswith("data:"))
+        command.process.send_signal(signal.SIGINT)
+        assert command.wait(30) == 0, command.output()
+    assert "Traceback" not in command.output()
+
+
+def test_the_command_refuses_what_cannot_work(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    command = bvblend("dashboard", tmp_path / "nowhere")
+    assert command.wait(60) == 2 and "no such directory" in command.output()

@@ -1,11 +1,12 @@
 // Groups, searched by what they are; newest first, a page at a time.
 
-import { follow, get } from "/static/api.js";
+import { follow, get, throttled } from "/static/api.js";
 import { fill, h, table } from "/static/dom.js";
 import { count, fixed, number, percent, shortId } from "/static/format.js";
 import { address, showState } from "/static/head.js";
 
 const WORDS = { mixed: "mixed", solved: "all solved", unsolved: "none solved", error: "no reward", lost: "not trained on", rescued: "rescued from GRPO" };
+const AGAIN_MS = 2000;
 const FIELDS = ["id", "cluster", "step", "source", "outcome"];
 
 export async function groupsView(place, values, visit) {
@@ -14,7 +15,7 @@ export async function groupsView(place, values, visit) {
   await page.search();
   if (!visit.current()) return undefined;
   const stop = follow(page.name, (status) => { showState(status); page.progress(status); });
-  return stop;
+  return () => { stop(); page.again.cancel(); };
 }
 
 /** Rows of a list of groups with these columns: step, id, cluster, source, outcome, rewards, weight, tokens. */
@@ -66,6 +67,7 @@ class GroupsPage {
     const titles = { id: "Group", cluster: "Cluster", step: "Step", source: "Source", outcome: "Outcome" };
     this.form = h("form", { class: "card filters", onsubmit: (event) => { event.preventDefault(); this.apply(); }, onchange: () => this.apply() },
       FIELDS.map((field) => h("label", {}, titles[field], this.inputs[field])), h("button", { class: "button", type: "submit" }, "Search"));
+    this.again = throttled(() => this.countAgain().catch(() => {}), AGAIN_MS);
     this.total = h("p", { class: "soft small", role: "status" }, "\u00a0");
     this.rows = h("div", { class: "card" });
     this.more = h("button", { class: "button", type: "button", hidden: true, onclick: () => this.page() }, "Older groups");
@@ -102,17 +104,37 @@ class GroupsPage {
     if (turn !== this.turn) return;
     this.groups.push(...found.groups);
     this.next = found.next;
-    this.more.hidden = found.next === null;
-    this.more.disabled = false;
-    this.sourcesKnown(found.sources);
     this.told = found;
     this.tell(found.read);
-    fill(this.rows, this.groups.length ? groupRows(this.name, this.groups, ["step", "id", "cluster", "source", "outcome", "rewards", "push", "weight", "tokens"])
-      : h("p", { class: "empty" }, "No group fits. Groups appear once their batch was trained on."));
+    this.show(found);
   }
 
+  /** The server reads on, or the run goes on: count again, and show what is new where nobody has paged further. */
   progress(status) {
-    if (this.told && (status.read.groups ?? 1) !== this.told.read) this.tell((this.told.read = status.read.groups));
+    const read = status.read.groups ?? 1;
+    if (!this.told || (read === this.told.read && status.steps === this.steps)) return;
+    this.steps = status.steps;
+    this.again();
+  }
+
+  async countAgain() {
+    const turn = this.turn;
+    const found = await get("groups", this.wanted());
+    if (turn !== this.turn) return;
+    this.told = found;
+    this.tell(found.read);
+    if (this.groups.length > found.groups.length || document.activeElement?.closest("table")) return;
+    this.groups = found.groups;
+    this.next = found.next;
+    this.show(found);
+  }
+
+  show(found) {
+    this.more.hidden = this.next === null;
+    this.more.disabled = false;
+    this.sourcesKnown(found.sources);
+    fill(this.rows, this.groups.length ? groupRows(this.name, this.groups, ["step", "id", "cluster", "source", "outcome", "rewards", "push", "weight", "tokens"])
+      : h("p", { class: "empty" }, "No group fits. Groups appear once their batch was trained on."));
   }
 
   tell(read) {
