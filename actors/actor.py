@@ -47,21 +47,24 @@ class RolloutActor:
         self,
         config: RolloutConfig,
         sampling: SamplingConfig,
-        group_size: int,
         policy: str,
         chat: bool,
         seed: int,
         index: int,
         text_share: float,
         text_chars: int,
-        verifiers: Sequence[str] = (),
+        verifiers: Sequence[str],
+        start_timeout_s: float,
     ) -> None:
-        """Loads nothing: Ray runs this again at a restart, when the newest weights are not known here."""
+        """Loads nothing: Ray runs this again at a restart, when the newest weights are not known here.
+
+        start_timeout_s: how long a rollout waits for `ready`.
+        """
         self._new_worker = partial(
-            RolloutWorker, config, sampling, group_size, policy, chat, seed, index, text_share, text_chars, verifiers
+            RolloutWorker, config, sampling, policy, chat, seed, index, text_share, text_chars, verifiers
         )
         self._worker: RolloutWorker | None = None
-        self._start_timeout_s = config.start_timeout_s
+        self._start_timeout_s = start_timeout_s
         self._changing = asyncio.Lock()
         self._serving = asyncio.Event()
         self._closed = False

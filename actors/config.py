@@ -64,6 +64,8 @@ class PromptConfig(StrictModel):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where prompts come from, one entry a task or file."""
+    order: Literal["shuffled", "signal"] = "shuffled"
+    """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out."""
     chat: bool = False
     """Wrap every prompt as a user message in the tokenizer's chat template."""
     max_tokens: int = Field(512, ge=1)
@@ -110,7 +112,5 @@ class RolloutConfig(StrictModel):
     """A verifier that takes longer is an error, never a reward."""
     group_timeout_s: float = Field(600.0, gt=0)
     """Deadline for one group, from admission to its receipt."""
-    start_timeout_s: float = Field(300.0, gt=0)
-    """Deadline for an engine to load its model."""
     update_timeout_s: float = Field(120.0, gt=0)
     """Deadline for one weight update to reach every actor."""

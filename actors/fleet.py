@@ -17,17 +17,18 @@ def spawn_rollout_actors(
     config: RolloutConfig,
     sampling: SamplingConfig,
     *,
-    group_size: int,
     policy: str,
     chat: bool,
     seed: int,
     text_share: float,
     text_chars: int,
-    verifiers: Sequence[str] = (),
+    verifiers: Sequence[str],
+    start_timeout_s: float,
 ) -> list[Any]:
     """Handles of `config.actors` rollout actors, spread over the nodes. Returns at once; each serves after `ready`.
 
-    policy: directory (on every node) or hub id.    verifiers: names to load at the start.
+    policy: directory (on every node) or hub id.    verifiers: names to load at the start.    start_timeout_s: how long a
+    rollout waits for `ready`.
     Ray restarts an actor that dies for as long as its driver lives; the driver then calls `ready` with the newest weights.
     """
     environment = engine_environment(config)
@@ -44,6 +45,6 @@ def spawn_rollout_actors(
         scheduling_strategy="SPREAD",
     )
     return [
-        actor.remote(config, sampling, group_size, policy, chat, seed, index, text_share, text_chars, verifiers)
+        actor.remote(config, sampling, policy, chat, seed, index, text_share, text_chars, verifiers, start_timeout_s)
         for index in range(config.actors)
     ]

@@ -1,11 +1,15 @@
-"""Prompts and the feed that deals them out: a reproducible order, a cursor, an epoch."""
+"""Prompts and the feed that deals them out: a reproducible order, group sizes, an epoch."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from moments_service.seeding import derive_seed
+import numpy as np
+
+from actors.group_sizes import group_sizes
+from actors.prompt_order import ORDERS
+from moments_service.expected_signal import ExpectedSignal
 
 
 def prompt_id(source: str, text: str) -> str:
@@ -40,6 +44,8 @@ class Ticket:
     sequence: int
     """Position in the feed, counted over all epochs; orders groups within a batch."""
     epoch: int
+    group_size: int
+    """How many completions to sample."""
     occurrence: int = 0
     """How often the prompt was dealt before in this epoch."""
     attempt: int = 0
@@ -54,22 +60,42 @@ class Ticket:
 
 
 class PromptFeed:
-    """Deals out a pool of prompts for ever: every epoch is a permutation of the pool, fixed by the seed.
+    """Deals out a pool of prompts for ever, a hand of tickets at a time; an epoch is as many tickets as there are prompts.
 
-    Its state is the number of tickets dealt, so a resumed feed goes on exactly where the saved one stood.
+    order `shuffled`: every epoch is a permutation of the pool, fixed by the seed.    order `signal`: clusters that promise
+    signal come more often, see `SignalOrder`.    max_group_size: spread each hand's completions over groups of 2 up to so
+    many, see `group_sizes`; None gives every group `group_size`.
+
+    Its state is all that its choices depend on, but for what `learn` was told: a resumed feed that is told the same goes
+    on exactly where the saved one stood.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], seed: int) -> None:
-        self._prompts = {prompt.prompt_id: prompt for prompt in prompts}
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        group_size: int,
+        max_group_size: int | None = None,
+        order: str = "shuffled",
+    ) -> None:
         if not prompts:
             raise ValueError("the prompt feed needs at least one prompt")
-        if len(self._prompts) < len(prompts):
+        # Rows are prompts by id, so that nothing depends on the order in which the pool was read.
+        self._given = np.array(sorted(range(len(prompts)), key=lambda i: prompts[i].prompt_id), dtype=np.int64)
+        self._prompts = [prompts[i] for i in self._given.tolist()]
+        self._rows = {prompt.prompt_id: row for row, prompt in enumerate(self._prompts)}
+        if len(self._rows) < len(prompts):
             raise ValueError(
-                f"the pool holds {len(prompts)} prompts but {len(self._prompts)} distinct ids; drop duplicates first"
+                f"the pool holds {len(prompts)} prompts but {len(self._rows)} distinct ids; drop duplicates first"
             )
         self._seed = seed
+        self._group_size = group_size
+        self._max_group_size = max_group_size
+        self._adapts = order == "signal" or max_group_size is not None
+        self._order = ORDERS[order](tuple(self._rows), seed)
         self._sequence = 0
-        self._order = self._permutation(0)
+        # [N] expected reward variance within each prompt, as far as the moments know.
+        self._variance: np.ndarray | None = None
 
     @property
     def sequence(self) -> int:
@@ -82,17 +108,33 @@ class PromptFeed:
         return self._sequence // len(self._prompts)
 
     @property
-    def cursor(self) -> int:
-        """Place of the next ticket within its epoch."""
-        return self._sequence % len(self._prompts)
+    def adapts(self) -> bool:
+        """Whether it goes by what the moments know; `learn` must then come before the first hand."""
+        return self._adapts
 
-    def next(self) -> Ticket:
-        """The next ticket; never ends."""
-        if self.cursor == 0:
-            self._order = self._permutation(self.epoch)
-        ticket = Ticket(prompt=self._order[self.cursor], sequence=self._sequence, epoch=self.epoch)
-        self._sequence += 1
-        return ticket
+    def learn(self, signal: ExpectedSignal) -> None:
+        """From the next hand on, go by this. Once after every commit, so that it is the same whenever groups arrive.
+
+        signal: with clusters in the order in which the feed got its prompts.
+        """
+        if len(signal.clusters) != len(self._prompts):
+            raise ValueError(f"told of {len(signal.clusters)} prompts, but the feed deals {len(self._prompts)}")
+        clusters = signal.clusters[self._given]
+        # Where every group is one completion, nobody ever sees two of one prompt.
+        variance = signal.within if self._group_size > 1 else signal.total
+        self._variance = variance[clusters]
+        self._order.learn(clusters, np.sqrt(variance))
+
+    def deal(self, groups: int) -> list[Ticket]:
+        """The next `groups` tickets, with `groups * group_size` completions between them; never ends."""
+        places = range(self._sequence, self._sequence + groups)
+        drawn = [self._order.draw(place) for place in places]
+        self._sequence += groups
+        sizes = self._sizes([row for row, _ in drawn])
+        return [
+            Ticket(self._prompts[row], place, place // len(self._prompts), size, occurrence)
+            for place, size, (row, occurrence) in zip(places, sizes, drawn, strict=True)
+        ]
 
     def state(self, in_flight: Iterable[Ticket] = ()) -> dict[str, Any]:
         """What a checkpoint needs, as JSON.
@@ -103,11 +145,13 @@ class PromptFeed:
             "pool": self._pool_hash(),
             "seed": self._seed,
             "sequence": self._sequence,
+            **self._order.state(),
             "in_flight": [
                 {
                     "prompt_id": ticket.prompt.prompt_id,
                     "sequence": ticket.sequence,
                     "epoch": ticket.epoch,
+                    "group_size": ticket.group_size,
                     "occurrence": ticket.occurrence,
                     "attempt": ticket.attempt,
                 }
@@ -131,25 +175,30 @@ class PromptFeed:
                 f"the checkpoint's prompt feed has seed {state['seed']}, this run has {self._seed}; "
                 "resume with the same seed, or start a new run"
             )
+        self._order.load_state(state)
         self._sequence = state["sequence"]
-        self._order = self._permutation(self.epoch)
         return tuple(
             Ticket(
-                prompt=self._prompts[saved["prompt_id"]],
+                prompt=self._prompts[self._rows[saved["prompt_id"]]],
                 sequence=saved["sequence"],
                 epoch=saved["epoch"],
+                group_size=saved["group_size"],
                 occurrence=saved["occurrence"],
                 attempt=saved["attempt"],
             )
             for saved in state["in_flight"]
         )
 
-    def _permutation(self, epoch: int) -> list[Prompt]:
-        # Sorted by hash, not shuffled: the order then depends on no library's generator and not on the pool's order.
-        epoch_seed = derive_seed(self._seed, "feed", epoch)
-        return sorted(self._prompts.values(), key=lambda prompt: derive_seed(epoch_seed, prompt.prompt_id))
+    def _sizes(self, rows: Sequence[int]) -> list[int]:
+        if self._max_group_size is None:
+            return [self._group_size] * len(rows)
+        if self._variance is None:
+            raise RuntimeError(
+                "group sizes go by the moments, and the feed was told nothing of them yet: call learn first"
+            )
+        return group_sizes(self._variance[rows], len(rows) * self._group_size, self._max_group_size)
 
     def _pool_hash(self) -> str:
         """Hash of what is asked and how it is judged; the order of the pool does not matter."""
-        lines = sorted(f"{p.prompt_id}\x1f{p.answer}\x1f{p.verifier}" for p in self._prompts.values())
+        lines = sorted(f"{p.prompt_id}\x1f{p.answer}\x1f{p.verifier}" for p in self._prompts)
         return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()[:16]

@@ -47,7 +47,6 @@ class RolloutWorker:
         self,
         config: RolloutConfig,
         sampling: SamplingConfig,
-        group_size: int,
         policy: str,
         chat: bool,
         seed: int,
@@ -62,8 +61,7 @@ class RolloutWorker:
         verifiers: names to load at the start; others are loaded when first needed.
         """
         self._config, self._sampling = config, sampling
-        self._group_size, self._chat = group_size, chat
-        self._policy, self._seed, self._index = policy, seed, index
+        self._policy, self._chat, self._seed, self._index = policy, chat, seed, index
         self._text_share, self._text_chars = text_share, text_chars
         self._verifiers = tuple(verifiers)
         self._scorer = Scorer(config.verifier_timeout_s)
@@ -85,7 +83,7 @@ class RolloutWorker:
         return self._started_engine().policy_version
 
     async def rollout(self, ticket: Ticket, embedding: np.ndarray | None) -> Rollout:
-        """Sample and score one group.
+        """Sample and score one group, of as many completions as its ticket says.
 
         embedding: [d] of the prompt, passed on in the header. Raises PromptTooLongError before anything is sampled,
         and what the engine raises; whatever a verifier does is an error of its completion.
@@ -93,7 +91,7 @@ class RolloutWorker:
         prompt = ticket.prompt
         prompt_ids = self._prompt_ids(prompt)
         seed = derive_seed(self._seed, "sample", ticket.group_id)
-        request = self._request(ticket.group_id, prompt_ids, self._group_size, self._sampling.temperature, seed)
+        request = self._request(ticket.group_id, prompt_ids, ticket.group_size, self._sampling.temperature, seed)
         started = time.perf_counter()
         completions = await self._started_engine().generate(request)
         generate_s = time.perf_counter() - started

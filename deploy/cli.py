@@ -97,9 +97,11 @@ def _train(
 
     from deploy.launch import connect, read_pool, run_training
     from deploy.live import create_display
+    from deploy.mirror import refuse_unwritable_mirror
     from deploy.summary import rich_table, signal_sentence
 
     pool = read_pool(config)
+    refuse_unwritable_mirror(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     if start is not None:
         start.place(directory.moments)
@@ -141,18 +143,22 @@ def compare(
     estimators: Annotated[
         str, typer.Option(help="Estimators, separated by commas: bv_blend, bv_blend:paper, grpo, pass_at_k:k=8, …")
     ] = "bv_blend,grpo",
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each estimator, with seeds 0, 1, …")] = 3,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare settings too: --vary prompts.order=shuffled,signal", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, …")] = 3,
     out: Annotated[Path | None, typer.Option(help="Where to write; runs found there are not run again")] = None,
     override: Overrides = None,
 ) -> None:
-    """Run a recipe under several estimators. Example: bvblend compare deploy/recipes/cold_start.yaml --seeds 3"""
+    """Run a recipe under several estimators, and settings. Example: bvblend compare deploy/recipes/cold_start.yaml --seeds 3"""
     from deploy.compare import Comparison
 
     config = load_recipe(recipe, override or ())
-    require_packages(config.rollout.engine)
-    comparison = Comparison(
-        config, estimators.split(","), seeds, out or Path(config.runs_dir) / f"compare-{config.name}"
-    )
+    out = out or Path(config.runs_dir) / f"compare-{config.name}"
+    comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
+    for engine in {variant.config.rollout.engine for variant in comparison.variants}:
+        require_packages(engine)
     comparison.run(console)
     console.print(comparison.table())
     console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)

@@ -8,6 +8,8 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from actors.config import PromptConfig, RolloutConfig, SamplingConfig
+from actors.group_sizes import SMALLEST
+from deploy.mirror_store import refuse_unknown_uri
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
@@ -63,12 +65,18 @@ class RunConfig(StrictModel):
     """Groups (prompts) per policy step."""
     group_size: int = Field(8, ge=1)
     """Completions sampled per prompt."""
+    max_group_size: int | None = Field(None, ge=3)
+    """Let group sizes adapt, from 2 up to this, with batch_groups * group_size completions per step as before; None keeps all at group_size."""
     max_staleness: int = Field(0, ge=0, le=0)
     """How many policy versions a group may be behind; 0 is exact on-policy training, the only mode so far."""
     seed: int = Field(0, ge=0)
     """The one seed that every random choice derives from."""
     runs_dir: str = "runs"
     """Where run directories are made."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""
+    mirror: str | None = None
+    """A copy of the run grows under this fsspec URI (`s3://bucket/runs`, `file:///backup`); credentials come from the environment."""
     stall_timeout_s: float = Field(900.0, gt=0)
     """A phase that takes longer stops the run and says what it was waiting for."""
     prompts: PromptConfig
@@ -92,6 +100,13 @@ class RunConfig(StrictModel):
         return moments
 
     @model_validator(mode="after")
+    def _mirror_can_be(self) -> "RunConfig":
+        # Not a field's validator: what it raises is printed with the value, and there may be a password in that.
+        if self.mirror is not None:
+            refuse_unknown_uri(self.mirror)
+        return self
+
+    @model_validator(mode="after")
     def _numbers_fit(self) -> "RunConfig":
         longest = self.prompts.max_tokens + self.sampling.max_tokens
         if longest > self.rollout.max_model_len:
@@ -107,6 +122,22 @@ class RunConfig(StrictModel):
         if self.learner.updates_per_batch > self.batch_groups:
             raise ValueError(
                 f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_sizes_fit(self) -> "RunConfig":
+        largest = self.max_group_size
+        if largest is not None and not SMALLEST < self.group_size < largest:
+            raise ValueError(
+                f"max_group_size = {largest} with group_size = {self.group_size} leaves nothing to adapt: sizes go from {SMALLEST} to "
+                "max_group_size with group_size as their mean, which must lie between; raise group_size (and lower "
+                "batch_groups, if the completions per step are to stay), raise max_group_size, or leave it out"
+            )
+        if largest is not None and not can_teach(self.moments, SMALLEST):
+            raise ValueError(
+                f"max_group_size = {largest} makes some groups as small as {SMALLEST}, and moments.estimator = "
+                f"{self.moments.estimator} gives those no advantage; leave max_group_size out, or see moments.options"
             )
         return self
 
@@ -127,10 +158,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
-    try:
-        return RunConfig.model_validate(raw)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+    return _validated(raw)
+
+
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """The same run with some keys set otherwise, as `a.b=c`. Raises ConfigError with everything that is wrong."""
+    raw = config.model_dump(mode="json")
+    for override in overrides:
+        _apply(raw, override)
+    return _validated(raw)
 
 
 def load_moments_config(overrides: Sequence[str]) -> MomentsConfig:
@@ -150,6 +186,13 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
+def _validated(raw: Mapping[str, Any]) -> RunConfig:
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+
+
 def _apply(raw: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
     if not separator or not key:
@@ -157,14 +200,25 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node.setdefault(part, {})
+        node = node[_place(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(
+            f"--set {override}: {value!r} is not YAML; put a text with special characters in quotes"
+        ) from None
     if isinstance(node, list):
-        node[int(last)] = parsed
+        node[_place(node, last, override)] = parsed
     else:
         node[last] = parsed
+
+
+def _place(entries: list[Any], part: str, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(entries):
+        raise ConfigError(f"--set {override}: {part} is no place in that list; it has 0 to {len(entries) - 1}")
+    return int(part)
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:

@@ -56,8 +56,8 @@ class Dispatcher:
         self._embeddings = embeddings
         self._group_timeout_s = group_timeout_s
         self._free_slots = slots
-        # Tickets that go first: in flight when the run was checkpointed, or whose group was lost.
-        self._again: deque[Ticket] = deque()
+        # Tickets that wait for a slot: in flight when the run was checkpointed, or whose group was lost.
+        self._waiting: deque[Ticket] = deque()
         self._in_flight: dict[str, tuple[Ticket, int]] = {}
         # Scored and not trained on yet; both with the actor that has, or will have, the payload.
         self._scored: dict[str, tuple[Ticket, int]] = {}
@@ -69,7 +69,7 @@ class Dispatcher:
 
     def restore(self, tickets: Iterable[Ticket]) -> None:
         """Dispatch these first: they were in flight when the run was checkpointed."""
-        self._again.extend(tickets)
+        self._waiting.extend(tickets)
 
     async def gather(self, groups: int) -> bool:
         """Wait until `groups` groups are scored and stand in the service's buffer. Raises what a rollout raised.
@@ -102,14 +102,14 @@ class Dispatcher:
                 continue  # its actor died between submitting it and saying so; the prompt was dispatched again then
             ticket, _ = self._scored.pop(group_id)
             self._free_slots += 1
-            self._again.append(ticket.next_attempt())
+            self._waiting.append(ticket.next_attempt())
             self.tally.redispatched += 1
         self._admit()
 
     def unfinished(self) -> list[Ticket]:
         """Tickets that a checkpoint must carry: admitted, and not trained on."""
         admitted = [ticket for ticket, _ in (*self._in_flight.values(), *self._scored.values())]
-        return sorted([*self._again, *admitted], key=lambda ticket: ticket.sequence)
+        return sorted([*self._waiting, *admitted], key=lambda ticket: ticket.sequence)
 
     def waiting_for(self) -> str:
         """What a stall report says."""
@@ -133,7 +133,10 @@ class Dispatcher:
 
     def _admit(self) -> None:
         while self._free_slots > 0 and (actor := self._fleet.pick()) is not None:
-            ticket = self._again.popleft() if self._again else self._feed.next()
+            if not self._waiting:
+                # One hand for all slots that are free, so that its completions can be spread over it.
+                self._waiting.extend(self._feed.deal(self._free_slots))
+            ticket = self._waiting.popleft()
             self._free_slots -= 1
             self._in_flight[ticket.group_id] = (ticket, actor)
             task = asyncio.create_task(self._sample(ticket, actor), name=f"rollout {ticket.group_id}")
@@ -179,7 +182,7 @@ class Dispatcher:
         orphans = tuple(group_id for group_id, (_, owner) in admitted.items() if owner == actor)
         del self._in_flight[ticket.group_id]
         self._free_slots += 1
-        self._again.append(ticket.next_attempt())
+        self._waiting.append(ticket.next_attempt())
         self.tally.redispatched += 1
         if not first_notice:
             return  # another group of the same actor brings it back already

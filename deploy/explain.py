@@ -26,6 +26,8 @@ def explanation(found: Explanation, estimator: str) -> RenderableType:
     )
     if found.texts is not None:
         head.append(f"\n{found.texts[0].strip()}\n", style="italic")
+    if found.texts_dropped:
+        head.append("its texts, if any were kept, were dropped by the ledger's retention\n", style="yellow")
     if found.step is None:
         return Group(head, Text("in no batch yet: it waits for one, or the run ended before", style="yellow"))
     if found.recorded is None or found.recomputed is None or found.grpo is None or found.past is None:

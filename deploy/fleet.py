@@ -24,13 +24,13 @@ class RolloutFleet:
         self.actors = spawn_rollout_actors(
             config.rollout,
             config.sampling,
-            group_size=config.group_size,
             policy=config.policy,
             chat=config.prompts.chat,
             seed=config.seed,
             text_share=config.transcripts.share,
             text_chars=config.transcripts.max_chars,
             verifiers=verifiers,
+            start_timeout_s=config.start_timeout_s,
         )
         self._load = [0] * len(self.actors)
         self._serving = [False] * len(self.actors)
@@ -104,12 +104,12 @@ class RolloutFleet:
             ray.kill(actor, no_restart=True)
 
     async def _ready(self, actor: int) -> None:
-        timeout_s = self._config.rollout.start_timeout_s
+        timeout_s = self._config.start_timeout_s
         try:
             await asyncio.wait_for(self.actors[actor].ready.remote(self.latest_update), timeout_s)
         except TimeoutError:
             raise TimeoutError(
-                f"rollout actor {actor} did not start its engine in {timeout_s:g} s (rollout.start_timeout_s); "
+                f"rollout actor {actor} did not start its engine in {timeout_s:g} s (start_timeout_s); "
                 "its log says how far it came"
             ) from None
         self._serving[actor] = True

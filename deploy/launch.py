@@ -24,6 +24,7 @@ from deploy.dispatch import Dispatcher
 from deploy.evaluation import Evaluation
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
+from deploy.mirror import mirrored
 from deploy.prompt_set import prompt_set, refuse_missing_difficulty
 from deploy.run import Run
 from deploy.run_directory import RunDirectory
@@ -33,8 +34,8 @@ from deploy.watchdog import start_watchdog
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
+from moments_service.estimators import fades_by_move
 from moments_service.ledger import last_incarnation
-from moments_service.rebuild import LEDGER_FILE
 from moments_service.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,11 @@ async def run_training(
 
     Raises StoppedByHandError on SIGINT and SIGTERM, after everything was written that a resume needs.
     """
-    async with _started(config, directory, pool, display, checkpoint) as run:
+    async with (
+        mirrored(config, directory, display.note) as mirror,
+        _started(config, directory, pool, display, checkpoint) as run,
+    ):
+        run.mirror = mirror
         watched = _watched_prompts(config, pool)
         training = asyncio.create_task(_evaluated_training(run, watched), name="train")
         _stop_on_signals(run, training)
@@ -142,7 +147,7 @@ async def _started(
     """All parts of a run, started side by side and ended together."""
     # A start that died before its first group has left its clusters only.
     seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
-    incarnation = max(last_incarnation(directory.moments / LEDGER_FILE), seen) + 1
+    incarnation = max(last_incarnation(directory.moments), seen) + 1
     snapshot = checkpoint / "moments" if checkpoint is not None else None
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
@@ -150,7 +155,15 @@ async def _started(
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
     starting_learner = asyncio.create_task(
-        LearnerGroup.start(config.learner, config.policy, config.steps, config.seed, config.rollout.dtype)
+        LearnerGroup.start(
+            config.learner,
+            config.policy,
+            config.steps,
+            config.seed,
+            config.rollout.dtype,
+            start_timeout_s=config.start_timeout_s,
+            measure_move=fades_by_move(config.moments),
+        )
     )
     run: Run | None = None
     try:
@@ -161,11 +174,18 @@ async def _started(
         display.name_clusters(cluster_names(pool, await moments.assign.remote(prompts)))
         rows = () if prompts.embeddings is None else zip(prompts.prompt_ids, prompts.embeddings, strict=True)
         embeddings = dict(rows)
-        feed = PromptFeed(pool.train, derive_seed(config.seed, "feed"))
+        feed = PromptFeed(
+            pool.train,
+            derive_seed(config.seed, "feed"),
+            config.group_size,
+            config.max_group_size,
+            config.prompts.order,
+        )
         dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation)
         if checkpoint is not None:
             await run.restore(checkpoint)
+        await run.inform_feed()
         yield run
     finally:
         if run is not None:
@@ -185,10 +205,12 @@ async def _abandon(fleet: RolloutFleet, moments: Any, starting_learner: "asyncio
 
 
 def _stop_on_signals(run: Run, training: "asyncio.Task[Any]") -> None:
-    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is."""
+    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is; then its last uploads."""
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
+        if training.done() and run.mirror is not None:
+            run.mirror.give_up()
         if run.stopping or run.phase_now in (None, "generate"):
             training.cancel()
             return

@@ -16,7 +16,9 @@ from deploy.run_directory import RunDirectory
 if TYPE_CHECKING:
     from moments_service.portable import PortableMoments
 
-moments_app = typer.Typer(help="Moments of one run for another: export, import, merge, diff", no_args_is_help=True)
+moments_app = typer.Typer(
+    help="Moments of one run for another: export, import, merge, diff; or made again: rebuild", no_args_is_help=True
+)
 console = Console()
 
 Out = Annotated[Path, typer.Option(help="New directory to write", show_default=False)]
@@ -91,6 +93,38 @@ def diff_moments(
         numbers = (f"{a:.3f}", f"{b:.3f}", f"{b - a:+.3f}", *(f"{mass:.1f}" for mass in row.masses), f"{row.score:.2f}")
         table.add_row(str(row.cluster), *numbers)
     console.print(table)
+
+
+@moments_app.command("rebuild")
+def rebuild_moments(
+    run: Annotated[Path, typer.Argument(help="A run", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="New directory to write, as `moments export` does", show_default=False)
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="As they were after so many steps; else after all", show_default=False)
+    ] = None,
+) -> None:
+    """Make a run's moments again from its ledger, and compare. Example: bvblend moments rebuild runs/latest --step 50"""
+    from deploy.rebuilding import rebuild_run
+
+    directory = RunDirectory(run)
+    if not directory.config.exists():
+        raise ConfigError(f"{run}: no run there (no config.yaml in it)")
+    rebuilt = rebuild_run(load_recipe(directory.config), directory, step)
+    console.print(
+        f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole", highlight=False
+    )
+    console.print(_sentence(rebuilt.portable), markup=False, highlight=False, soft_wrap=True)
+    style = {True: "green", False: "bold red", None: "yellow"}[rebuilt.same]
+    console.print(rebuilt.compared, style=style, markup=False, highlight=False, soft_wrap=True)
+    if out is not None:
+        _write(rebuilt.portable, out)
+        console.print(
+            f"{out}: begin a run with it: bvblend train RECIPE --warm-start {out}", markup=False, soft_wrap=True
+        )
+    if rebuilt.same is False:
+        raise typer.Exit(4)
 
 
 def _write(portable: "PortableMoments", out: Path) -> None:

@@ -68,16 +68,23 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
     rows = {
         "policy": f"{config.policy}" + (f" ({parameters / 1e6:.2f}M parameters)" if parameters else ""),
         "prompts": f"{len(pool.train)} for training, {len(pool.held_out)} held out, from {len(config.prompts.sources)} sources",
-        "a step": f"{config.batch_groups} groups x {config.group_size} completions = {completions} completions, "
+        "a step": f"{config.batch_groups} groups x {_group_sizes(config)} completions = {completions} completions, "
         f"{config.learner.updates_per_batch} optimiser step(s)",
         "the run": f"{config.steps} steps = {completions * config.steps} completions, "
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
+        "order": "every prompt once an epoch"
+        if config.prompts.order == "shuffled"
+        else "clusters that promise signal first",
         "advantages": f"{config.moments.estimator} over {_clusters(config)}",
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _group_sizes(config: RunConfig) -> str:
+    return str(config.group_size) + (f" (2 to {config.max_group_size})" if config.max_group_size is not None else "")
 
 
 def _clusters(config: RunConfig) -> str:

@@ -18,6 +18,7 @@ from deploy.evaluation import Evaluation, measure
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
 from deploy.live_file import LiveFile
+from deploy.mirror import Mirror
 from deploy.run_directory import RunDirectory
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
@@ -42,7 +43,7 @@ class HealthStopError(RuntimeError):
 
 
 def policy_move(learned: dict[str, float]) -> PolicyMove | None:
-    """How far a policy step moved the policy; None where the learner does not measure it (`learner.measure_move`)."""
+    """How far a policy step moved the policy; None where the learner does not measure it."""
     if "move_kl" not in learned:
         return None
     return PolicyMove(kl=learned["move_kl"], log_ratio=learned["move_log_ratio"])
@@ -75,6 +76,7 @@ class Run:
         self.display = display
         self.incarnation = incarnation
         self.live = LiveFile(directory.live)
+        self.mirror: Mirror | None = None
         self.step = 0
         self.policy_version = 0
         self.stopping = False
@@ -150,12 +152,21 @@ class Run:
         await self.moments.withdraw.remote(batch.step, lost)
         self.dispatcher.lose(lost)
 
+    async def inform_feed(self) -> None:
+        """Tell the feed what the moments expect of every cluster, before it deals again; nothing where it does not ask.
+
+        A checkpoint need not hold it: the moments that a resume begins with say the same again.
+        """
+        if self.feed.adapts:
+            self.feed.learn(await self.moments.expected_signal.remote())
+
     async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Free the batch's slots and report; evaluate and checkpoint when due."""
         if self._checkpoint_is_due(self.step + 1) and self.config.moments.clusters.adapt:
             # Before slots are freed: with nothing in flight no group is assigned by one version and folded by the next.
             await self.moments.adapt_clusters.remote()
         tally = self.dispatcher.take_tally()
+        await self.inform_feed()
         self.dispatcher.release(batch.group_ids)
         phases = dict(self._phases)
         self._phases.clear()
@@ -261,6 +272,8 @@ class Run:
             self.directory.append_evaluation(self.step, "held_out", evaluation)
         if self._checkpoint_is_due(self.step):
             await self.checkpoint()
+        if self.mirror is not None:
+            self.mirror.look()
 
     def _checkpoint_is_due(self, step: int) -> bool:
         every = self.config.checkpoint.every

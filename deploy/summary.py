@@ -41,6 +41,7 @@ def summarise(
             "own": _mean([row["signal/own"] for row in rows]),
             "grpo": _mean([row["signal/grpo"] for row in rows]),
         },
+        "groups_rescued": int(sum(row["signal/rescued_groups"] for row in rows)),
         "versions": versions(),
         "machine": machine(),
     }
@@ -68,7 +69,7 @@ def signal_sentence(summary: dict[str, Any]) -> str:
     own, grpo = summary["signal_ratio"]["own"], summary["signal_ratio"]["grpo"]
     return (
         f"{own:.0%} of the groups taught something under {summary['estimator']}; GRPO would have learned from {grpo:.0%} "
-        f"of the same groups and wasted {1 - grpo:.0%}."
+        f"of the same groups and wasted {1 - grpo:.0%}. Groups rescued: {summary['groups_rescued']}."
     )
 
 

@@ -22,23 +22,30 @@ class LearnerActor:
     """Calls arrive in the order in which the driver sent them and run one at a time."""
 
     def __init__(
-        self, config: LearnerConfig, policy_path: str, rank: int, world_size: int, total_steps: int, seed: int
+        self,
+        config: LearnerConfig,
+        policy_path: str,
+        rank: int,
+        world_size: int,
+        total_steps: int,
+        seed: int,
+        measure_move: bool,
     ) -> None:
         # Here and not above: the driver imports this module and needs neither torch nor transformers.
         from learner.worker import LearnerRank, set_threads
 
         set_threads(config.cpus)
-        self.rank = LearnerRank(config, policy_path, rank, world_size, total_steps, seed)
+        self.rank = LearnerRank(config, policy_path, rank, world_size, total_steps, seed, measure_move)
         self.open_timeout_s = config.step_timeout_s
         self.updates: list[list[TrainGroup]] = []
 
-    def listen(self) -> tuple[str, int]:
+    def listen(self, timeout_s: float) -> tuple[str, int]:
         """Address of this node and the port that the ranks meet at."""
         address = ray.util.get_node_ip_address()
-        return address, self.rank.listen(address)
+        return address, self.rank.listen(address, timeout_s)
 
-    def setup(self, master_addr: str, master_port: int) -> None:
-        self.rank.setup(master_addr, master_port, own_address=ray.util.get_node_ip_address())
+    def setup(self, master_addr: str, master_port: int, timeout_s: float) -> None:
+        self.rank.setup(master_addr, master_port, timeout_s, own_address=ray.util.get_node_ip_address())
 
     def open(self, updates: Sequence[Sequence[Share]]) -> tuple[str, ...]:
         """Fetch the tokens of the next step; returns the ids of groups whose payload is lost. Not collective."""

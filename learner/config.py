@@ -56,14 +56,8 @@ class LearnerConfig(StrictModel):
     """Most tokens (padding included) in one forward and backward of a rank."""
     share_prompt: bool = True
     """Encode a group's prompt once for all its completions; turn off for completions much longer than prompts."""
-    logprob_chunk: int = Field(2048, ge=1)
-    """Completion tokens whose vocabulary logits are in memory at once."""
-    measure_move: bool = False
-    """Measure how far every step moved the policy (two more forward passes of one microbatch); moments.blend.kl_half_life and spo ask for it."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
-    start_timeout_s: float = Field(300.0, gt=0)
-    """Deadline for the ranks to meet and load the policy."""
     step_timeout_s: float = Field(1800.0, gt=0)
     """Deadline for one policy step."""
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -37,30 +37,39 @@ class LearnerGroup:
 
     @classmethod
     async def start(
-        cls, config: LearnerConfig, policy_path: str, total_steps: int, seed: int, rollout_dtype: str
+        cls,
+        config: LearnerConfig,
+        policy_path: str,
+        total_steps: int,
+        seed: int,
+        rollout_dtype: str,
+        start_timeout_s: float,
+        measure_move: bool = False,
     ) -> "LearnerGroup":
         """Reserve resources, start the ranks, load and shard the policy.
 
         total_steps: policy steps of the whole run, for the schedule.    rollout_dtype: torch name of the dtype in which
-        weights are published and exported. Raises LearnerError past `config.start_timeout_s` or when a rank fails.
+        weights are published and exported.    measure_move: see `LearnerRank`. Raises LearnerError past `start_timeout_s`
+        for any part of it, or when a rank fails.
         """
         bundle = {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus > 0 else {})
         placement = placement_group([bundle] * config.world_size, strategy="PACK")
         group = cls(config, rollout_dtype, placement, [])
         try:
-            if not await asyncio.to_thread(placement.wait, config.start_timeout_s):
+            if not await asyncio.to_thread(placement.wait, start_timeout_s):
                 raise LearnerError(
-                    f"no room for the learner in {config.start_timeout_s:g} s: {config.world_size} ranks of {bundle}; "
+                    f"no room for the learner in {start_timeout_s:g} s: {config.world_size} ranks of {bundle}; "
                     "lower learner.world_size, learner.cpus or learner.gpus, or add nodes"
                 )
             group.ranks = [
-                _start_rank(config, policy_path, rank, total_steps, seed, placement)
+                _start_rank(config, policy_path, rank, total_steps, seed, measure_move, placement)
                 for rank in range(config.world_size)
             ]
             (address, port), *_ = await group._gather(
-                [group.ranks[0].listen.remote()], "opening the rendezvous", config.start_timeout_s
+                [group.ranks[0].listen.remote(start_timeout_s)], "opening the rendezvous", start_timeout_s
             )
-            await group._all("setup", "meeting and loading the policy", config.start_timeout_s, address, port)
+            doing = "meeting and loading the policy"
+            await group._all("setup", doing, start_timeout_s, address, port, start_timeout_s)
         except BaseException:
             await group.close()
             raise
@@ -129,7 +138,13 @@ class LearnerGroup:
 
 
 def _start_rank(
-    config: LearnerConfig, policy_path: str, rank: int, total_steps: int, seed: int, placement: PlacementGroup
+    config: LearnerConfig,
+    policy_path: str,
+    rank: int,
+    total_steps: int,
+    seed: int,
+    measure_move: bool,
+    placement: PlacementGroup,
 ) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.cpus)))}
     if config.gpus == 0:
@@ -141,7 +156,7 @@ def _start_rank(
         "scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
     }
     actor = ray.remote(LearnerActor).options(**options)
-    return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed)
+    return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed, measure_move)
 
 
 async def _gather(who: str, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:

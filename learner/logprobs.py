@@ -4,6 +4,9 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+LOGPROB_CHUNK = 2048
+"""Completion tokens whose vocabulary logits are in memory at once."""
+
 
 def token_logprobs(
     hidden: torch.Tensor,

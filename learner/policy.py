@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import AutoModelForCausalLM
 
 from learner.config import LearnerConfig
-from learner.logprobs import token_logprobs
+from learner.logprobs import LOGPROB_CHUNK, token_logprobs
 from learner.microbatch import Microbatch, attention_mask
 
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
@@ -69,7 +69,7 @@ def load_policy(path: str | Path, config: LearnerConfig, trainable: str | None =
     """
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     _check_architecture(model.config, config)
-    policy = Policy(model, config.logprob_chunk, config.loss.entropy_coef > 0)
+    policy = Policy(model, LOGPROB_CHUNK, config.loss.entropy_coef > 0)
     policy.requires_grad_(False)
     if trainable is not None:
         _unfreeze(policy, trainable)

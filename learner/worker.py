@@ -26,37 +26,46 @@ class LearnerRank:
     """Policy, optimiser and schedule of one rank. Deterministic: on a CPU, the same calls give the same bits."""
 
     def __init__(
-        self, config: LearnerConfig, policy_path: str, rank: int, world_size: int, total_steps: int, seed: int
+        self,
+        config: LearnerConfig,
+        policy_path: str,
+        rank: int,
+        world_size: int,
+        total_steps: int,
+        seed: int,
+        measure_move: bool = False,
     ) -> None:
-        """total_steps: policy steps of the whole run; the schedule spans `total_steps * updates_per_batch`."""
+        """total_steps: policy steps of the whole run; the schedule spans `total_steps * updates_per_batch`.
+
+        measure_move: measure how far every step moved the policy, by two more forward passes of one microbatch.
+        """
         self.config = config
         self.policy_path = policy_path
         self.rank = rank
         self.world_size = world_size
         self.total_steps = total_steps
         self.seed = seed
+        self.measure_move = measure_move
         self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
         self.steps_done = 0
         self._store: dist.Store | None = None
 
-    def listen(self, address: str) -> int:
+    def listen(self, address: str, timeout_s: float) -> int:
         """Rank 0 only: open the store that the ranks meet at on `address` and return its port."""
-        store = rendezvous.listen(address, self.config.start_timeout_s)
+        store = rendezvous.listen(address, timeout_s)
         self._store = store
         return int(store.port)
 
-    def setup(self, master_addr: str, master_port: int, own_address: str | None = None) -> None:
+    def setup(self, master_addr: str, master_port: int, timeout_s: float, own_address: str | None = None) -> None:
         """Meet the other ranks, load the policy and shard it. A rank that is alone needs no port and opens none.
 
-        own_address: address of this rank's node, where it differs from rank 0's.
+        timeout_s: how long to wait for the others.    own_address: address of this rank's node, where it differs from rank 0's.
         """
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self._store is None:
             alone = self.world_size == 1
-            self._store = (
-                dist.HashStore() if alone else rendezvous.join(master_addr, master_port, self.config.start_timeout_s)
-            )
+            self._store = dist.HashStore() if alone else rendezvous.join(master_addr, master_port, timeout_s)
         rendezvous.form_process_group(
             self._store,
             own_address or master_addr,
@@ -86,7 +95,7 @@ class LearnerRank:
         plans = self._plan(updates)
         # With one update the behaviour policy of the loss is the policy itself: its log-probs need no extra pass.
         old = [self._logprobs(self.policy, plan) for plan in plans] if len(plans) > 1 else None
-        probe = next((plan[:1] for plan in plans if plan), []) if self.config.measure_move else []
+        probe = next((plan[:1] for plan in plans if plan), []) if self.measure_move else []
         before = self._logprobs(self.policy, probe)
         sums, maxima = torch.zeros(len(SUMS), dtype=torch.float64), torch.zeros(len(MAXIMA), dtype=torch.float64)
         grad_norm, lr, done = 0.0, self.optimizer.lr, 0

@@ -9,6 +9,7 @@ import ray
 from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
+from moments_service.expected_signal import ExpectedSignal
 from moments_service.groups import PolicyMove, ScoredGroup, Transcript
 from moments_service.service import MomentsService
 from moments_service.table import GroupTable
@@ -54,6 +55,9 @@ class MomentsActor:
 
     async def stats(self) -> dict[str, Any]:
         return await self._service.stats()
+
+    async def expected_signal(self) -> ExpectedSignal:
+        return await self._service.expected_signal()
 
     async def assign(self, prompts: PromptSet) -> np.ndarray:
         return await self._service.assign(prompts)

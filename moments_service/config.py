@@ -23,7 +23,7 @@ class BlendConfig(StrictModel):
     retention: float = Field(0.95, gt=0, lt=1)
     """Safe: what one policy version leaves of every cluster's counts."""
     kl_half_life: float | None = Field(None, gt=0)
-    """Safe: history also halves when the policy has moved by this KL (nats per token); needs learner.measure_move."""
+    """Safe: history also halves when the policy has moved by this KL (nats per token); the learner then measures it."""
     prior: tuple[float, float] = (1.0, 1.0)
     """Safe: pseudo-counts of reward 1 and of reward 0 that keep the variance of a cluster above zero."""
     max_advantage: float = Field(5.0, gt=0)

@@ -10,7 +10,7 @@ from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import ScoredGroup
 from moments_service.ledger import LedgerReader
-from moments_service.rebuild import LEDGER_FILE, rebuild
+from moments_service.rebuild import rebuild
 from moments_service.table import GroupTable
 
 
@@ -49,6 +49,8 @@ class Explanation:
     """The step that folded it into history; None if none did."""
     texts: tuple[str, list[str]] | None
     """Prompt and completions, if they were kept."""
+    texts_dropped: bool
+    """Whether retention dropped them, if they were kept at first."""
     recorded: Numbers | None
     """What the ledger says the learner was given."""
     recomputed: Numbers | None
@@ -63,12 +65,12 @@ def explain(config: MomentsConfig, directory: Path, group_id: str) -> list[Expla
 
     directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
     """
-    reader = LedgerReader(directory / LEDGER_FILE)
+    reader = LedgerReader(directory)
     try:
         found = reader.find(group_id)
         if not found:
             raise GroupNotFoundError(
-                f"{reader.path} holds no group {group_id}; an id is prompt:epoch:occurrence:attempt"
+                f"the ledger in {directory} holds no group {group_id}; an id is prompt:epoch:occurrence:attempt"
             )
         return [_explain(config, directory, reader, *entry) for entry in found]
     finally:
@@ -84,11 +86,12 @@ def _explain(
     cluster: int,
     step: int | None,
 ) -> Explanation:
-    texts = reader.transcript(incarnation, group.group_id)
+    own = (incarnation, group.sequence, group.group_id)
+    texts, dropped = reader.transcript(*own), reader.texts_were_dropped(*own)
     batch = [] if step is None else [entry for entry in reader.batch(incarnation, step) if entry.advantages is not None]
     row = next((row for row, entry in enumerate(batch) if entry.group.group_id == group.group_id), None)
     if row is None:
-        return Explanation(group, incarnation, cluster, step, texts, None, None, None, None)
+        return Explanation(group, incarnation, cluster, step, texts, dropped, None, None, None, None)
     assert step is not None
     table = GroupTable.of([entry.group for entry in batch])
     state = rebuild(config, directory, incarnation, before_step=step)
@@ -104,7 +107,7 @@ def _explain(
             float(weight[row]),
         )
 
-    own, other = state.estimate(rewards), grpo(rewards)
+    blended, other = state.estimate(rewards), grpo(rewards)
     entry = batch[row]
     assert entry.advantages is not None and entry.baseline is not None
     assert entry.scale is not None and entry.weight is not None
@@ -114,8 +117,9 @@ def _explain(
         cluster=cluster,
         step=step,
         texts=texts,
+        texts_dropped=dropped,
         recorded=Numbers(entry.advantages, entry.baseline, entry.scale, entry.weight),
-        recomputed=numbers(own.values, own.baseline, own.scale, own.weight),
+        recomputed=numbers(blended.values, blended.baseline, blended.scale, blended.weight),
         grpo=numbers(other.values, other.baseline, other.scale, other.weight),
         past=ClusterPast(
             float(history.mean[row]), float(history.variance[row]), float(history.mass[row]), bool(history.seen[row])

@@ -56,19 +56,28 @@ class PortableMoments:
         clusters = load_clusters(snapshot / CODEBOOK_FILE)
         state = MomentsState(config, len(clusters))
         origin = state.load(snapshot)
+        portable = cls.from_state(state, clusters, origin.counts, policy, run)
+        return replace(portable, about=replace(portable.about, codebook=origin.codebook))._checked(str(snapshot))
+
+    @classmethod
+    def from_state(
+        cls, state: MomentsState, clusters: Clusters, counts: Counts, policy: str, run: str
+    ) -> "PortableMoments":
+        """The moments of a state, which they are taken out of; nobody goes on with it."""
+        config = state.config
         state.moments.carry_over(1.0)
         about = About(
             moments=kind_of(config.blend),
             blend=config.blend,
             estimator=config.estimator,
             encoder=clusters.encoder,
-            codebook=origin.codebook,
+            codebook=clusters.fingerprint,
             policy=policy,
             run=run,
-            steps=origin.last_step + 1,
-            counts=origin.counts,
+            steps=state.last_step + 1,
+            counts=counts,
         )
-        return cls(clusters, state.moments, about)._checked(str(snapshot))
+        return cls(clusters, state.moments, about)
 
     @classmethod
     def read(cls, directory: Path) -> "PortableMoments":

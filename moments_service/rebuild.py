@@ -4,14 +4,15 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from moments_service.clusters import Clusters, Transfer, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.ledger import LedgerReader
 from moments_service.portable import WarmStart
-from moments_service.state import MomentsState
-
-LEDGER_FILE = "ledger.sqlite"
+from moments_service.state import MOMENTS_FILE, MomentsState
 
 
 class RunHistory:
@@ -60,14 +61,33 @@ def rebuild(
     The result equals what the service held, bit for bit. Raises FileNotFoundError where there is no ledger, and ValueError
     where there are no clusters.
     """
-    reader = LedgerReader(directory / LEDGER_FILE)
+    state = rebuild_history(config, directory, incarnation, before_step).state
+    assert state is not None
+    return state
+
+
+def rebuild_history(
+    config: MomentsConfig, directory: Path, incarnation: int | None = None, before_step: int = 2**62
+) -> RunHistory:
+    """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
+    reader = LedgerReader(directory)
     try:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation
-        for part, first, last in reader.lineage(newest):
-            history.replay(reader, part, first, min(last, before_step - 1))
+        for stretch, first, last in reader.lineage(newest):
+            history.replay(reader, stretch, first, min(last, before_step - 1))
         if history.state is None:
             raise ValueError(f"{directory} has no clusters: its run ended before the first step")
-        return history.state
+        return history
     finally:
         reader.close()
+
+
+def differing_arrays(state: MomentsState, snapshot: Path) -> list[str]:
+    """Names of the arrays that are not bit for bit those of the snapshot in a directory; none where it is the same state."""
+    own, saved = state.arrays(), load_file(snapshot / MOMENTS_FILE)
+
+    def bits(arrays: dict[str, np.ndarray], name: str) -> tuple[object, ...] | None:
+        return (arrays[name].dtype, arrays[name].shape, arrays[name].tobytes()) if name in arrays else None
+
+    return sorted(name for name in own.keys() | saved.keys() if bits(own, name) != bits(saved, name))

@@ -28,11 +28,12 @@ from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
+from moments_service.expected_signal import ExpectedSignal, expected_signal
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import Alarm, error_share
-from moments_service.ledger import Ledger, LedgerReader
+from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerLimits, LedgerReader
 from moments_service.portable import CODEBOOK_FILE, WarmStart
-from moments_service.rebuild import LEDGER_FILE, RunHistory
+from moments_service.rebuild import RunHistory
 from moments_service.seeding import derive_seed
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
@@ -49,7 +50,13 @@ class MomentsService:
     """
 
     def __init__(
-        self, config: MomentsConfig, directory: Path, seed: int, incarnation: int = 0, snapshot: Path | None = None
+        self,
+        config: MomentsConfig,
+        directory: Path,
+        seed: int,
+        incarnation: int = 0,
+        snapshot: Path | None = None,
+        limits: LedgerLimits = DEFAULT_LIMITS,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -70,11 +77,13 @@ class MomentsService:
         directory.mkdir(parents=True, exist_ok=True)
         self._versions = ClusterVersions(directory, incarnation)
         self._prompts: PromptSet | None = None
+        # [N] cluster of each prompt, by the version in force.
+        self._assigned = np.zeros(0, dtype=np.int64)
         self._history = RunHistory(config, directory)
         if snapshot is not None:
             self._restore(snapshot)
         after_step = -1 if self._history.state is None else self._history.state.last_step
-        self._ledger = Ledger(directory / LEDGER_FILE, incarnation, after_step)
+        self._ledger = Ledger(directory, incarnation, after_step, limits)
         self._replay()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
@@ -95,7 +104,7 @@ class MomentsService:
         refuse_other_clusters(self._fitted(), self._config.clusters.by, prompts.encoder)
         self._change(await asyncio.to_thread(self._fitted().grown, prompts))
         self._prompts = prompts
-        self._fitted().remember(prompts)
+        self._assigned = self._fitted().remember(prompts)
         return len(self._fitted())
 
     async def adapt_clusters(self) -> ClusterChange | None:
@@ -216,6 +225,11 @@ class MomentsService:
             }
         return stats
 
+    async def expected_signal(self) -> ExpectedSignal:
+        """What history says of the groups to come, for every prompt that `fit_clusters` got; [N] and [K] arrays."""
+        state = self._fitted_state()
+        return expected_signal(state.history(np.arange(len(state.moments))), self._assigned)
+
     async def assign(self, prompts: PromptSet | np.ndarray) -> np.ndarray:
         """Cluster of each prompt, [N] int64. prompts: or bare embeddings, [N, d] float32, unit length."""
         return self._fitted().assign_prompts(
@@ -262,7 +276,7 @@ class MomentsService:
         self._versions.record(change.clusters, last_step, change.transfers)
         self._history.take(change.clusters, change.transfers)
         if self._prompts is not None:
-            change.clusters.remember(self._prompts)
+            self._assigned = change.clusters.remember(self._prompts)
 
     def _restore(self, snapshot: Path) -> None:
         clusters = load_clusters(snapshot / CODEBOOK_FILE)
@@ -281,7 +295,7 @@ class MomentsService:
 
     def _replay(self) -> None:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = LedgerReader(self._ledger.path)
+        reader = LedgerReader(self._directory)
         try:
             self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1

@@ -8,25 +8,31 @@ from moments_service.table import GroupTable
 
 
 def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:
-    """Share of groups that carry signal under the run's estimator and under GRPO, and how strong the push is.
+    """What the run's estimator made of a batch, and what GRPO would have made of the same rewards.
 
-    `rescued`: share of groups that GRPO would have wasted.    `clipped`: share of advantages at the clip.
+    `signal/own`, `signal/grpo`: share of groups that carry signal under either.    `signal/rescued`: share of groups that
+    carry it and that GRPO would have wasted, `signal/rescued_groups` their number.    `advantage/mean_abs`,
+    `advantage/mean_abs_grpo`: mean |A| over the completions that have a reward, under either.    `advantage/clipped`: share
+    of advantages at the clip.    `advantage/history_weight`: mean trust in history.
     """
     own_signal, grpo_signal = own.carries_signal(), counterfactual.carries_signal()
+    rescued = own_signal & ~grpo_signal
     magnitudes = np.abs(own.values[~np.isnan(own.values)])
     return {
         "signal/own": float(own_signal.mean()),
         "signal/grpo": float(grpo_signal.mean()),
-        "signal/rescued": float((own_signal & ~grpo_signal).mean()),
+        "signal/rescued": float(rescued.mean()),
+        "signal/rescued_groups": float(rescued.sum()),
         "advantage/mean": float(np.nanmean(own.values)),
         "advantage/mean_abs": float(magnitudes.mean()),
+        "advantage/mean_abs_grpo": float(np.nanmean(np.abs(counterfactual.values))),
         "advantage/clipped": float((magnitudes >= max_advantage).mean()),
         "advantage/history_weight": float(own.weight.mean()),
     }
 
 
 def reward_metrics(table: GroupTable) -> dict[str, float]:
-    """Mean reward, pass@1 overall and per source, lengths and errors of a batch."""
+    """Mean reward, pass@1 overall and per source, lengths and group sizes of a batch."""
     valid = ~np.isnan(table.rewards)
     solved = np.where(valid, table.rewards >= FULL_REWARD, False)
     completions = table.sizes.sum()
@@ -35,6 +41,8 @@ def reward_metrics(table: GroupTable) -> dict[str, float]:
         "reward/pass_at_1": float(solved.sum() / valid.sum()),
         "completion/length": float(table.lengths.sum() / completions),
         "completion/truncated": float(table.truncated.sum() / completions),
+        "group_size/mean": float(table.sizes.mean()),
+        "group_size/max": float(table.sizes.max()),
     }
     names, of_row = np.unique(np.array(table.sources), return_inverse=True)
     solved_by_source = np.bincount(of_row, weights=solved.sum(axis=1))

@@ -116,11 +116,7 @@ class MomentsState:
 
     def load(self, directory: Path) -> SnapshotOrigin:
         """Go on from what `save` wrote. Raises ValueError if it does not fit."""
-        path = directory / MOMENTS_FILE
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads(file.metadata()["origin"])
-        counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))
-        origin = SnapshotOrigin(**about, counts=counts, counts_before=before)
+        path, origin = directory / MOMENTS_FILE, read_origin(directory)
         parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "health": {}, "estimator": {}}
         for name, array in load_file(path).items():
             part, _, key = name.partition("/")
@@ -135,3 +131,11 @@ class MomentsState:
             self.estimator.load_state(parts["estimator"])
         self.last_step = origin.last_step
         return origin
+
+
+def read_origin(directory: Path) -> SnapshotOrigin:
+    """What the snapshot in a directory belongs to. Raises FileNotFoundError or SafetensorError where there is none."""
+    with safe_open(directory / MOMENTS_FILE, framework="numpy") as file:
+        about = json.loads(file.metadata()["origin"])
+    counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))
+    return SnapshotOrigin(**about, counts=counts, counts_before=before)

@@ -1,8 +1,6 @@
 """The application: what can be asked, and what is answered. Every answer comes from run directories and changes nothing."""
 
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +22,7 @@ from deploy.dashboard.groups_index import Wanted
 from deploy.dashboard.ledger_rows import OldLedgerError
 from deploy.dashboard.open_run import NoLedgerError, OpenRun, read_lines
 from deploy.dashboard.thinning import MOST_POINTS
+from moments_service.ledger import LedgerDamagedError
 
 STATIC = Path(__file__).parent / "static"
 MOST_COMPARED = 8
@@ -40,12 +39,7 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: frozenset[str] =
     """
     catalog = Catalog(runs_dir)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        catalog.close()
-
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     _add_runs(app, catalog)
     _add_moments(app, catalog)
@@ -176,6 +170,7 @@ def _add_problems(app: FastAPI) -> None:
         ClusterUnknownError: 404,
         OldLedgerError: 409,
         ConfigError: 409,
+        LedgerDamagedError: 409,
         sqlite3.OperationalError: 409,
         sqlite3.DatabaseError: 409,
     }

@@ -53,7 +53,6 @@ class Catalog:
                     raise NoRunError(f"no run of that name in {self.directory}")
                 run = self._open[name] = OpenRun(directory)
             self._open.move_to_end(name)
-            # Not closed: a request may still be reading one; its ledger closes with the last of them.
             for other in [one for one, opened in self._open.items() if one != name and not opened.followers]:
                 if sum(opened.nbytes for opened in self._open.values()) <= MEMORY_BYTES:
                     break
@@ -63,12 +62,6 @@ class Catalog:
     def rows(self) -> list[dict[str, Any]]:
         """One row a run for the list, newest first."""
         return [self._row(name, directory) for name, directory in self.runs().items()]
-
-    def close(self) -> None:
-        with self._lock:
-            for run in self._open.values():
-                run.close()
-            self._open.clear()
 
     def _row(self, name: str, directory: RunDirectory) -> dict[str, Any]:
         files = (directory.config, directory.metrics, directory.summary, directory.evaluations)

@@ -110,7 +110,8 @@ class ClusterViews:
         steps, rewards, weights = index.of_cluster(cluster)
         about["count"] = len(steps)
         about["history"] = {"reward": _history(steps, rewards), "trust": _history(steps, weights)}
-        about["exemplars"] = _exemplars(run, cluster)
+        with run.ledger.reading():
+            about["exemplars"] = _exemplars(run, cluster)
         about["groups"] = listed(run, index.search(Wanted(cluster=cluster), None, 10))
         return about
 

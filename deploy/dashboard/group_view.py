@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import Any
 
 from deploy.config import ConfigError, load_recipe
-from deploy.dashboard.groups_index import Found, GroupsIndex, Place, Wanted
+from deploy.dashboard.groups_index import Found, Place, Wanted
 from deploy.dashboard.ledger_rows import FoldedRow, Incarnation
 from deploy.dashboard.open_run import OpenRun
 from deploy.dashboard.outcomes import Outcome
@@ -63,12 +63,13 @@ def listed(run: OpenRun, hits: list[Found]) -> list[dict[str, Any]]:
     for hit in hits:
         by_step[hit.place.incarnation, hit.place.step].append(hit)
     rows: dict[str, dict[str, Any]] = {}
-    for (incarnation, step), some in by_step.items():
-        twins: dict[int, list[FoldedRow]] = defaultdict(list)
-        for row in run.ledger.folded(incarnation, step, [hit.sequence for hit in some]):
-            twins[row.sequence].append(row)
-        for hit in some:
-            rows[str(hit.place)] = _listed(twins[hit.sequence][hit.twin])
+    with run.ledger.reading():
+        for (incarnation, step), some in by_step.items():
+            twins: dict[int, list[FoldedRow]] = defaultdict(list)
+            for row in run.ledger.folded(incarnation, step, [hit.sequence for hit in some]):
+                twins[row.sequence].append(row)
+            for hit in some:
+                rows[str(hit.place)] = _listed(twins[hit.sequence][hit.twin])
     return [rows[str(hit.place)] for hit in hits]
 
 
@@ -104,6 +105,7 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
     row = find(run, group_id, incarnation)
     texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
     completions = texts[1] if texts is not None else []
+    dropped = texts is None and run.ledger.texts_were_dropped(row.incarnation, row.sequence, row.group_id)
     return _listed(row) | {
         "sequence": row.sequence,
         "waiting": row.step < 0,
@@ -111,6 +113,7 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
         "versions": row.versions,
         "baseline": row.baseline,
         "scale": row.scale,
+        "texts_dropped": dropped,
         "prompt": excerpt(texts[0]) if texts is not None else None,
         "completions": [
             {
@@ -170,20 +173,17 @@ def _numbers(numbers: Any) -> dict[str, Any]:
 
 def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedRow:
     """The newest row of a group. Raises GroupUnknownError."""
-    for hit in _hits(run.groups(), group_id):
-        if incarnation is None or hit.place.incarnation == incarnation:
-            for row in run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence]):
-                if row.group_id == group_id:
-                    return row
+    with run.ledger.reading():
+        for hit in run.groups().search(Wanted(id_prefix=group_id), None, 2**31):
+            if incarnation is None or hit.place.incarnation == incarnation:
+                for row in run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence]):
+                    if row.group_id == group_id:
+                        return row
     if group_id.count(":") == 3:
         for row in run.ledger.waiting(group_id):
             if incarnation in (None, row.incarnation):
                 return row
     raise GroupUnknownError(f"no group {group_id[:80]} in the ledger of {run.name}")
-
-
-def _hits(index: GroupsIndex, group_id: str) -> list[Found]:
-    return index.search(Wanted(id_prefix=group_id), None, 2**31)
 
 
 def superseded(incarnations: list[Incarnation], number: int, step: int) -> bool:

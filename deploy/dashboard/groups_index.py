@@ -111,13 +111,8 @@ class GroupsIndex:
         if not self._reading.acquire(blocking=False):
             return False
         try:
-            self._incarnations = self._ledger.incarnations()
-            while (chunk := self._next_chunk()) is not None:
-                self._read(*chunk)
-                self.version += 1
-                if time.monotonic() > deadline:
-                    return self._next_chunk() is None
-            return True
+            with self._ledger.reading():
+                return self._follow(deadline)
         finally:
             self._reading.release()
 
@@ -205,6 +200,15 @@ class GroupsIndex:
             low, high = start.ljust(8, b"\0"), start.ljust(8, b"\xff")
             mask &= (block.key >= int.from_bytes(low, "big")) & (block.key <= int.from_bytes(high, "big"))
         return mask
+
+    def _follow(self, deadline: float) -> bool:
+        self._incarnations = self._ledger.incarnations()
+        while (chunk := self._next_chunk()) is not None:
+            self._read(*chunk)
+            self.version += 1
+            if time.monotonic() > deadline:
+                return self._next_chunk() is None
+        return True
 
     def _next_chunk(self) -> tuple[int, int, int] | None:
         """(incarnation, first step, last step) to read next: what is new, then what is older."""

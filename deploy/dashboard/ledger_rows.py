@@ -1,21 +1,22 @@
 """The questions that the dashboard asks a ledger. Each goes by a key that the ledger has, so that its size does not matter."""
 
 import json
-import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moments_service.ledger import LedgerReader
-from moments_service.rebuild import LEDGER_FILE
+from moments_service.ledger import LedgerDamagedError, LedgerReader
 
-_FOLDED = (
-    "g.sequence, g.group_id, g.source, g.cluster, g.lost, g.rewards, g.errors, g.lengths, g.truncated, g.oldest_version, "
-    "g.newest_version, f.advantages, f.baseline, f.scale, f.weight"
-)
-_JOINED = "folds f JOIN groups g USING (incarnation, sequence, group_id)"
+_OLD_FILE = "ledger.sqlite"
+"""What the ledger was before it came in parts."""
+_FOLD = "sequence, group_id, advantages, baseline, scale, weight"
+_HEADER = "source, cluster, lost, rewards, errors, lengths, truncated, oldest_version, newest_version"
+_SHORT_HEADER = "source, cluster, lost, rewards"
+# A group may stand in an earlier part of the ledger than its fold; where it does, its columns are asked for by its key.
+_JOINED = "folds LEFT JOIN groups USING (incarnation, sequence, group_id)"
 
 
 class OldLedgerError(RuntimeError):
@@ -58,29 +59,57 @@ class FoldedRow:
 
 
 class LedgerRows:
-    """The ledger of one run, read-only. Safe from several threads."""
+    """The ledger of one run, read-only. Safe from several threads.
+
+    It is open only while it is asked something: its writer makes a closed part one whole file once nobody reads it.
+    """
 
     def __init__(self, moments: Path) -> None:
         """moments: directory of the ledger. Raises FileNotFoundError if there is none, OldLedgerError for an old one."""
-        self._reader = LedgerReader(moments / LEDGER_FILE)
+        self._directory = moments
         self._lock = threading.Lock()
-        self._query("SELECT 1 FROM folds LIMIT 1")
+        self._users = 0
+        self._reader: LedgerReader | None = None
+        if (moments / _OLD_FILE).exists():
+            raise OldLedgerError(
+                f"{moments / _OLD_FILE} was written by an older version; its steps can be shown, its groups cannot"
+            )
+        with self.reading():
+            return
 
-    def close(self) -> None:
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Keep it open from one question to the next."""
         with self._lock:
-            self._reader.close()
+            if self._reader is None:
+                self._reader = LedgerReader(self._directory)
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0:
+                    self._reader.close()
+                    self._reader = None
 
     def incarnations(self) -> list[Incarnation]:
         """Every start of the run, oldest first."""
-        found = []
-        for number, after in self._query("SELECT incarnation, after_step FROM incarnations ORDER BY incarnation"):
-            # Two queries: one for both ends would read every commit.
-            ends = [
-                self._query(f"SELECT {end}(step) FROM commits WHERE incarnation = ?", (number,))[0][0]
-                for end in ("MIN", "MAX")
-            ]
-            found.append(Incarnation(number, after, *ends))
-        return found
+        with self.reading():
+            found = []
+            for number, after in sorted(self._query("SELECT incarnation, after_step FROM incarnations")):
+                # Two queries: one for both ends would read every commit.
+                low, high = (
+                    [
+                        step
+                        for (step,) in self._query(f"SELECT {end}(step) FROM commits WHERE incarnation = ?", (number,))
+                    ]
+                    for end in ("MIN", "MAX")
+                )
+                first = min((step for step in low if step is not None), default=None)
+                last = max((step for step in high if step is not None), default=None)
+                found.append(Incarnation(number, after, first, last))
+            return found
 
     def policy_version(self, incarnation: int, step: int) -> int | None:
         """The version that the commit of a step led to."""
@@ -92,33 +121,49 @@ class LedgerRows:
 
         In order of step and feed; rewards and advantages as JSON, advantages and weight None for a group not trained on.
         """
-        return self._query(
-            "SELECT f.step, f.sequence, f.group_id, g.source, g.cluster, g.lost, g.rewards, f.advantages, f.weight "
-            f"FROM {_JOINED} WHERE f.incarnation = ? AND f.step BETWEEN ? AND ? ORDER BY f.step, f.sequence, f.group_id",
-            (incarnation, first_step, last_step),
-        )
+        with self.reading():
+            rows = self._query(
+                f"SELECT step, sequence, group_id, {_SHORT_HEADER}, advantages, weight FROM {_JOINED} "
+                "WHERE incarnation = ? AND step BETWEEN ? AND ?",
+                (incarnation, first_step, last_step),
+            )
+            whole = [
+                row
+                if row[3] is not None
+                else (*row[:3], *self._header(_SHORT_HEADER, incarnation, *row[1:3]), *row[7:])
+                for row in rows
+            ]
+        return sorted(whole, key=lambda row: row[:3])
 
     def folded(self, incarnation: int, step: int, sequences: Sequence[int]) -> list[FoldedRow]:
         """Groups of one step at these places in the feed, in feed order."""
         marks = ",".join("?" * len(sequences))
-        rows = self._query(
-            f"SELECT {_FOLDED} FROM {_JOINED} WHERE f.incarnation = ? AND f.step = ? AND f.sequence IN ({marks}) "
-            "ORDER BY f.sequence, f.group_id",
-            (incarnation, step, *sequences),
-        )
-        return [_folded(incarnation, step, row) for row in rows]
+        with self.reading():
+            rows = self._query(
+                f"SELECT {_FOLD}, {_HEADER} FROM {_JOINED} WHERE incarnation = ? AND step = ? AND sequence IN ({marks})",
+                (incarnation, step, *sequences),
+            )
+            whole = [
+                row if row[6] is not None else (*row[:6], *self._header(_HEADER, incarnation, *row[:2])) for row in rows
+            ]
+        return [_folded(incarnation, step, row) for row in sorted(whole, key=lambda row: row[:2])]
 
     def texts(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
         """Prompt and completions of a group; None where they were not kept."""
-        rows = self._query(
-            "SELECT prompt, completions FROM transcripts WHERE incarnation = ? AND sequence = ? AND group_id = ?",
-            (incarnation, sequence, group_id),
-        )
-        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+        with self.reading(), self._lock:
+            assert self._reader is not None
+            return self._reader.transcript(incarnation, sequence, group_id)
+
+    def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:
+        """Whether the texts of a group were kept once, and dropped when the ledger had grown."""
+        with self.reading(), self._lock:
+            assert self._reader is not None
+            return self._reader.texts_were_dropped(incarnation, sequence, group_id)
 
     def waiting(self, group_id: str) -> list[FoldedRow]:
         """Groups of this id that no commit folded in yet. Reads the whole ledger: only for an id that nothing else knows."""
-        with self._lock:
+        with self.reading(), self._lock:
+            assert self._reader is not None
             found = self._reader.find(group_id)
         return [
             FoldedRow(
@@ -130,35 +175,40 @@ class LedgerRows:
             if step is None
         ]  # fmt: skip
 
+    def _header(self, columns: str, incarnation: int, sequence: int, group_id: str) -> tuple[Any, ...]:
+        rows = self._query(
+            f"SELECT {columns} FROM groups WHERE incarnation = ? AND sequence = ? AND group_id = ?",
+            (incarnation, sequence, group_id),
+        )
+        if not rows:
+            raise LedgerDamagedError(f"{self._directory}: a commit folded in group {group_id}, which no part holds")
+        return rows[0]
+
     def _query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        with self._lock:
-            try:
-                return self._reader.query(sql, values)
-            except sqlite3.OperationalError as error:
-                if "no such" in str(error):
-                    raise OldLedgerError(
-                        f"{self._reader.path} was written by an older version ({error}); its steps can be shown, its groups cannot"
-                    ) from None
-                raise
+        with self.reading(), self._lock:
+            assert self._reader is not None
+            return self._reader.query(sql, values)
 
 
 def _folded(incarnation: int, step: int, row: tuple[Any, ...]) -> FoldedRow:
-    rewards = json.loads(row[5])
+    sequence, group_id, advantages, baseline, scale, weight, source, cluster, lost, rewards_json, errors, *rest = row
+    lengths, truncated, oldest, newest = rest
+    rewards = json.loads(rewards_json)
     return FoldedRow(
         incarnation=incarnation,
         step=step,
-        sequence=row[0],
-        group_id=row[1],
-        source=row[2],
-        cluster=row[3],
-        lost=bool(row[4]),
+        sequence=sequence,
+        group_id=group_id,
+        source=source,
+        cluster=cluster,
+        lost=bool(lost),
         rewards=rewards,
-        errors=[None] * len(rewards) if row[6] is None else json.loads(row[6]),
-        lengths=json.loads(row[7]),
-        truncated=[bool(value) for value in json.loads(row[8])],
-        versions=(row[9], row[10]),
-        advantages=None if row[11] is None else json.loads(row[11]),
-        baseline=row[12],
-        scale=row[13],
-        weight=row[14],
+        errors=[None] * len(rewards) if errors is None else json.loads(errors),
+        lengths=json.loads(lengths),
+        truncated=[bool(value) for value in json.loads(truncated)],
+        versions=(oldest, newest),
+        advantages=None if advantages is None else json.loads(advantages),
+        baseline=baseline,
+        scale=scale,
+        weight=weight,
     )

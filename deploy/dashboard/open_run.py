@@ -12,7 +12,6 @@ from deploy.dashboard.groups_index import GroupsIndex
 from deploy.dashboard.ledger_rows import LedgerRows
 from deploy.dashboard.metrics_index import MetricsIndex
 from deploy.run_directory import RunDirectory
-from moments_service.rebuild import LEDGER_FILE
 
 QUIET_AFTER_S = 120.0
 """A run whose files have not changed for so long, and for twenty of its steps, is taken for ended."""
@@ -51,10 +50,12 @@ class OpenRun:
         """The index of its groups, made when it is first asked for. Raises NoLedgerError or OldLedgerError."""
         with self._lock:
             if self._groups is None:
-                if not (self.directory.moments / LEDGER_FILE).exists():
-                    raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups")
-                self._ledger = LedgerRows(self.directory.moments)
-                self._groups = GroupsIndex(self._ledger)
+                try:
+                    self._ledger = LedgerRows(self.directory.moments)
+                    # With a ledger of its own: what a page asks does not wait until a stretch of it is read.
+                    self._groups = GroupsIndex(LedgerRows(self.directory.moments))
+                except FileNotFoundError:
+                    raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups") from None
             return self._groups
 
     def catch_up(self, budget_s: float) -> bool:
@@ -84,11 +85,6 @@ class OpenRun:
     @property
     def nbytes(self) -> int:
         return self.metrics.nbytes + (self._groups.nbytes if self._groups is not None else 0)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._ledger is not None:
-                self._ledger.close()
 
     def live(self) -> dict[str, Any]:
         """What the driver last said of its services; empty where it never did."""

@@ -24,7 +24,15 @@ from moments_service.estimators.rloo import rloo
 from moments_service.estimators.spo import SPO
 from moments_service.suggestions import nearest
 
-__all__ = ["ESTIMATORS", "Advantages", "Estimator", "RememberingEstimator", "RewardBatch", "create_estimator"]
+__all__ = [
+    "ESTIMATORS",
+    "Advantages",
+    "Estimator",
+    "RememberingEstimator",
+    "RewardBatch",
+    "create_estimator",
+    "fades_by_move",
+]
 
 ESTIMATORS: dict[str, Callable[..., Estimator]] = {
     "bv_blend": create_bv_blend,
@@ -47,6 +55,9 @@ ESTIMATORS: dict[str, Callable[..., Estimator]] = {
 }
 """How each is made: bv_blend from its config, the others from `moments.options` as keyword arguments."""
 
+FADE_BY_MOVE = frozenset({"spo"})
+"""Estimators whose own memory fades by how far the policy has moved."""
+
 
 def create_estimator(config: MomentsConfig) -> Estimator:
     """The estimator that `config` names. Raises ValueError for a name or an option that is not registered."""
@@ -58,3 +69,9 @@ def create_estimator(config: MomentsConfig) -> Estimator:
         if name not in known:
             raise ValueError(f"options: {config.estimator} has no option {name!r}{nearest(name, known)}")
     return create_bv_blend(config.blend) if config.estimator == "bv_blend" else create(**config.options)
+
+
+def fades_by_move(config: MomentsConfig) -> bool:
+    """Whether anything of the history fades by how far a step moves the policy, so that the learner has to measure it."""
+    by_kl = config.blend.kl_half_life is not None and config.blend.variant != "paper"
+    return by_kl or config.estimator in FADE_BY_MOVE

@@ -25,7 +25,8 @@ class SPO:
     A prompt never seen has v = 1/2 with the mass 1 / (1 - rho_min), 8 by default, which its first visit does not fade:
     the paper samples this start offline. If a prompt comes twice in a batch, both groups have the same v and count as one
     visit. A group without a reward is no visit. A batch of one completion, or of equal r - v, gives 0. The weight is 1
-    for prompts seen before and else 0. Prompts are sampled by the feed, not by the paper's sqrt(v (1 - v)) + 0.05.
+    for prompts seen before and else 0. The paper samples prompts by sqrt(v (1 - v)) + 0.05; `prompts.order: signal` with one
+    cluster for each prompt comes near.
     Source: SPO (arXiv 2509.13232); METHODS B, from the recipe in verl.
     """
 

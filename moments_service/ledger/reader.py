@@ -1,7 +1,9 @@
-"""What a ledger says: the commits of a run in their order, and everything about one group. Reads while others write."""
+"""What a ledger says: the commits of a run in their order, and everything about one group. Reads while others write.
+
+A group and its fold may stand in two parts: the fold always in the same part or in a later one.
+"""
 
 import json
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup
-from moments_service.ledger.schema import Row
+from moments_service.ledger.parts import PartConnections, part_paths
+from moments_service.ledger.schema import DROPPED, Row
+from moments_service.ledger.seals import LedgerDamagedError
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts
 from moments_service.table import padded
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, oldest_version, newest_version, lost, cluster"
+_SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,118 +46,157 @@ class FoldedGroup:
 
 
 class LedgerReader:
-    """Read-only view of a ledger file."""
+    """Read-only view of the ledger in one directory; parts that are begun while it is open are read too.
 
-    def __init__(self, path: Path) -> None:
+    Close it soon: a part that is closed while somebody has it open becomes one whole file only later.
+    """
+
+    def __init__(self, directory: Path) -> None:
         """Raises FileNotFoundError if there is none."""
-        if not path.exists():
-            raise FileNotFoundError(f"no ledger at {path}")
-        self.path = path
-        self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, check_same_thread=False)
+        if not part_paths(directory):
+            raise FileNotFoundError(f"no ledger in {directory}")
+        self.directory = directory
+        self._connections = PartConnections()
 
     def close(self) -> None:
-        self._connection.close()
+        self._connections.close()
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
-        """Rows of any SELECT over the tables in schema.py."""
-        return self._connection.execute(sql, values).fetchall()
+        """Rows of any SELECT over the tables in schema.py, asked of every part by itself, oldest first."""
+        return [row for path in part_paths(self.directory) for row in self._ask(path, sql, values)]
+
+    def incarnations(self) -> dict[int, int]:
+        """`after_step` of every incarnation: the last step of the earlier ones that it went on from."""
+        return dict(self.query("SELECT incarnation, after_step FROM incarnations"))
 
     def last_incarnation(self) -> int:
         """The newest incarnation; -1 where none has begun."""
-        newest = self._connection.execute("SELECT MAX(incarnation) FROM incarnations").fetchone()[0]
-        return -1 if newest is None else int(newest)
+        return max(self.incarnations(), default=-1)
 
     def lineage(self, incarnation: int) -> list[tuple[int, int, int]]:
-        """(incarnation, first step, last step) of every part that the state of `incarnation` is made of, in order.
+        """(incarnation, first step, last step) of every stretch that the state of `incarnation` is made of, in order.
 
         Steps past the checkpoint that a later incarnation went on from are not part of it.
         """
-        starts = dict(self._connection.execute("SELECT incarnation, after_step FROM incarnations").fetchall())
-        parts: list[tuple[int, int, int]] = []
+        stretches: list[tuple[int, int, int]] = []
         end = 2**62
-        for number in range(incarnation, -1, -1):
-            after = starts[number]
-            if after < end:
-                parts.append((number, after + 1, end))
+        for number, after in sorted(self.incarnations().items(), reverse=True):
+            if number <= incarnation and after < end:
+                stretches.append((number, after + 1, end))
                 end = after
-        return list(reversed(parts))
+        return list(reversed(stretches))
+
+    def steps(self, incarnation: int) -> list[int]:
+        """Every step that the state of `incarnation` is made of, in order."""
+        query = "SELECT step FROM commits WHERE incarnation = ? AND step BETWEEN ? AND ? ORDER BY step"
+        return [step for stretch in self.lineage(incarnation) for (step,) in self.query(query, stretch)]
 
     def commits(self, incarnation: int, first_step: int = 0, last_step: int = 2**62) -> Iterator[LedgerCommit]:
         """What an incarnation folded, in order of its steps."""
-        rows = self._connection.execute(
+        query = (
             "SELECT step, policy_version, kl, log_ratio FROM commits WHERE incarnation = ? AND step BETWEEN ? AND ? "
-            "ORDER BY step",
-            (incarnation, first_step, last_step),
-        ).fetchall()
-        for step, policy_version, kl, log_ratio in rows:
-            groups = self._connection.execute(
-                "SELECT cluster, prompt_id, rewards, lengths FROM folds JOIN groups USING (incarnation, sequence, group_id) "
-                "WHERE incarnation = ? AND step = ? ORDER BY sequence, group_id",
-                (incarnation, step),
-            ).fetchall()
-            rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (2, 3))
-            width = max(map(len, rewards), default=0)
-            committed = CommittedRewards(
-                clusters=np.array([row[0] for row in groups], dtype=np.int64),
-                rewards=padded(rewards, width, np.nan),
-                prompts=tuple(row[1] for row in groups),
-                policy_version=policy_version,
-                move=None if kl is None else PolicyMove(kl, log_ratio),
-                lengths=padded(lengths, width, np.nan),
-            )
-            yield LedgerCommit(incarnation, step, committed)
+            "ORDER BY step"
+        )
+        paths = part_paths(self.directory)
+        for number, path in enumerate(paths):
+            for step, policy_version, kl, log_ratio in self._ask(path, query, (incarnation, first_step, last_step)):
+                groups = self._folded(paths[: number + 1], incarnation, step, "cluster, prompt_id, rewards, lengths")
+                rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (2, 3))
+                width = max(map(len, rewards), default=0)
+                committed = CommittedRewards(
+                    clusters=np.array([row[0] for row in groups], dtype=np.int64),
+                    rewards=padded(rewards, width, np.nan),
+                    prompts=tuple(row[1] for row in groups),
+                    policy_version=policy_version,
+                    move=None if kl is None else PolicyMove(kl, log_ratio),
+                    lengths=padded(lengths, width, np.nan),
+                )
+                yield LedgerCommit(incarnation, step, committed)
 
     def batch(self, incarnation: int, step: int) -> list[FoldedGroup]:
         """Everything that the commit of a step folded in, in feed order."""
-        rows = self._connection.execute(
-            f"SELECT {_GROUP}, step, advantages, baseline, scale, weight FROM folds "
-            "JOIN groups USING (incarnation, sequence, group_id) WHERE incarnation = ? AND step = ? "
-            "ORDER BY sequence, group_id",
-            (incarnation, step),
-        ).fetchall()
-        return [FoldedGroup(_header(row), row[11], step, _tuple(row[13]), *row[14:]) for row in rows]
+        paths = part_paths(self.directory)
+        ends = range(1, len(paths) + 1)
+        fold = "advantages, baseline, scale, weight"
+        rows = [row for end in ends for row in self._folded(paths[:end], incarnation, step, _GROUP, fold)]
+        return [FoldedGroup(_header(row), row[11], step, _tuple(row[12]), *row[13:]) for row in rows]
 
     def find(self, group_id: str) -> list[tuple[int, ScoredGroup, int, int | None]]:
         """(incarnation, header, cluster, step it was folded in or None) of every time that the group was submitted."""
-        rows = self._connection.execute(
-            f"SELECT {_GROUP}, incarnation, (SELECT step FROM folds WHERE folds.incarnation = groups.incarnation AND "
-            "folds.sequence = groups.sequence AND folds.group_id = groups.group_id) FROM groups WHERE group_id = ?",
-            (group_id,),
-        ).fetchall()
-        return [(row[12], _header(row), row[11], row[13]) for row in rows]
+        found = []
+        for row in self.query(f"SELECT {_GROUP}, incarnation FROM groups WHERE group_id = ?", (group_id,)):
+            steps = self.query(f"SELECT step FROM folds WHERE {_SAME}", (row[12], row[3], group_id))
+            found.append((row[12], _header(row), row[11], steps[0][0] if steps else None))
+        return sorted(found, key=lambda entry: entry[0])
 
     def unfolded(self, incarnation: int) -> list[tuple[ScoredGroup, int]]:
         """Groups that were submitted and are part of no commit, with their clusters, in feed order."""
-        rows = self._connection.execute(
-            f"SELECT {_GROUP} FROM groups WHERE incarnation = ? AND NOT EXISTS (SELECT 1 FROM folds WHERE "
-            "folds.incarnation = groups.incarnation AND folds.sequence = groups.sequence AND "
-            "folds.group_id = groups.group_id) ORDER BY sequence, group_id",
-            (incarnation,),
-        ).fetchall()
+        query = "SELECT sequence, group_id FROM {} WHERE incarnation = ? EXCEPT SELECT sequence, group_id FROM {} WHERE incarnation = ?"
+        waiting: dict[Row, Path] = {}
+        for path in part_paths(self.directory):
+            for key in self._ask(path, query.format("folds", "groups"), (incarnation, incarnation)):
+                waiting.pop(key, None)
+            submitted = self._ask(path, query.format("groups", "folds"), (incarnation, incarnation))
+            waiting |= dict.fromkeys(submitted, path)
+        header = f"SELECT {_GROUP} FROM groups WHERE {_SAME}"
+        rows = [self._ask(path, header, (incarnation, *key))[0] for key, path in sorted(waiting.items())]
         return [(_header(row), row[11]) for row in rows]
 
-    def counts(self, incarnation: int) -> Counts:
-        """What an incarnation did so far."""
-        groups, completions, errors, lost = self._connection.execute(
-            "SELECT COUNT(*), TOTAL(json_array_length(rewards)), TOTAL((SELECT COUNT(value) FROM json_each(errors))), "
-            "TOTAL(lost) FROM groups WHERE incarnation = ?",
-            (incarnation,),
-        ).fetchone()
-        died = self._connection.execute("SELECT COUNT(*) FROM losses WHERE incarnation = ?", (incarnation,)).fetchone()[
-            0
-        ]
-        trained = self._connection.execute(
-            "SELECT COUNT(advantages) FROM folds WHERE incarnation = ?", (incarnation,)
-        ).fetchone()[0]
-        return Counts(groups, int(completions), int(errors), int(lost) + died, trained)
+    def counts(self, incarnation: int, last_step: int = 2**62) -> Counts:
+        """What an incarnation had done when it committed `last_step`, or so far."""
+        sealed = self.query("SELECT seal FROM commits WHERE incarnation = ? AND step = ?", (incarnation, last_step))
+        values = (incarnation, sealed[0][0] if sealed else 2**62)
+        groups, completions, errors, lost = _sums(
+            self.query(
+                "SELECT COUNT(*), TOTAL(json_array_length(rewards)), TOTAL((SELECT COUNT(value) FROM json_each(errors))), "
+                "TOTAL(lost) FROM groups WHERE incarnation = ? AND seal <= ?",
+                values,
+            )
+        )
+        (died,) = _sums(self.query("SELECT COUNT(*) FROM losses WHERE incarnation = ? AND seal <= ?", values))
+        (trained,) = _sums(
+            self.query("SELECT COUNT(advantages) FROM folds WHERE incarnation = ? AND seal <= ?", values)
+        )
+        return Counts(groups, completions, errors, lost + died, trained)
 
-    def transcript(self, incarnation: int, group_id: str) -> tuple[str, list[str]] | None:
+    def transcript(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
         """Prompt and completions of a group, if its texts were kept."""
-        row = self._connection.execute(
-            "SELECT prompt, completions FROM transcripts WHERE incarnation = ? AND group_id = ?",
-            (incarnation, group_id),
-        ).fetchone()
-        return None if row is None else (row[0], json.loads(row[1]))
+        rows = self.query(
+            f"SELECT prompt, completions FROM transcripts WHERE {_SAME}", (incarnation, sequence, group_id)
+        )
+        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+
+    def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:
+        """Whether retention dropped the texts of what was written together with a group."""
+        query = f"SELECT 1 FROM groups JOIN seals USING (seal) WHERE {_SAME} AND texts = ?"
+        return bool(self.query(query, (incarnation, sequence, group_id, DROPPED)))
+
+    def _ask(self, path: Path, sql: str, values: Sequence[Any]) -> list[Row]:
+        return self._connections.of(path).execute(sql, values).fetchall()
+
+    def _folded(self, paths: Sequence[Path], incarnation: int, step: int, group: str, fold: str = "step") -> list[Row]:
+        """Columns of the groups and folds of one commit, in feed order; its folds stand in the last of these parts.
+
+        Raises LedgerDamagedError if a group that was folded in stands in none of them.
+        """
+        *before, path = paths
+        rows = self._ask(
+            path,
+            f"SELECT groups.seal, sequence, group_id, {group}, {fold} FROM folds "
+            "LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE incarnation = ? AND step = ? "
+            "ORDER BY sequence, group_id",
+            (incarnation, step),
+        )
+        folded = []
+        for seal, sequence, group_id, *row in rows:
+            if seal is None:
+                query, key = f"SELECT {group} FROM groups WHERE {_SAME}", (incarnation, sequence, group_id)
+                header = next((found[0] for part in reversed(before) if (found := self._ask(part, query, key))), None)
+                if header is None:
+                    raise LedgerDamagedError(f"{path}: step {step} folded in group {group_id}, which no part holds")
+                row[: len(header)] = header
+            folded.append(tuple(row))
+        return folded
 
 
 def _header(row: tuple[Any, ...]) -> ScoredGroup:
@@ -176,11 +220,15 @@ def _tuple(text: str | None) -> tuple[float | None, ...] | None:
     return None if text is None else tuple(json.loads(text))
 
 
-def last_incarnation(path: Path) -> int:
-    """The newest incarnation in a ledger file; -1 where there is no file or nothing in it."""
-    if not path.exists():
+def _sums(rows: Sequence[Row]) -> list[int]:
+    return [int(sum(column)) for column in zip(*rows, strict=True)]
+
+
+def last_incarnation(directory: Path) -> int:
+    """The newest incarnation of the ledger in a directory; -1 where there is none or nothing in it."""
+    if not part_paths(directory):
         return -1
-    reader = LedgerReader(path)
+    reader = LedgerReader(directory)
     try:
         return reader.last_incarnation()
     finally:

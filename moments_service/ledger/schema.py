@@ -1,20 +1,23 @@
-"""The tables of the ledger: what is on the disk, readable with `sqlite3` by anybody while the run goes on.
+"""The tables of every part of the ledger: what is on the disk, readable with `sqlite3` by anybody while the run goes on.
 
-Rows are only ever added. Every transaction is sealed with the number of its rows and a checksum over them.
+Rows are only ever added. Every transaction is sealed with the number of its rows and a checksum over them; transcripts have
+a checksum of their own, so that they can be dropped and all the rest still proves to be what was written.
 
+parts        one row: which part this is, and the last seal of the part before it
 groups       one row a group, when it was submitted
 transcripts  the texts of some groups
 losses       groups whose payload died after they were submitted
 folds        what a commit made of each group: its advantages, or NULL for a group that was not trained on
 commits      one row a policy step that became history
 incarnations one row a start of the run; `after_step` is the last step of the earlier incarnations that it goes on from
-seals        one row a transaction
+seals        one row a transaction; `texts` is the checksum of its transcripts, '' for none, or 'dropped'
 """
 
 import hashlib
 import itertools
 import sqlite3
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,6 +31,7 @@ _CHUNKS = (256, 32, 4, 1)
 """Rows a statement; a few sizes only, so that SQLite's compiled statements are used again."""
 
 COLUMNS: dict[str, tuple[str, ...]] = {
+    "parts": ("part INTEGER NOT NULL", "last_seal INTEGER NOT NULL", "checksum TEXT NOT NULL"),
     "groups": (
         "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt_id TEXT NOT NULL",
         "source TEXT NOT NULL", "cluster INTEGER NOT NULL", "lost INTEGER NOT NULL", "rewards TEXT NOT NULL", "errors TEXT",
@@ -52,6 +56,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 """Every sealed table. The last column of each is `seal`, the transaction that wrote the row."""
 
 KEYS = {
+    "parts": "part",
     # Beginning with the place in the feed, which only grows: new rows stand together at the end of the tree.
     "groups": "incarnation, sequence, group_id",
     "transcripts": "incarnation, sequence, group_id",
@@ -62,19 +67,48 @@ KEYS = {
 }
 """Always the first columns, so that sorted rows are in the order of their key."""
 
-SEALS = "CREATE TABLE IF NOT EXISTS seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL)"
+SEALS = (
+    "CREATE TABLE seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL, "
+    "texts TEXT NOT NULL)"
+)
+HEADER_ONLY = "PRAGMA journal_mode=MEMORY"
+"""How a file is taken into and out of WAL mode. With a journal on the disk, what a kill leaves of it would shut out whoever may
+only read; and what changes stands in the file's first sector, which a disk writes whole or not at all."""
+TEXTS = "transcripts"
+"""The one table whose rows may be dropped."""
+DROPPED = "dropped"
+"""What stands in `seals.texts` where they were."""
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make what is missing, durable from here on."""
+    """Make the tables of a new part."""
+    for table, columns in COLUMNS.items():
+        body = ", ".join((*columns, "seal INTEGER NOT NULL", f"PRIMARY KEY ({KEYS[table]})"))
+        connection.execute(f"CREATE TABLE {table} ({body}) WITHOUT ROWID")
+    connection.execute(SEALS)
+
+
+def open_for_writing(path: Path) -> sqlite3.Connection:
+    """A connection to a part whose commits are on the disk when they return, also through a power cut."""
+    connection = sqlite3.connect(path, check_same_thread=False)
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+        connection.execute(HEADER_ONLY)
     connection.execute("PRAGMA journal_mode=WAL")
-    # FULL: a commit is on the disk when it returns, also through a power cut.
     connection.execute("PRAGMA synchronous=FULL")
-    with connection:
-        for table, columns in COLUMNS.items():
-            body = ", ".join((*columns, "seal INTEGER NOT NULL", f"PRIMARY KEY ({KEYS[table]})"))
-            connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({body}) WITHOUT ROWID")
-        connection.execute(SEALS)
+    return connection
+
+
+def open_for_reading(path: Path) -> sqlite3.Connection:
+    """A connection that cannot change the part."""
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a part is one whole file that needs no log beside it."""
+    with path.open("rb") as file:
+        file.seek(18)
+        # https://www.sqlite.org/fileformat2.html#file_format_version_numbers: 1 and 1 without a write-ahead log
+        return file.read(2) == b"\x01\x01"
 
 
 def insert(connection: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
@@ -93,10 +127,10 @@ def insert(connection: sqlite3.Connection, table: str, rows: Sequence[Row]) -> N
 
 
 class TransactionHash:
-    """Checksum over the rows of one transaction. Each table's rows are added in the order of its key."""
+    """Checksums over the rows of one transaction. Each table's rows are added in the order of its key."""
 
     def __init__(self) -> None:
-        self.rows = 0
+        self._rows = 0
         self._tables: dict[str, Any] = {}
 
     def add(self, table: str, rows: Iterable[Row]) -> None:
@@ -104,14 +138,16 @@ class TransactionHash:
         digest = self._tables.setdefault(table, hashlib.blake2b(digest_size=16))
         for row in rows:
             digest.update(_encode(row))
-            self.rows += 1
+            self._rows += table != TEXTS
 
-    def hexdigest(self) -> str:
+    def seal(self) -> tuple[int, str, str]:
+        """Number of rows and checksum of all but the transcripts, and the checksum of those; '' where there are none."""
         whole = hashlib.blake2b(digest_size=16)
         for table in COLUMNS:
-            if table in self._tables:
+            if table in self._tables and table != TEXTS:
                 whole.update(table.encode() + self._tables[table].digest())
-        return whole.hexdigest()
+        texts = self._tables.get(TEXTS)
+        return self._rows, whole.hexdigest(), "" if texts is None else texts.hexdigest()
 
 
 def json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:

@@ -1,11 +1,23 @@
-"""Whether a ledger is whole: every sealed transaction with all of its rows, unchanged."""
+"""Whether a ledger is whole: every part that there was, and in it every sealed transaction with all of its rows, unchanged."""
 
 import sqlite3
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moments_service.ledger.schema import COLUMNS, KEYS, TransactionHash
+from moments_service.ledger.checked import remember_checked, was_checked
+from moments_service.ledger.schema import (
+    COLUMNS,
+    DROPPED,
+    KEYS,
+    Row,
+    TransactionHash,
+    insert,
+    is_finished,
+    open_for_reading,
+    open_for_writing,
+)
 from moments_service.ledger.wal import inspect_wal
 
 
@@ -14,18 +26,81 @@ class LedgerDamagedError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class Seal:
+    """The seal of one transaction. Numbers go on from part to part."""
+
+    number: int = -1
+    checksum: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerReport:
     """What a check found."""
 
     seals: int
     """Transactions that are whole."""
-    rows: int
+    last: Seal
+    """The newest of them."""
     cut: int = 0
     """Transactions at the end that were not whole, and are gone now."""
+    torn_frames: int = 0
+    """Frames of an unfinished write that SQLite cut off."""
+
+
+def write_transaction(connection: sqlite3.Connection, number: int, rows: Mapping[str, list[Row]]) -> Seal:
+    """Add rows, by table, under one seal: all of them or none, and on the disk when this returns."""
+    hashed = TransactionHash()
+    with connection:
+        for table, added in rows.items():
+            added.sort()
+            hashed.add(table, added)
+            insert(connection, table, [(*row, number) for row in added])
+        counted, checksum, texts = hashed.seal()
+        connection.execute("INSERT INTO seals VALUES (?, ?, ?, ?)", (number, counted, checksum, texts))
+    return Seal(number, checksum)
+
+
+def check_parts(paths: Sequence[Path], writing: bool = False) -> LedgerReport:
+    """Check every part of a ledger, all that there are, oldest first.
+
+    writing: only for who writes; at the very end of the last part, what is not whole is removed, and closed parts whose rows
+    were checked at an earlier start are only compared with what they were then. Raises LedgerDamagedError for damage anywhere
+    else, and where a part does not begin where the one before it ended.
+    """
+    last, seals, cut, torn = Seal(), 0, 0, 0
+    for number, path in enumerate(paths):
+        closed = path != paths[-1]
+        if writing:
+            torn = check_wal(path)
+        try:
+            connection = open_for_writing(path) if writing and not closed else open_for_reading(path)
+        except sqlite3.DatabaseError as error:
+            raise _unreadable(path, error) from None
+        try:
+            if closed or not writing:
+                connection.execute("BEGIN")  # all tables as they are at one moment, while others write
+            _refuse_other_beginning(connection, path, number, last)
+            finished = writing and closed and is_finished(path)
+            if finished and was_checked(path):
+                found = _known(connection, last)
+            else:
+                found = verify(connection, path, last, cut_end=writing and not closed)
+                if finished:
+                    remember_checked(path)
+        finally:
+            connection.close()
+        last, seals, cut = found.last, seals + found.seals, found.cut
+    return LedgerReport(seals, last, cut, torn)
+
+
+def _known(connection: sqlite3.Connection, before: Seal) -> LedgerReport:
+    """The report on a part that is known to be whole."""
+    number, checksum = connection.execute("SELECT seal, checksum FROM seals ORDER BY seal DESC LIMIT 1").fetchone()
+    return LedgerReport(number - before.number, Seal(number, checksum))
 
 
 def check_wal(path: Path) -> int:
-    """Frames of an unfinished write that SQLite will cut off. Call before the ledger at `path` is opened.
+    """Frames of an unfinished write that SQLite will cut off. Call before the part at `path` is opened.
 
     Raises LedgerDamagedError if finished transactions stand behind a damaged frame.
     """
@@ -38,31 +113,55 @@ def check_wal(path: Path) -> int:
     return report.torn_frames
 
 
-def verify(connection: sqlite3.Connection, path: Path, cut_end: bool = False) -> LedgerReport:
-    """Compare every row with its transaction's seal.
+def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bool = False) -> LedgerReport:
+    """Compare every row of one part with its transaction's seal.
 
-    cut_end: remove transactions at the very end that are not whole. Raises LedgerDamagedError for damage anywhere else.
+    before: the last seal of the part before it.    cut_end: remove transactions at the very end that are not whole. Raises
+    LedgerDamagedError for damage anywhere else.
     """
     try:
         found: dict[int, TransactionHash] = defaultdict(TransactionHash)
         for table in COLUMNS:
             for *row, seal in connection.execute(f"SELECT * FROM {table} ORDER BY {KEYS[table]}"):
                 found[seal].add(table, [tuple(row)])
-        sealed = {seal: (rows, digest) for seal, rows, digest in connection.execute("SELECT * FROM seals")}
+        sealed = {seal: tuple(rest) for seal, *rest in connection.execute("SELECT * FROM seals")}
     except sqlite3.DatabaseError as error:
-        raise LedgerDamagedError(f"{path} is damaged: {error}; restore the file from a copy") from None
-    seals = range(min(sealed, default=0), max([*sealed, *found], default=-1) + 1)
-    whole = {seal: sealed.get(seal) == (found[seal].rows, found[seal].hexdigest()) for seal in seals}
+        raise _unreadable(path, error) from None
+    first = before.number + 1
+    seals = range(min([first, *sealed, *found]), max([first, *sealed, *found]) + 1)
+    whole = {seal: _matches(sealed.get(seal), found[seal].seal()) for seal in seals}
     damaged = [seal for seal, good in whole.items() if not good]
     at_the_end = [seal for seal in damaged if not any(whole[later] for later in range(seal, seals.stop))]
-    if len(at_the_end) < len(damaged) or (damaged and not cut_end):
+    # A part begins with a transaction that was whole before the file had its name: without it nothing here can be trusted.
+    if len(at_the_end) < len(damaged) or (damaged and (not cut_end or damaged[0] <= first)):
         raise LedgerDamagedError(f"{path} is damaged in transaction {damaged[0]}: {_place(connection, damaged[0])}")
     if damaged:
         with connection:
             for table in (*COLUMNS, "seals"):
                 connection.execute(f"DELETE FROM {table} WHERE seal >= ?", (damaged[0],))
-    rows = sum(hashed.rows for seal, hashed in found.items() if whole[seal])
-    return LedgerReport(seals=len(seals) - len(damaged), rows=rows, cut=len(damaged))
+    newest = seals.stop - 1 - len(damaged)
+    return LedgerReport(len(seals) - len(damaged), Seal(newest, str(sealed[newest][1])), len(damaged))
+
+
+def _matches(sealed: Row | None, found: tuple[int, str, str]) -> bool:
+    """Whether rows are those that were sealed; texts may be gone where the seal says so."""
+    return sealed is not None and (sealed == found or (sealed == (*found[:2], DROPPED) and not found[2]))
+
+
+def _refuse_other_beginning(connection: sqlite3.Connection, path: Path, number: int, last: Seal) -> None:
+    try:
+        begins = connection.execute("SELECT * FROM parts").fetchall()
+    except sqlite3.DatabaseError as error:
+        raise _unreadable(path, error) from None
+    if begins != [(number, last.number, last.checksum, last.number + 1)]:
+        before = f"where part {number - 1} ends, with transaction {last.number}" if number else "as a first part does"
+        raise LedgerDamagedError(
+            f"{path} does not begin {before}: it says {begins}. One of the two is another file or an older copy; restore it"
+        )
+
+
+def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
+    return LedgerDamagedError(f"{path} is damaged: {error}; restore the file from a copy")
 
 
 def _place(connection: sqlite3.Connection, seal: int) -> str:

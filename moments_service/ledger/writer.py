@@ -1,8 +1,8 @@
 """The ledger: every group that was ever sampled and scored, on disk before it is acknowledged.
 
-One SQLite file in WAL mode with one writer; anybody may read it while the run goes on. An incarnation is one start of a
-run: a resume begins the next one, and what an earlier incarnation wrote past the checkpoint stays readable but is not
-part of the state.
+SQLite files in WAL mode with one writer, cut into parts; anybody may read them while the run goes on. An incarnation is one
+start of a run: a resume begins the next one, and what an earlier incarnation wrote past the checkpoint stays readable but is
+not part of the state.
 """
 
 import asyncio
@@ -17,8 +17,17 @@ import numpy as np
 
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove, Transcript
-from moments_service.ledger.schema import Row, TransactionHash, create_tables, insert, json_rows
-from moments_service.ledger.seals import LedgerDamagedError, check_wal, verify
+from moments_service.ledger.closed import ClosedParts
+from moments_service.ledger.parts import (
+    DEFAULT_LIMITS,
+    LedgerLimits,
+    begin_part,
+    part_paths,
+    remove_partials,
+)
+from moments_service.ledger.reader import LedgerReader
+from moments_service.ledger.schema import Row, json_rows, open_for_reading, open_for_writing
+from moments_service.ledger.seals import Seal, check_parts, write_transaction
 from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
@@ -28,37 +37,44 @@ Write = list[tuple[str, list[Row]]]
 
 
 class Ledger:
-    """Writer of one ledger file. Lives in one event loop; opening it checks every row.
+    """Writer of the ledger in one directory. Lives in one event loop; opening it checks every part.
 
-    Raises LedgerDamagedError where the file is damaged anywhere but at its very end.
+    Raises LedgerDamagedError where it is damaged anywhere but at its very end.
     """
 
-    def __init__(self, path: Path, incarnation: int, after_step: int = -1) -> None:
+    def __init__(
+        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = DEFAULT_LIMITS
+    ) -> None:
         """after_step: the last step of the earlier incarnations that this one goes on from."""
-        self.path = path
+        self.directory = directory
         self.incarnation = incarnation
-        torn = check_wal(path)
-        self.connection = sqlite3.connect(path, check_same_thread=False)
-        try:
-            create_tables(self.connection)
-        except sqlite3.DatabaseError as error:
-            raise LedgerDamagedError(f"{path} is damaged: {error}; restore the file from a copy") from None
-        report = verify(self.connection, path, cut_end=True)
-        if torn or report.cut:
-            logger.warning("%s: cut an unfinished write (%d frames, %d transactions)", path, torn, report.cut)
-        newest = self.connection.execute("SELECT MAX(seal) FROM seals").fetchone()[0]
-        self._next_seal = 0 if newest is None else newest + 1
+        self._limits = limits
+        remove_partials(directory)
+        paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
+        paths[-1].chmod(0o644)  # read-only since the ledger was closed
+        report = check_parts(paths, writing=True)
+        if report.torn_frames or report.cut:
+            logger.warning(
+                "%s: cut an unfinished write (%d frames, %d transactions)", paths[-1], report.torn_frames, report.cut
+            )
+        self._last = report.last
+        self._closed = ClosedParts(paths[:-1], incarnation, limits.texts_bytes)
+        self._closed.finish()
+        self._number = len(paths) - 1
+        self.path = paths[-1]
+        self.connection = open_for_writing(self.path)
         # A second connection sees only what is committed, so what it finds is on the disk.
-        self._reader = sqlite3.connect(path, check_same_thread=False)
-        newest = self._reader.execute(
-            "SELECT MAX(sequence) FROM groups WHERE incarnation = ?", (incarnation,)
-        ).fetchone()
-        self._newest_sequence = -1 if newest[0] is None else newest[0]
-        if not self._reader.execute("SELECT 1 FROM incarnations WHERE incarnation = ?", (incarnation,)).fetchone():
+        self._reader = open_for_reading(self.path)
+        self._full_at = limits.part_bytes
+        query = "SELECT MAX(sequence) FROM groups WHERE incarnation = ?"
+        (newest,) = self._reader.execute(query, (incarnation,)).fetchone()
+        self._newest_sequence = max(self._closed.newest_sequence(), -1 if newest is None else newest)
+        if incarnation not in _begun(directory):
             self._transact([[("incarnations", [(incarnation, after_step)])]])
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
 
     async def append(
         self, table: GroupTable, clusters: np.ndarray, transcripts: Sequence[Transcript | None] | None = None
@@ -85,7 +101,11 @@ class Ledger:
         return {
             group_id
             for group_id, sequence in zip(table.group_ids, table.sequence.tolist(), strict=True)
-            if sequence <= newest and self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
+            if sequence <= newest
+            and (
+                self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
+                or self._closed.holds(sequence, group_id)
+            )
         }
 
     async def append_losses(self, groups: Iterable[tuple[int, str]]) -> None:
@@ -109,12 +129,15 @@ class Ledger:
         await self._write([("folds", folds), ("commits", [commit])])
 
     async def close(self) -> None:
-        """Finish what is pending, then close the file."""
+        """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
         if self._writer is not None:
             self._pending.put_nowait(None)
             await self._writer
+        if self._tidying is not None:
+            await self._tidying
         self._reader.close()
-        self.connection.close()
+        self._closed.add(self.path, self.connection, self.connection)
+        self._closed.close()
 
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
@@ -163,6 +186,34 @@ class Ledger:
                 for _, written in writes:
                     if not written.cancelled():
                         written.set_result(None)
+                if writes and self._size() >= self._full_at:
+                    await self._begin_next_part()
+
+    def _size(self) -> int:
+        """Bytes of the open part, with what is still in its log."""
+        pages, page_size = (
+            self.connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "page_size")
+        )
+        return int(pages * page_size)
+
+    async def _begin_next_part(self) -> None:
+        """Close the open part between two transactions. Until the next part has its name, this one stays the open one."""
+        try:
+            path, first, connection, reader = await asyncio.to_thread(self._opened_next_part)
+            self._closed.add(self.path, self._reader, self.connection)
+        except (OSError, sqlite3.Error) as error:
+            self._full_at = self._size() + self._limits.part_bytes // 4
+            logger.error("%s grows past its size, because the next part cannot be begun: %s", self.path, error)
+            return
+        self._reader.close()
+        self.path, self.connection, self._reader = path, connection, reader
+        self._number, self._last, self._full_at = self._number + 1, first, self._limits.part_bytes
+        if self._tidying is None or self._tidying.done():
+            self._tidying = asyncio.create_task(asyncio.to_thread(self._closed.tidy), name="ledger-tidying")
+
+    def _opened_next_part(self) -> tuple[Path, Seal, sqlite3.Connection, sqlite3.Connection]:
+        path, first = begin_part(self.directory, self._number + 1, self._last)
+        return path, first, open_for_writing(path), open_for_reading(path)
 
     def _transact(self, writes: Iterable[Write]) -> None:
         rows: dict[str, list[Row]] = defaultdict(list)
@@ -170,11 +221,12 @@ class Ledger:
             for table, added in write:
                 if added:
                     rows[table] += added
-        seal, hashed = self._next_seal, TransactionHash()
-        with self.connection:
-            for table, added in rows.items():
-                added.sort()
-                hashed.add(table, added)
-                insert(self.connection, table, [(*row, seal) for row in added])
-            self.connection.execute("INSERT INTO seals VALUES (?, ?, ?)", (seal, hashed.rows, hashed.hexdigest()))
-        self._next_seal += 1
+        self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def _begun(directory: Path) -> set[int]:
+    reader = LedgerReader(directory)
+    try:
+        return set(reader.incarnations())
+    finally:
+        reader.close()

@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-from moments_service.rebuild import LEDGER_FILE
+from moments_service.ledger.parts import part_path
 from tests.made_runs import MadeRun
 
 PROMPTS = 4000
@@ -31,7 +31,7 @@ async def large_run(runs: Path, steps: int, groups: int) -> str:
     run = await MadeRun(runs, "large", steps=steps, groups=groups).start()
     await (await run.steps(1)).close()
     _write_metrics(run.directory.metrics, steps)
-    _write_ledger(run.directory.moments / LEDGER_FILE, steps, groups)
+    _write_ledger(part_path(run.directory.moments, 0), steps, groups)
     return run.directory.path.name
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.groups import ScoredGroup
-from moments_service.ledger import LedgerReader
-from moments_service.rebuild import LEDGER_FILE, rebuild
+from moments_service.groups import ScoredGroup, Transcript
+from moments_service.ledger import LedgerLimits, LedgerReader
+from moments_service.ledger.parts import part_paths
+from moments_service.ledger.seals import check_parts
+from moments_service.rebuild import rebuild
 from moments_service.service import MomentsService
 from moments_service.state import MomentsState
 from moments_service.table import GroupTable
@@ -28,6 +30,9 @@ CLUSTERS = 32
 CONFIG = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS))
 KILLS_PER_LEDGER = 25
 """Every start reads the whole ledger, so that kills on one ledger become slower and slower."""
+LIMITS = LedgerLimits(part_bytes=48 * 2**10, texts_bytes=96 * 2**10)
+"""Small, so that many kills fall into the middle of closing a part, beginning the next or dropping texts."""
+TEXT = Transcript("1 + 1 = " * 20, ("2" * 200,))
 EMBEDDINGS = np.eye(CLUSTERS, dtype=np.float32)
 
 
@@ -61,12 +66,12 @@ def some_groups(generator: random.Random, sequence: int, count: int) -> list[Sco
 async def load(directory: Path, seed: int, sequence: int, acknowledge: int) -> None:
     """Submit, blend and commit until killed. Every acknowledgement goes down the pipe `acknowledge`, after it came."""
     generator = random.Random(seed)
-    service = MomentsService(CONFIG, directory, seed=0)
+    service = MomentsService(CONFIG, directory, seed=0, limits=LIMITS)
     step = (await service.stats())["last_step"]
     os.write(acknowledge, b"ready\n")
 
     async def submit(groups: list[ScoredGroup]) -> None:
-        await service.submit_table(GroupTable.of(groups), ["payload"] * len(groups))
+        await service.submit_table(GroupTable.of(groups), ["payload"] * len(groups), [TEXT] * len(groups))
         os.write(acknowledge, "".join(f"group {group.group_id}\n" for group in groups).encode())
 
     while True:
@@ -106,7 +111,7 @@ def one_round(directory: Path, seed: int, sequence: int) -> list[str]:
 def check(directory: Path, acknowledged: list[str], groups: set[str]) -> None:
     """What was acknowledged is there, once; the state is what its commits said it was."""
     groups |= {line.split()[1] for line in acknowledged if line.startswith("group ")}
-    reader = LedgerReader(directory / LEDGER_FILE)
+    reader = LedgerReader(directory)
     rows = [group_id for (group_id,) in reader.query("SELECT group_id FROM groups")]
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
@@ -123,7 +128,7 @@ def check(directory: Path, acknowledged: list[str], groups: set[str]) -> None:
 
 async def finish(directory: Path, groups: set[str]) -> None:
     """One last commit: every group that was ever acknowledged is part of history then, exactly once."""
-    service = MomentsService(CONFIG, directory, seed=0)
+    service = MomentsService(CONFIG, directory, seed=0, limits=LIMITS)
     step = (await service.stats())["last_step"] + 1
     (last,) = some_groups(random.Random(0), 10**9, 1)
     await service.submit(last, "payload")
@@ -132,10 +137,11 @@ async def finish(directory: Path, groups: set[str]) -> None:
     assert service._history.state is not None
     assert digest(service._history.state) == digest(rebuild(CONFIG, directory))
     await service.close()
-    reader = LedgerReader(directory / LEDGER_FILE)
+    reader = LedgerReader(directory)
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
     assert groups <= set(folded) and len(folded) == len(set(folded))
+    check_parts(part_paths(directory))
 
 
 async def prepare(directory: Path) -> None:
@@ -145,7 +151,7 @@ async def prepare(directory: Path) -> None:
 
 
 def main(directory: Path, rounds: int) -> None:
-    acknowledged_groups = commits = 0
+    acknowledged_groups = commits = parts = 0
     for life in range(0, rounds, KILLS_PER_LEDGER):
         groups: set[str] = set()
         home = directory / f"life{life}"
@@ -156,7 +162,13 @@ def main(directory: Path, rounds: int) -> None:
             check(home, acknowledged, groups)
         asyncio.run(finish(home, groups))
         acknowledged_groups += len(groups)
-    found = {"kills": rounds, "groups_acknowledged": acknowledged_groups, "commits_acknowledged": commits}
+        parts += len(part_paths(home))
+    found = {
+        "kills": rounds,
+        "groups_acknowledged": acknowledged_groups,
+        "commits_acknowledged": commits,
+        "parts": parts,
+    }
     print(json.dumps(found))
 
 

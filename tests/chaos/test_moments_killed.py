@@ -24,3 +24,4 @@ def test_two_hundred_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path) 
     found = json.loads(done.stdout)
     assert found["kills"] == 200
     assert found["groups_acknowledged"] > 1000 and found["commits_acknowledged"] > 200
+    assert found["parts"] > 60

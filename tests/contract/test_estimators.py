@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from moments_service.config import BlendConfig, MomentsConfig
-from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch
+from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch, fades_by_move
 from moments_service.groups import PolicyMove
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
@@ -299,3 +299,14 @@ def test_the_memory_of_another_estimator_is_refused(name: str) -> None:
     stranger = memory(fresh("dbb" if name != "dbb" else "ebpo")).state()
     with pytest.raises(ValueError, match="another estimator"):
         memory(fresh(name)).load_state(stranger)
+
+
+@every_estimator
+def test_the_learner_measures_the_policy_s_move_where_history_fades_by_it(name: str) -> None:
+    given = []
+    for move in (PolicyMove(0.001, 0.01), PolicyMove(0.1, 1.0)):
+        state = fresh(name)
+        for seed in range(3):
+            fold(state, random_groups(seed), move)
+        given.append(state.estimate(batch_for(state, random_groups(3))).values)
+    assert np.array_equal(*given, equal_nan=True) is not fades_by_move(CONFIGS[name])

@@ -117,7 +117,6 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
         "world_size": world_size,
         "cpus": 0.5,
         "microbatch_tokens": 48,
-        "start_timeout_s": 120.0,
         "step_timeout_s": 60.0,
         "optimizer": OptimizerConfig(lr=1e-3),
     }
@@ -126,7 +125,9 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
 
 @asynccontextmanager
 async def running_group(path: str, config: LearnerConfig) -> AsyncIterator[LearnerGroup]:
-    group = await LearnerGroup.start(config, path, total_steps=6, seed=7, rollout_dtype="float32")
+    group = await LearnerGroup.start(
+        config, path, total_steps=6, seed=7, rollout_dtype="float32", start_timeout_s=120.0
+    )
     try:
         yield group
     finally:
@@ -136,7 +137,7 @@ async def running_group(path: str, config: LearnerConfig) -> AsyncIterator[Learn
 @pytest.fixture(scope="module")
 def pair(policy_path: str) -> Iterator[LearnerGroup]:
     """Two ranks that several tests use one after the other."""
-    group = asyncio.run(LearnerGroup.start(config_for(2), policy_path, 6, 7, "float32"))
+    group = asyncio.run(LearnerGroup.start(config_for(2), policy_path, 6, 7, "float32", 120.0))
     yield group
     asyncio.run(group.close())
 
@@ -231,10 +232,10 @@ async def test_a_dead_rank_is_named(policy_path: str) -> None:
 
 async def test_a_policy_that_does_not_load_fails_the_start_and_gives_its_cpus_back(tmp_path: Path) -> None:
     with pytest.raises(LearnerError, match=r"learner rank \d failed while meeting and loading the policy"):
-        await LearnerGroup.start(config_for(2), str(tmp_path / "nothing"), 1, 0, "float32")
+        await LearnerGroup.start(config_for(2), str(tmp_path / "nothing"), 1, 0, "float32", 120.0)
 
 
 async def test_no_room_says_what_to_lower(policy_path: str) -> None:
-    too_much = config_for(1, cpus=float(2 * (os.cpu_count() or 1) + 64), start_timeout_s=1.0)
+    too_much = config_for(1, cpus=float(2 * (os.cpu_count() or 1) + 64))
     with pytest.raises(LearnerError, match="no room for the learner"):
-        await LearnerGroup.start(too_much, policy_path, 1, 0, "float32")
+        await LearnerGroup.start(too_much, policy_path, 1, 0, "float32", 1.0)

@@ -27,9 +27,16 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timed and not k.endswith("_s")} for row in lines]
 
 
-def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sampling",
+    [[], settings(prompts__order="signal", group_size=4, max_group_size=8)],
+    ids=["shuffled", "by what the moments know"],
+)
+def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
+    bvblend: Callable[..., Command], tmp_path: Path, sampling: list[str]
+) -> None:
     straight = bvblend(
-        "train", COLD_START, *SMALL, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
+        "train", COLD_START, *SMALL, *sampling, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
     )
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
@@ -47,7 +54,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(bvblend: Callable[...,
     }
     assert rows(again)[-2:] == rows(run)[-2:]
     query = "SELECT group_id, advantages FROM folds WHERE incarnation = ? AND step >= 2 ORDER BY group_id"
-    with sqlite3.connect(again / "moments" / "ledger.sqlite") as ledger:
+    with sqlite3.connect(again / "moments" / "ledger-000000.sqlite") as ledger:
         before, after = (ledger.execute(query, (incarnation,)).fetchall() for incarnation in (0, 1))
     assert before == after and len(after) == 8
 
@@ -78,7 +85,7 @@ def test_a_run_with_vllm_leaves_a_whole_run_directory(bvblend: Callable[..., Com
     assert metrics[-1]["signal/own"] > metrics[-1]["signal/grpo"]
     for name in ("config.yaml", "summary.md", "summary.png", "policy/config.json", "policy/tokenizer.json"):
         assert (run / name).stat().st_size > 0, name
-    with sqlite3.connect(f"file:{run}/moments/ledger.sqlite?mode=ro", uri=True) as ledger:
+    with sqlite3.connect(f"file:{run}/moments/ledger-000000.sqlite?mode=ro", uri=True) as ledger:
         (groups,) = ledger.execute("SELECT COUNT(*) FROM groups").fetchone()
         (texts,) = ledger.execute("SELECT COUNT(*) FROM transcripts").fetchone()
     assert groups >= 5 * 32 and texts == groups

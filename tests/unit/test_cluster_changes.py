@@ -161,3 +161,27 @@ async def test_clusters_by_label_need_no_embeddings(tmp_path: Path, by: str) -> 
     trained = await train_on(service, 0, group(0, embedding=None), group(1, embedding=None))
     assert [entry.cluster for entry in trained] == ([0, 0] if by == "source" else [0, 1])
     await service.close()
+
+
+async def test_what_the_feed_is_told_follows_the_version_in_force_and_a_resume_says_it_again(tmp_path: Path) -> None:
+    run, snapshot = tmp_path / "run", tmp_path / "snapshot"
+    snapshot.mkdir()
+    first = MomentsService(CONFIG, run, seed=0)
+    await first.fit_clusters(PROMPTS)
+    unknown = await first.expected_signal()
+    assert np.array_equal(unknown.clusters, await first.assign(PROMPTS)) and len(set(unknown.within)) == 1
+    await train_on(first, 0, *(of(prompt, 0) for prompt in range(30)))
+    await first.adapt_clusters()
+    told = await first.expected_signal()
+    assert np.array_equal(told.clusters, await first.assign(PROMPTS)) and max(told.clusters) == 3
+    assert len(told.within) == len(told.total) == 4
+    # Of all kinds the groups were uniform; the kinds differ in what a single completion says.
+    assert max(told.within) < 0.02 < unknown.within[0]
+    await first.snapshot(snapshot)
+    await first.close()
+    second = MomentsService(CONFIG, run, seed=0, incarnation=1, snapshot=snapshot)
+    await second.fit_clusters(PROMPTS)
+    again = await second.expected_signal()
+    for name in ("clusters", "within", "total"):
+        assert getattr(again, name).tobytes() == getattr(told, name).tobytes()
+    await second.close()

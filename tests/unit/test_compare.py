@@ -74,3 +74,65 @@ def test_an_unknown_estimator_and_another_recipe_are_refused(config: RunConfig, 
     (tmp_path / "recipe.yaml").write_text("name: other\n")
     with pytest.raises(ConfigError, match="comparison of another recipe"):
         Comparison(config, ["grpo"], 1, tmp_path).run(Console(file=io.StringIO()))
+
+
+def test_settings_are_varied_with_every_estimator(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[RunConfig] = []
+
+    def train(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
+        started.append(load_recipe(Path(command[4]), command[6::2]))
+        finish(Path(started[-1].runs_dir) / f"{started[-1].name}-20260101-000000", end=len(started) / 10)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    vary = ["prompts.order=shuffled,signal", "moments.blend.prior=[1, 1],[2, 2]"]
+    comparison = Comparison(config, ["bv_blend", "pass_at_k:k=1"], seeds=1, out=tmp_path, vary=vary)
+    comparison.run(Console(file=io.StringIO()))
+    found = [(run.moments.estimator, run.prompts.order, run.moments.blend.prior) for run in started]
+    assert found == [
+        (estimator, order, prior)
+        for estimator in ("bv_blend", "pass_at_k")
+        for order in ("shuffled", "signal")
+        for prior in ((1.0, 1.0), (2.0, 2.0))
+    ]
+    assert [run.moments.options for run in started[4:]] == [{"k": 1}] * 4
+    assert started[1].name == "bv_blend-prompts.order-shuffled-moments.blend.prior--2--2--seed0"
+    written = json.loads((tmp_path / "compare.json").read_text())
+    assert list(written)[1] == "bv_blend prompts.order=shuffled moments.blend.prior=[2, 2]"
+    assert [runs[0]["train"]["end"] for runs in written.values()] == [n / 10 for n in range(1, 9)]
+    shown = Console(file=io.StringIO(), width=200, record=True)
+    shown.print(comparison.table())
+    text = shown.export_text()
+    assert "pass_at_k:k=1 prompts.order=signal moments.blend.prior=[1, 1]" in text
+    assert (tmp_path / "compare.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        (["prompts.ordr=shuffled"], "--vary prompts.ordr=shuffled: prompts.ordr: unknown key .*did you mean order"),
+        (["prompts.order=shuffled,loudest"], "--vary prompts.order=loudest: prompts.order: .*'shuffled' or 'signal'"),
+        (["prompts.sources.99.limit=3"], "99 is no place in that list; it has 0 to 11"),
+        (["prompts.order"], "write it as key.path=value,value"),
+        (["prompts.order="], "write it as key.path=value,value"),
+        (["prompts.order=[shuffled"], "is no list of values"),
+        (["steps=1,2", "steps=3"], "--vary steps: given twice"),
+        (["steps=1,1"], "'grpo steps=1' and 'grpo steps=1' are the same"),
+        (["seed=1,2"], "seed is set by the comparison; use --seeds"),
+        (["moments.estimator=grpo,rloo"], "use --estimators"),
+        (["moments={estimator: grpo}"], "use --estimators"),
+        (["max_group_size=4"], "max_group_size = 4 with group_size = 2 leaves nothing to adapt"),
+    ],
+)
+def test_what_cannot_be_varied_is_named_before_anything_runs(
+    config: RunConfig, tmp_path: Path, vary: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Comparison(config, ["grpo"], 1, tmp_path, vary)
+
+
+def test_an_estimator_that_cannot_teach_with_a_varied_setting_is_refused(config: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"rloo gives no group of group_size = 1 any advantage.*--vary group_size=1"):
+        Comparison(config, ["grpo", "rloo"], 1, tmp_path, ["group_size=2,1"])

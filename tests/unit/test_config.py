@@ -69,6 +69,10 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
             "moments={estimator: pass_at_k, options: {k: 8}}",
             "moments.estimator = pass_at_k gives no group of group_size = 8 any advantage; raise group_size",
         ),
+        ("prompts.sources.1.limit=1", "--set prompts.sources.1.limit=1: 1 is no place in that list; it has 0 to 0"),
+        ("steps=[1", "--set steps=[1: '[1' is not YAML"),
+        ("max_group_size=8", "max_group_size = 8 with group_size = 8 leaves nothing to adapt: sizes go from 2 to"),
+        ("max_group_size=2", "max_group_size: Input should be greater than or equal to 3 (value 2)"),
         ("sampling.max_tokens=5000", "raise the latter or lower one of the former"),
     ],
 )
@@ -76,6 +80,16 @@ def test_a_bad_key_or_value_is_named_with_the_remedy(recipe: Path, override: str
     with pytest.raises(ConfigError) as caught:
         load_recipe(recipe, [override])
     assert expected in str(caught.value)
+
+
+def test_group_sizes_adapt_only_where_the_smallest_still_teach(recipe: Path) -> None:
+    estimator = "moments={estimator: pass_at_k, options: {k: 4}}"
+    assert load_recipe(recipe, [estimator]).max_group_size is None
+    with pytest.raises(
+        ConfigError, match=r"as small as 2, and moments\.estimator = pass_at_k gives those no advantage"
+    ):
+        load_recipe(recipe, [estimator, "max_group_size=16"])
+    assert load_recipe(recipe, ["max_group_size=16"]).max_group_size == 16
 
 
 def test_everything_wrong_is_said_at_once(recipe: Path) -> None:

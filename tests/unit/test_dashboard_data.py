@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.unit
 ALL = 60.0
 
 
+@settings(deadline=None)
 @given(
     values=st.lists(st.one_of(st.just(float("nan")), st.floats(-1e6, 1e6)), max_size=700),
     points=st.integers(2, 100),
@@ -141,7 +142,6 @@ async def test_the_index_finds_what_the_ledger_holds(tmp_path: Path) -> None:
     assert 50 in [hit.sequence for hit in index.search(Wanted(id_prefix=group_id), None, 1000)]
     assert sum(counter.total() for counter in index.sources_of_clusters().values()) == 138
     await run.close()
-    ledger.close()
 
 
 async def test_pages_of_groups_join_without_gaps_while_the_run_goes_on(tmp_path: Path) -> None:
@@ -159,15 +159,12 @@ async def test_pages_of_groups_join_without_gaps_while_the_run_goes_on(tmp_path:
         index.catch_up(ALL)
     assert seen == list(range(69, -1, -1))
     await run.close()
-    ledger.close()
 
 
 def test_an_old_ledger_is_refused_by_name(tmp_path: Path) -> None:
-    import sqlite3
-
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
-        connection.execute("CREATE TABLE groups (a)")
-    connection.close()
+    with pytest.raises(FileNotFoundError):
+        LedgerRows(tmp_path)
+    (tmp_path / "ledger.sqlite").touch()
     with pytest.raises(OldLedgerError, match=r"ledger\.sqlite was written by an older version"):
         LedgerRows(tmp_path)
 
@@ -196,6 +193,7 @@ def test_maps_of_any_number_of_clusters(count: int) -> None:
         assert len(np.unique(moved.round(6), axis=0)) == count
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_no_text_keeps_a_character_that_acts(text: str) -> None:
     shown = visible(text)

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from actors.actor import Receipt
 from actors.prompts import Prompt, PromptFeed, Ticket
 from deploy.dispatch import Dispatcher
+from moments_service.expected_signal import ExpectedSignal
 from moments_service.groups import GroupStatus
 
 pytestmark = pytest.mark.unit
@@ -101,7 +102,7 @@ def moments() -> Moments:
 @pytest.fixture
 def dispatcher(fleet: FaultyFleet, moments: Moments) -> Dispatcher:
     embeddings = {prompt.prompt_id: np.zeros(2, dtype=np.float32) for prompt in PROMPTS}
-    return Dispatcher(PromptFeed(PROMPTS, 0), fleet, moments, embeddings, slots=4, group_timeout_s=5)  # type: ignore[arg-type]
+    return Dispatcher(PromptFeed(PROMPTS, 0, group_size=2), fleet, moments, embeddings, slots=4, group_timeout_s=5)  # type: ignore[arg-type]
 
 
 async def settle() -> None:
@@ -220,5 +221,46 @@ async def test_a_checkpoint_carries_every_ticket_that_was_not_trained_on(
     fleet.finish(next(iter(admitted)))
     await settle()
     assert {ticket.group_id for ticket in dispatcher.unfinished()} == admitted
+    gathering.cancel()
+    await dispatcher.close()
+
+
+async def test_a_batch_has_its_completions_between_its_groups_and_each_attempt_keeps_its_share(
+    fleet: FaultyFleet, moments: Moments
+) -> None:
+    feed = PromptFeed(PROMPTS, 0, group_size=4, max_group_size=8)
+    clusters = np.arange(len(PROMPTS)) % 2
+    feed.learn(ExpectedSignal(clusters, np.array([0.25, 0.01]), np.array([0.25, 0.25])))
+    dispatcher = Dispatcher(feed, fleet, moments, {}, slots=4, group_timeout_s=5)  # type: ignore[arg-type]
+    gathering = asyncio.create_task(dispatcher.gather(4))
+    await settle()
+    first = {ticket.group_id: ticket for ticket in dispatcher.unfinished()}
+    assert sum(ticket.group_size for ticket in first.values()) == 16
+    assert len({ticket.group_size for ticket in first.values()}) > 1
+    # A group without any reward makes room for one of the usual size; a lost one is sampled again as it was.
+    failed, *others = list(fleet.running)
+    fleet.finish(failed, GroupStatus.ERROR)
+    await settle()
+    (replacement,) = [ticket for ticket in dispatcher.unfinished() if ticket.group_id not in first]
+    assert replacement.group_size == 4
+    for group_id in [*others, replacement.group_id]:
+        fleet.finish(group_id)
+    await gathering
+    dispatcher.lose([others[0]])
+    await settle()
+    (again,) = [ticket for ticket in dispatcher.unfinished() if ticket.attempt == 1]
+    assert again.group_size == first[others[0]].group_size
+    await dispatcher.close()
+
+
+async def test_restored_tickets_go_first_and_the_hand_fills_what_is_left(
+    fleet: FaultyFleet, moments: Moments, dispatcher: Dispatcher
+) -> None:
+    saved = PromptFeed(PROMPTS, 7, group_size=6).deal(3)
+    dispatcher.restore(saved)
+    gathering = asyncio.create_task(dispatcher.gather(4))
+    await settle()
+    assert set(fleet.running) > {ticket.group_id for ticket in saved} and len(fleet.running) == 4
+    assert sorted(ticket.group_size for ticket in dispatcher.unfinished()) == [2, 6, 6, 6]
     gathering.cancel()
     await dispatcher.close()

@@ -48,10 +48,10 @@ def policy_path(tmp_path: Path) -> str:
 
 
 @contextmanager
-def running_rank(path: str, config: LearnerConfig) -> Iterator[LearnerRank]:
-    rank = LearnerRank(config, path, rank=0, world_size=1, total_steps=TOTAL_STEPS, seed=7)
+def running_rank(path: str, config: LearnerConfig, measure_move: bool = False) -> Iterator[LearnerRank]:
+    rank = LearnerRank(config, path, 0, world_size=1, total_steps=TOTAL_STEPS, seed=7, measure_move=measure_move)
     try:
-        rank.setup("127.0.0.1", 0)
+        rank.setup("127.0.0.1", 0, timeout_s=60.0)
         yield rank
     finally:
         rank.close()
@@ -305,3 +305,12 @@ def test_sliding_windows_cannot_share_a_prompt(tmp_path: Path) -> None:
         pass
     with running_rank(str(tmp_path), config_with(share_prompt=False)) as rank:
         assert np.isfinite(rank.step([draw_groups(0)], 0)["loss"])
+
+
+def test_the_policy_s_move_is_measured_where_it_is_asked_for(policy_path: str) -> None:
+    config = config_with(lr=1e-2)
+    with running_rank(policy_path, config) as rank:
+        assert not any(name.startswith("move") for name in rank.step([draw_groups(0)], 0))
+    with running_rank(policy_path, config, measure_move=True) as rank:
+        moved = rank.step([draw_groups(0)], 0)
+    assert moved["move_kl"] > 0 and moved["move_log_ratio"] > 0

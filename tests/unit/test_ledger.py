@@ -15,7 +15,7 @@ from moments_service.batch import Batch
 from moments_service.groups import BlendedGroup, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerDamagedError, LedgerReader
 from moments_service.ledger.schema import json_rows
-from moments_service.ledger.seals import verify
+from moments_service.ledger.seals import Seal, verify
 from moments_service.ledger.wal import inspect_wal
 from moments_service.table import GroupTable
 
@@ -56,26 +56,30 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-async def written(path: Path, steps: int = 4) -> None:
-    """A ledger of `steps` steps with one group each; what is in it stays in its write-ahead log."""
-    ledger = Ledger(path, incarnation=0)
+async def written(directory: Path, steps: int = 4) -> Path:
+    """A ledger of one part, `steps` steps with one group each. Returns the path of its part.
+
+    Beside it, in `unfinished`, the same with all of it still in the write-ahead log.
+    """
+    ledger = Ledger(directory, incarnation=0)
     for step in range(steps):
         await ledger.append(GroupTable.of([header(step)]), np.array([2]), [Transcript("1+1=", ("2", "3"))])
         await ledger.append_commit(batch(step, header(step)), step + 1, PolicyMove(0.5, 0.25), [])
-    shutil.copy(path, copy := path.with_name("copy.sqlite"))
-    shutil.copy(log_of(path), log_of(copy))
+    (copy := directory / "unfinished").mkdir()
+    for path in (ledger.path, log_of(ledger.path)):
+        shutil.copy(path, copy)
     await ledger.close()
+    return ledger.path
 
 
 async def test_what_was_written_is_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    ledger = Ledger(path, incarnation=0)
+    ledger = Ledger(tmp_path, incarnation=0)
     groups = [header(0), header(1, (None, 1.0, 0.1)), header(2, (None, None))]
     await ledger.append(GroupTable.of(groups), np.array([2, 0, 1]))
     await ledger.append_losses([(2, groups[2].group_id)])
     await ledger.append_commit(batch(0, *groups[:2]), 7, PolicyMove(0.5, 0.25), [(2, groups[2].group_id)])
     await ledger.close()
-    reader = LedgerReader(path)
+    reader = LedgerReader(tmp_path)
     (commit,) = reader.commits(0)
     assert commit.step == 0 and commit.committed.policy_version == 7
     assert commit.committed.move == PolicyMove(0.5, 0.25)
@@ -92,13 +96,14 @@ async def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 
 
 async def test_every_transaction_is_sealed(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    await written(path)
+    path = await written(tmp_path)
     with sqlite3.connect(path) as connection:
-        report = verify(connection, path)
-        # The start of the incarnation, then a group and a commit each step.
-        assert report.seals == 1 + 2 * 4
-        assert report.rows == 1 + (2 + 2) * 4
+        report = verify(connection, path, Seal())
+        # The beginning of the part and of the incarnation, then a group and a commit each step.
+        assert report.seals == report.last.number + 1 == 2 + 2 * 4
+        numbers = connection.execute("SELECT number_of_rows, texts = '' FROM seals").fetchall()
+        # Texts are counted apart.
+        assert numbers == [(1, 1), (1, 1), *[(1, 0), (2, 1)] * 4]
 
 
 @pytest.mark.parametrize(
@@ -112,56 +117,53 @@ async def test_every_transaction_is_sealed(tmp_path: Path) -> None:
     ],
 )
 async def test_damage_in_the_middle_is_refused_with_its_place(tmp_path: Path, damage: str, place: str) -> None:
-    path = tmp_path / "ledger.sqlite"
-    await written(path)
+    path = await written(tmp_path)
     with sqlite3.connect(path) as connection:
         connection.execute(damage)
     with pytest.raises(LedgerDamagedError, match=place):
-        Ledger(path, incarnation=0)
+        Ledger(tmp_path, incarnation=0)
 
 
 async def test_a_torn_end_is_cut_and_what_stands_before_it_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = tmp_path / "ledger.sqlite"
-    await written(path)
+    path = await written(tmp_path)
     with sqlite3.connect(path) as connection:
         connection.execute("DELETE FROM folds WHERE step = 3")
-    ledger = Ledger(path, incarnation=0)
+    ledger = Ledger(tmp_path, incarnation=0)
     assert "cut an unfinished write" in caplog.text
-    reader = LedgerReader(path)
+    reader = LedgerReader(tmp_path)
     assert [commit.step for commit in reader.commits(0)] == [0, 1, 2]
     assert [group.sequence for group, _ in reader.unfolded(0)] == [3]
     reader.close()
     await ledger.append_commit(batch(3, header(3)), 4, None, [])
-    assert verify(ledger.connection, path).cut == 0
+    assert verify(ledger.connection, path, Seal()).cut == 0
     await ledger.close()
 
 
 async def test_a_page_of_rubbish_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
-    await written(path, steps=40)
+    path = await written(tmp_path, steps=40)
     data = read(path)
     data[4096:8192] = b"\xff" * 4096
     write(path, data)
-    with pytest.raises(LedgerDamagedError, match=r"ledger\.sqlite is damaged"):
-        Ledger(path, incarnation=0)
+    with pytest.raises(LedgerDamagedError, match=r"ledger-000000\.sqlite is damaged"):
+        Ledger(tmp_path, incarnation=0)
 
 
 async def test_a_write_ahead_log_cut_anywhere_keeps_every_finished_transaction_before_the_cut(tmp_path: Path) -> None:
-    await written(tmp_path / "ledger.sqlite")
-    log = read(log_of(tmp_path / "copy.sqlite"))
-    whole = inspect_wal(log_of(tmp_path / "copy.sqlite"))
+    path = tmp_path / "unfinished" / (await written(tmp_path)).name
+    log = read(log_of(path))
+    whole = inspect_wal(log_of(path))
     assert whole.good_frames > 0 and whole.torn_frames == 0
     seen = set()
     for cut in range(len(log), 32, -1500):
-        path = tmp_path / f"cut{cut}.sqlite"
-        shutil.copy(tmp_path / "copy.sqlite", path)
-        write(log_of(path), log[:cut])
-        report = inspect_wal(log_of(path))
+        (directory := tmp_path / f"cut{cut}").mkdir()
+        shutil.copy(path, directory)
+        write(log_of(directory / path.name), log[:cut])
+        report = inspect_wal(log_of(directory / path.name))
         assert report.damaged_frame is None
-        ledger = Ledger(path, incarnation=0)
-        steps = [commit.step for commit in LedgerReader(path).commits(0)]
+        ledger = Ledger(directory, incarnation=0)
+        steps = [commit.step for commit in LedgerReader(directory).commits(0)]
         assert steps == list(range(len(steps)))
         seen.add(len(steps))
         await ledger.close()
@@ -169,24 +171,22 @@ async def test_a_write_ahead_log_cut_anywhere_keeps_every_finished_transaction_b
 
 
 async def test_a_changed_bit_in_the_write_ahead_log_is_not_passed_over_in_silence(tmp_path: Path) -> None:
-    await written(tmp_path / "ledger.sqlite")
-    path = tmp_path / "copy.sqlite"
+    path = tmp_path / "unfinished" / (await written(tmp_path)).name
     log = read(log_of(path))
     log[len(log) // 2] ^= 1
     write(log_of(path), log)
     with pytest.raises(LedgerDamagedError, match="damaged at frame"):
-        Ledger(path, incarnation=0)
+        Ledger(path.parent, incarnation=0)
 
 
 def test_a_killed_writer_leaves_what_it_acknowledged(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
     code = f"""
 import asyncio, os, sys
 import numpy as np
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from tests.unit.test_ledger import GroupTable, Ledger, Path, header
 async def main():
-    ledger = Ledger(Path({str(path)!r}), incarnation=0)
+    ledger = Ledger(Path({str(tmp_path)!r}), incarnation=0)
     for n in range(1000):
         await ledger.append(GroupTable.of([header(n)]), np.array([0]))
         print(n, flush=True)
@@ -197,15 +197,14 @@ asyncio.run(main())
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == -9, done.stderr
     acknowledged = {int(line) for line in done.stdout.split()}
-    Ledger(path, incarnation=0)
-    assert {group.sequence for group, _ in LedgerReader(path).unfolded(0)} == acknowledged == set(range(51))
+    Ledger(tmp_path, incarnation=0)
+    assert {group.sequence for group, _ in LedgerReader(tmp_path).unfolded(0)} == acknowledged == set(range(51))
 
 
 async def test_a_lineage_leaves_out_what_came_after_the_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.sqlite"
     for incarnation, after_step in ((0, -1), (1, 5), (2, 3), (3, 9)):
-        await Ledger(path, incarnation, after_step).close()
-    reader = LedgerReader(path)
+        await Ledger(tmp_path, incarnation, after_step).close()
+    reader = LedgerReader(tmp_path)
     last = 2**62
     assert reader.lineage(0) == [(0, 0, last)]
     assert reader.lineage(1) == [(0, 0, 5), (1, 6, last)]

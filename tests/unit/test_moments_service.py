@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.groups import BlendedGroup, GroupStatus, ScoredGroup, Transcript
-from moments_service.rebuild import LEDGER_FILE
 from moments_service.service import MomentsService
 from moments_service.table import GroupTable
 
@@ -137,7 +136,7 @@ async def test_a_withdrawn_batch_comes_back_without_what_was_lost(service: Momen
 
 async def test_acknowledged_means_on_the_disk(service: MomentsService, tmp_path: Path) -> None:
     await service.submit(group(0, (1.0, None)), payload="p", transcript=Transcript("2+2=", ("4", "5")))
-    with sqlite3.connect(f"file:{tmp_path / LEDGER_FILE}?mode=ro", uri=True) as reader:
+    with sqlite3.connect(f"file:{tmp_path}/ledger-000000.sqlite?mode=ro", uri=True) as reader:
         assert reader.execute("SELECT rewards, errors FROM groups").fetchall() == [
             ("[1.0,null]", '[null, "verifier: crashed"]')
         ]
@@ -147,7 +146,7 @@ async def test_acknowledged_means_on_the_disk(service: MomentsService, tmp_path:
 async def test_the_ledger_explains_every_advantage(service: MomentsService, tmp_path: Path) -> None:
     await train_on(service, 0, group(0, (1.0, 0.0)))
     trained = await train_on(service, 1, group(1, (1.0, 0.0)))
-    with sqlite3.connect(tmp_path / LEDGER_FILE) as reader:
+    with sqlite3.connect(tmp_path / "ledger-000000.sqlite") as reader:
         row = reader.execute("SELECT baseline, scale, weight FROM folds WHERE step = 1").fetchone()
     entry = trained[0]
     assert row == (entry.baseline, entry.scale, entry.weight)
@@ -244,7 +243,11 @@ async def test_metrics_hold_the_grpo_counterfactual(service: MomentsService) -> 
     metrics = (await service.next_batch(1, 4)).metrics
     assert metrics["signal/grpo"] == 0.25
     assert metrics["signal/own"] == 1.0
-    assert metrics["signal/rescued"] == 0.75
+    assert metrics["signal/rescued"] == 0.75 and metrics["signal/rescued_groups"] == 3
+    # GRPO: (1 - .5) / sqrt(.5) in one group of four, nothing in the others.
+    assert metrics["advantage/mean_abs_grpo"] == pytest.approx(0.5 / 0.5**0.5 / 4, rel=1e-5)
+    assert metrics["advantage/mean_abs"] > metrics["advantage/mean_abs_grpo"] and metrics["advantage/clipped"] == 0
+    assert metrics["group_size/mean"] == metrics["group_size/max"] == 2
     assert metrics["reward/pass_at_1"] == pytest.approx(3 / 8)
     assert metrics["pass_at_1/sums"] == pytest.approx(3 / 8)
 

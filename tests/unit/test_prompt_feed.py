@@ -24,52 +24,60 @@ def pool(size: int) -> list[Prompt]:
 
 
 def deal(feed: PromptFeed, count: int) -> list[Ticket]:
-    return [feed.next() for _ in range(count)]
+    """One hand after the other, of 1, 2, 3 … tickets, the last one cut short."""
+    hands: list[Ticket] = []
+    while len(hands) < count:
+        hands += feed.deal(min(1 + len(hands) % 3, count - len(hands)))
+    return hands
+
+
+def feed_of(prompts: list[Prompt], seed: int) -> PromptFeed:
+    return PromptFeed(prompts, seed, group_size=4)
 
 
 @given(sizes, seeds, steps, steps)
 def test_resume_goes_on_exactly_where_the_saved_feed_stood(size: int, seed: int, before: int, after: int) -> None:
-    straight = deal(PromptFeed(pool(size), seed), before + after)
-    first = PromptFeed(pool(size), seed)
+    straight = deal(feed_of(pool(size), seed), before + after)
+    first = feed_of(pool(size), seed)
     dealt = deal(first, before)
     saved = json.loads(json.dumps(first.state()))
 
-    resumed = PromptFeed(pool(size)[::-1], seed)
+    resumed = feed_of(pool(size)[::-1], seed)
     assert resumed.load_state(saved) == ()
-    assert (resumed.sequence, resumed.epoch, resumed.cursor) == (before, before // size, before % size)
+    assert (resumed.sequence, resumed.epoch) == (before, before // size)
     assert dealt + deal(resumed, after) == straight
 
 
 @given(sizes, seeds, st.integers(1, 4))
 def test_every_epoch_deals_every_prompt_once(size: int, seed: int, epochs: int) -> None:
-    feed = PromptFeed(pool(size), seed)
+    feed = feed_of(pool(size), seed)
     everything = {prompt.prompt_id for prompt in pool(size)}
     for epoch in range(epochs):
         tickets = deal(feed, size)
         assert {ticket.prompt.prompt_id for ticket in tickets} == everything
         assert [ticket.sequence for ticket in tickets] == list(range(epoch * size, (epoch + 1) * size))
-        assert {ticket.epoch for ticket in tickets} == {epoch}
+        assert {(ticket.epoch, ticket.occurrence, ticket.group_size) for ticket in tickets} == {(epoch, 0, 4)}
 
 
 @given(sizes, seeds, steps, st.data())
 def test_tickets_in_flight_come_back_as_they_were(size: int, seed: int, dealt: int, data: st.DataObject) -> None:
-    feed = PromptFeed(pool(size), seed)
+    feed = feed_of(pool(size), seed)
     tickets = deal(feed, dealt)
     kept = data.draw(st.lists(st.sampled_from(tickets), unique_by=lambda t: t.sequence)) if tickets else []
     in_flight = [replace(ticket, attempt=data.draw(st.integers(0, 3))) for ticket in kept]
     saved = json.loads(json.dumps(feed.state(in_flight=in_flight)))
-    restored = PromptFeed(pool(size), seed).load_state(saved)
+    restored = feed_of(pool(size), seed).load_state(saved)
     assert list(restored) == in_flight
     assert [ticket.group_id for ticket in restored] == [ticket.group_id for ticket in in_flight]
 
 
 def test_group_ids_never_repeat() -> None:
-    tickets = deal(PromptFeed(pool(7), 3), 70)
+    tickets = deal(feed_of(pool(7), 3), 70)
     assert len({ticket.group_id for ticket in tickets}) == 70
 
 
 def test_seeds_and_epochs_give_other_orders() -> None:
-    first, second = PromptFeed(pool(20), 0), PromptFeed(pool(20), 1)
+    first, second = feed_of(pool(20), 0), feed_of(pool(20), 1)
     epochs = [[t.prompt.prompt_id for t in deal(feed, 20)] for feed in (first, first, second)]
     assert epochs[0] != epochs[1] and epochs[0] != epochs[2]
 
@@ -84,18 +92,18 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     ids=["prompt missing", "other answer", "other verifier"],
 )
 def test_resume_with_other_prompts_is_refused(other: list[Prompt]) -> None:
-    saved = PromptFeed(pool(5), 0).state()
+    saved = feed_of(pool(5), 0).state()
     with pytest.raises(ValueError, match="other prompts"):
-        PromptFeed(other, 0).load_state(saved)
+        feed_of(other, 0).load_state(saved)
 
 
 def test_resume_with_another_seed_is_refused() -> None:
     with pytest.raises(ValueError, match="seed 0, this run has 1"):
-        PromptFeed(pool(5), 1).load_state(PromptFeed(pool(5), 0).state())
+        feed_of(pool(5), 1).load_state(feed_of(pool(5), 0).state())
 
 
 def test_empty_and_duplicate_pools_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
-        PromptFeed([], 0)
+        feed_of([], 0)
     with pytest.raises(ValueError, match="3 prompts but 2 distinct ids"):
-        PromptFeed([*pool(2), pool(1)[0]], 0)
+        feed_of([*pool(2), pool(1)[0]], 0)

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from actors.sources import PromptPool
 from deploy.config import load_recipe
 from deploy.environment import check_packages
 from deploy.evaluation import Evaluation, measure
 from deploy.live import LiveDisplay, PlainDisplay, create_display, sparkline
-from deploy.plan import plan_rows, policy_parameters
+from deploy.plan import arithmetic_table, plan_rows, policy_parameters
 from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
 from tests.conftest import ROOT
@@ -33,6 +34,7 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
         "pass_at_1/sums": 0.25,
         "signal/own": 0.9,
         "signal/grpo": 0.2,
+        "signal/rescued_groups": 3.0,
         "tokens_per_s": 200.0,
         "learner/entropy": 0.5,
         "learner/grad_norm": 0.1,
@@ -90,6 +92,7 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
     assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
     assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
+    assert summary["groups_rescued"] == 36
     assert summary["phases"]["learn"] == pytest.approx(0.4)
     assert (run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert "| sums | 0.100 | 0.600 |" in (run.path / "summary.md").read_text()
@@ -120,6 +123,16 @@ def test_a_plan_adds_up() -> None:
     assert rows["rollout actor (vllm)"].count == 3 and rows["learner rank (FSDP2)"].count == 2
     parameters = policy_parameters(config.policy)
     assert parameters is not None and 0.5e6 < parameters < 1.5e6
+
+
+def test_a_plan_says_how_groups_are_dealt() -> None:
+    overrides = ["batch_groups=16", "group_size=4", "max_group_size=8", "prompts.order=signal"]
+    config = load_recipe(ROOT / "deploy" / "recipes" / "cold_start.yaml", overrides)
+    shown = Console(file=io.StringIO(), width=160, record=True)
+    shown.print(arithmetic_table(config, PromptPool(tuple(PROMPTS), ())))
+    text = shown.export_text()
+    assert "16 groups x 4 (2 to 8) completions = 64 completions" in text
+    assert "clusters that promise signal first" in text
 
 
 def test_this_environment_is_whole() -> None:

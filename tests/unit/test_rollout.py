@@ -70,7 +70,6 @@ def make_worker(policy: str, **changes: object) -> RolloutWorker:
     arguments: dict[str, object] = {
         "config": RolloutConfig(max_model_len=8),
         "sampling": SamplingConfig(max_tokens=3, temperature=0.7, top_p=0.9, top_k=5, stop=("<stop>",)),
-        "group_size": 2,
         "policy": policy,
         "chat": False,
         "seed": 11,
@@ -91,7 +90,7 @@ async def worker(policy: str, engine: ScriptedEngine) -> AsyncIterator[RolloutWo
 
 def ticket(text: str = "two plus two is", answer: str | None = "4", number: int = 0) -> Ticket:
     prompt = Prompt(prompt_id=f"p{number}", source="sums", text=text, answer=answer, verifier="exact")
-    return Ticket(prompt=prompt, sequence=9, epoch=1)
+    return Ticket(prompt=prompt, sequence=9, epoch=1, group_size=2)
 
 
 async def test_a_group_is_sampled_scored_and_described(worker: RolloutWorker, engine: ScriptedEngine) -> None:

@@ -15,7 +15,7 @@ export async function groupView(place, values, visit) {
   const pieces = h("div", {});
   const completions = group.completions.map((completion, i) => new Completion(key, completion, i, run.estimator));
   fill(place, head(group, name), h("section", { class: "card section" }, h("h2", {}, "Prompt"), group.prompt
-    ? new LongText(key, -1, group.prompt).element : h("p", { class: "soft" }, "The text was not kept (transcripts.share).")),
+    ? new LongText(key, -1, group.prompt).element : h("p", { class: "soft" }, group.texts_dropped ? "The texts were dropped when the ledger had grown (docs/ledger.md)." : "The text was not kept (transcripts.share).")),
     h("section", { class: "card section" }, h("h2", {}, "Where its advantages came from"), h("p", { class: "formula" }, "A = (reward − baseline) / scale; w is the trust in the cluster's history"), pieces, verdict),
     h("section", { class: "card" }, h("h2", {}, "Completions"), completions.map((completion) => completion.element)));
   showPieces(pieces, run.estimator, group, null);
