@@ -15,6 +15,7 @@ from deploy.run_directory import RunDirectory
 from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
 from moments_service.groups import GroupStatus, ScoredGroup, Transcript
+from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits
 from moments_service.service import MomentsService
 from tests.conftest import ROOT
 
@@ -37,6 +38,7 @@ class MadeRun:
         size: int = 2,
         estimator: str = "bv_blend",
         texts: dict[int, str] | None = None,
+        limits: LedgerLimits = DEFAULT_LIMITS,
     ) -> None:
         self.config = load_recipe(
             RECIPE,
@@ -49,9 +51,12 @@ class MadeRun:
         self.directory.config.write_text(dump_config(self.config))
         self.step = 0
         self.texts = texts or {}
+        self._limits = limits
         self._random = np.random.default_rng(seed)
         self._live = LiveFile(self.directory.live)
-        self._sequence = self._completions = 0
+        self._sequence = self._completions = self._drawn = 0
+        self.ahead = 0
+        """Groups that are submitted and wait while a step is trained."""
         self._service: MomentsService | None = None
         self.prompts = self._prompt_set()
         self.group_ids: list[str] = []
@@ -60,7 +65,9 @@ class MadeRun:
         """Begin, or go on from what `snapshot` wrote after `step` steps, as a later incarnation."""
         self._incarnation, self.step = incarnation, step
         config = self.config
-        self._service = MomentsService(config.moments, self.directory.moments, config.seed, incarnation, snapshot)
+        self._service = MomentsService(
+            config.moments, self.directory.moments, config.seed, incarnation, snapshot, limits=self._limits
+        )
         await self._service.fit_clusters(self.prompts)
         return self
 
@@ -103,10 +110,11 @@ class MadeRun:
     async def _one_step(self) -> None:
         service = self._service
         assert service is not None and self.prompts.embeddings is not None
-        for row in self._random.integers(len(self.prompts), size=self.config.batch_groups).tolist():
-            group, transcript = self._group(row)
+        while len(self.group_ids) < (self._drawn + 1) * self.config.batch_groups + self.ahead:
+            group, transcript = self._group(int(self._random.integers(len(self.prompts))))
             await service.submit(group, payload=object(), transcript=transcript)
             self.group_ids.append(group.group_id)
+        self._drawn += 1
         batch = await service.next_batch(self.step, self.config.batch_groups)
         await service.commit(self.step, self.step + 1)
         for alarm in batch.alarms:

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from deploy.dashboard.shown_text import excerpt, visible
 from deploy.dashboard.thinning import Thinning, binned, rounded
 from deploy.live_file import LiveFile
 from deploy.run_directory import RunDirectory
+from moments_service.ledger import LedgerLimits, LedgerReader
+from moments_service.ledger.parts import part_paths
+from moments_service.ledger.schema import open_for_reading
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -158,6 +162,38 @@ async def test_pages_of_groups_join_without_gaps_while_the_run_goes_on(tmp_path:
         await run.steps(1)  # newer groups belong on no page after the first
         index.catch_up(ALL)
     assert seen == list(range(69, -1, -1))
+    await run.close()
+
+
+async def test_groups_are_found_across_the_parts_of_a_ledger(tmp_path: Path) -> None:
+    small = LedgerLimits(part_bytes=60_000)
+    run = MadeRun(tmp_path, steps=40, groups=6, limits=small)
+    run.ahead = 4  # so that the folds of some groups stand in a later part than they do
+    await (await run.start()).steps(20)
+    parts = part_paths(run.directory.moments)
+    folded_elsewhere = 0
+    for part in parts:
+        with closing(open_for_reading(part)) as connection:
+            folded_elsewhere += connection.execute(
+                "SELECT COUNT(*) FROM folds LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE cluster IS NULL"
+            ).fetchone()[0]
+    assert len(parts) > 2 and folded_elsewhere > 0
+    ledger = LedgerRows(run.directory.moments)
+    index = GroupsIndex(ledger)
+    assert index.catch_up(ALL)
+    hits = index.search(Wanted(), None, 1000)
+    assert [hit.sequence for hit in hits] == list(range(119, -1, -1))
+    reader = LedgerReader(run.directory.moments)
+    for step in range(20):
+        expected = reader.batch(0, step)
+        found = ledger.folded(0, step, [entry.group.sequence for entry in expected])
+        assert [(row.group_id, row.rewards, row.weight) for row in found] == [
+            (entry.group.group_id, list(entry.group.rewards), entry.weight) for entry in expected
+        ]
+    reader.close()
+    (waiting,) = ledger.waiting(run.group_ids[-1])
+    assert waiting.step == -1 and waiting.advantages is None
+    assert ledger._reader is None, "it is open only while it is asked something"
     await run.close()
 
 
