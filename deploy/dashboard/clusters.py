@@ -27,7 +27,8 @@ MOST_SHOWN = 600
 HISTORY_BINS = 200
 EXEMPLARS = 5
 EXEMPLAR_CHARS = 400
-_SEARCHED_FOR_EXEMPLARS = 150
+_SEARCHED_FOR_EXEMPLARS = 400
+_TRIED_FOR_EXEMPLARS = 20
 
 
 class ClusterUnknownError(LookupError):
@@ -190,18 +191,18 @@ def _mostly(sources: Counter[str]) -> str:
 
 def _exemplars(run: OpenRun, cluster: int) -> list[dict[str, Any]]:
     """Different prompts of its newest groups whose texts were kept."""
-    prompts: dict[str, dict[str, Any]] = {}
-    for hit in run.groups().search(Wanted(cluster=cluster), None, _SEARCHED_FOR_EXEMPLARS):
+    prompts: list[dict[str, Any]] = []
+    newest = {
+        hit.key: hit for hit in reversed(run.groups().search(Wanted(cluster=cluster), None, _SEARCHED_FOR_EXEMPLARS))
+    }
+    for hit in list(reversed(newest.values()))[:_TRIED_FOR_EXEMPLARS]:
         row = run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence])[hit.twin]
-        prompt_id = row.group_id.partition(":")[0]
-        if prompt_id in prompts:
-            continue
         texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
         if texts is not None:
-            prompts[prompt_id] = {"source": row.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)}
+            prompts.append({"source": row.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)})
         if len(prompts) == EXEMPLARS:
             break
-    return list(prompts.values())
+    return prompts
 
 
 def _at(values: list[Any], cluster: int) -> Any:

@@ -173,10 +173,16 @@ def _numbers(numbers: Any) -> dict[str, Any]:
 
 def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedRow:
     """The newest row of a group. Raises GroupUnknownError."""
+    candidates: dict[int, list[Found]] = defaultdict(list)
+    for hit in run.groups().search(Wanted(id_prefix=group_id), None, 2**31):
+        if incarnation in (None, hit.place.incarnation):
+            candidates[hit.place.incarnation].append(hit)
     with run.ledger.reading():
-        for hit in run.groups().search(Wanted(id_prefix=group_id), None, 2**31):
-            if incarnation is None or hit.place.incarnation == incarnation:
-                for row in run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence]):
+        for number, hits in candidates.items():
+            sequence = run.ledger.place(number, group_id, [hit.sequence for hit in hits])
+            for hit in hits:
+                rows = run.ledger.folded(number, hit.place.step, [hit.sequence]) if hit.sequence == sequence else []
+                for row in rows:
                     if row.group_id == group_id:
                         return row
     if group_id.count(":") == 3:

@@ -86,6 +86,8 @@ class Found:
     sequence: int
     twin: int
     """How many groups of the same step and place in the feed stand before it: earlier attempts."""
+    key: int
+    """The first eight characters of its id: the same for all groups of a prompt."""
 
 
 class GroupsIndex:
@@ -283,7 +285,7 @@ def _found(incarnation: int, block: Block, row: int) -> Found:
     twin = 0
     while row - twin - 1 >= first and block.sequence[row - twin - 1] == sequence:
         twin += 1
-    return Found(Place(incarnation, step, row - first), sequence, twin)
+    return Found(Place(incarnation, step, row - first), sequence, twin, int(block.key[row]))
 
 
 def _steps_of(one: Incarnation) -> int:

@@ -19,6 +19,9 @@ _SHORT_HEADER = "source, cluster, lost, rewards"
 _JOINED = "folds LEFT JOIN groups USING (incarnation, sequence, group_id)"
 
 
+_KEYS_A_QUERY = 500
+
+
 class OldLedgerError(RuntimeError):
     """The ledger was written by an older version, whose tables are others."""
 
@@ -147,6 +150,18 @@ class LedgerRows:
                 row if row[6] is not None else (*row[:6], *self._header(_HEADER, incarnation, *row[:2])) for row in rows
             ]
         return [_folded(incarnation, step, row) for row in sorted(whole, key=lambda row: row[:2])]
+
+    def place(self, incarnation: int, group_id: str, sequences: Sequence[int]) -> int | None:
+        """Which of these places in the feed a group has; None for none of them."""
+        for start in range(0, len(sequences), _KEYS_A_QUERY):
+            some = sequences[start : start + _KEYS_A_QUERY]
+            rows = self._query(
+                f"SELECT sequence FROM groups WHERE incarnation = ? AND sequence IN ({','.join('?' * len(some))}) AND group_id = ?",
+                (incarnation, *some, group_id),
+            )
+            if rows:
+                return int(rows[0][0])
+        return None
 
     def texts(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
         """Prompt and completions of a group; None where they were not kept."""

@@ -76,4 +76,13 @@ def binned(steps: Places, values: Floats, bins: int) -> tuple[Places, Floats]:
 
 def rounded(values: Floats, digits: int = 5) -> list[float | None]:
     """Numbers for JSON: `digits` significant ones, None for NaN and infinities."""
-    return [float(f"{value:.{digits}g}") if np.isfinite(value) else None for value in values.tolist()]
+    numbers = values.astype(np.float64)
+    finite = np.isfinite(numbers)
+    size = np.abs(np.where(finite & (numbers != 0), numbers, 1.0))
+    places = digits - 1 - np.floor(np.log10(size))
+    # Powers of ten from 1 on are exact, and so is what is divided or multiplied by them; those below are not.
+    finer, coarser = 10.0 ** np.clip(places, 0, 300), 10.0 ** np.clip(-places, 0, 300)
+    short = np.where(
+        finite, np.round(np.where(finite, numbers, 0.0) * finer / coarser) * coarser / finer, np.nan
+    ).tolist()
+    return short if finite.all() else [value if value == value else None for value in short]

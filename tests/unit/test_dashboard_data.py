@@ -57,6 +57,15 @@ def test_a_short_series_stays_as_it_is() -> None:
     assert rounded(thinning.extremes(values)) == [3.0, None, 1.0]
 
 
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32), max_size=50))
+def test_numbers_are_rounded_as_they_are_printed(values: list[float]) -> None:
+    expected = [float(f"{value:.4e}") if np.isfinite(value) else None for value in values]
+    for short, value, exact in zip(rounded(np.array(values, dtype=np.float32)), values, expected, strict=True):
+        # Where five digits lie half way between two, either is right.
+        assert short == exact or (exact is not None and short == pytest.approx(value, rel=5.1e-5, abs=1e-300))
+
+
 def test_the_trend_is_the_mean_of_the_last_ten_known_values() -> None:
     values = np.arange(30.0)
     values[5] = np.nan
