@@ -20,7 +20,8 @@ from deploy.dashboard.events import changes
 from deploy.dashboard.group_view import GroupUnknownError
 from deploy.dashboard.groups_index import Wanted
 from deploy.dashboard.ledger_rows import OldLedgerError
-from deploy.dashboard.open_run import NoLedgerError, OpenRun, read_lines
+from deploy.dashboard.open_run import NoLedgerError, OpenRun
+from deploy.dashboard.run_view import overview
 from deploy.dashboard.thinning import MOST_POINTS
 from moments_service.ledger import LedgerDamagedError
 
@@ -64,10 +65,7 @@ def _add_runs(app: FastAPI, catalog: Catalog) -> None:
 
     @app.get("/api/run")
     def run(name: RunName) -> Response:
-        found = _opened(catalog, name)
-        return answer(
-            found.status() | {"series": found.metrics.names(), "sampling": _sizes(found), "rows": found.metrics.rows}
-        )
+        return answer(overview(_opened(catalog, name)))
 
     @app.get("/api/series")
     def series(
@@ -88,14 +86,6 @@ def _add_runs(app: FastAPI, catalog: Catalog) -> None:
     ) -> Response:
         opened = [_opened(catalog, one) for one in dict.fromkeys(name)]
         return answer([{"run": one.status()} | one.metrics.series(series, first, last) for one in opened])
-
-    @app.get("/api/alarms")
-    def alarms(name: RunName) -> Response:
-        return answer(read_lines(catalog.open(name).directory.alarms))
-
-    @app.get("/api/evaluations")
-    def evaluations(name: RunName) -> Response:
-        return answer(read_lines(catalog.open(name).directory.evaluations))
 
     @app.get("/api/system")
     def the_system(name: RunName) -> Response:
@@ -207,7 +197,3 @@ def _with_groups(catalog: Catalog, name: str) -> OpenRun:
 
 def _problem(status: int, sentence: str) -> Response:
     return answer({"problem": sentence}, status)
-
-
-def _sizes(run: OpenRun) -> dict[str, Any]:
-    return {name: run.config.get(name) for name in ("batch_groups", "group_size", "max_staleness", "seed")}

@@ -8,6 +8,7 @@ import msgspec
 from sse_starlette import ServerSentEvent
 
 from deploy.dashboard.open_run import OpenRun
+from deploy.dashboard.run_view import overview
 
 POLL_S = 0.5
 """How often files are looked at that have not changed: nothing tells a reader that a file grew."""
@@ -20,7 +21,7 @@ _STATUS_EVERY_S = 10.0
 async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
     """Consumes: the run's files. Waits for: them to grow. Ends: when the page goes or the server stops (cancelled).
 
-    Each event is the run's status, see `OpenRun.status`.
+    Each event is what `run_view.overview` says.
     """
     run.followers += 1
     try:
@@ -31,7 +32,7 @@ async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
             now = time.monotonic()
             if run.version != seen or now - sent > _STATUS_EVERY_S:
                 seen, sent = run.version, now
-                status = await asyncio.to_thread(run.status)
+                status = await asyncio.to_thread(overview, run)
                 yield ServerSentEvent(msgspec.json.encode(status).decode(), event="status")
             if done:
                 await asyncio.sleep(POLL_S)

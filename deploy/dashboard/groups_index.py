@@ -1,4 +1,4 @@
-"""A small index in memory over all groups of a ledger: what they are searched by, 36 bytes each, newest first."""
+"""A small index in memory over all groups of a ledger: what they are searched by, 35 bytes each, newest first."""
 
 import threading
 import time

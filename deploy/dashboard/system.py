@@ -7,14 +7,10 @@ from typing import Any
 from deploy.dashboard.ledger_rows import OldLedgerError
 from deploy.dashboard.open_run import NoLedgerError, OpenRun
 from deploy.environment import versions
-from deploy.live import PHASES
-
-PHASE_STEPS = 10
-"""Steps that the shares of the phases are averaged over."""
 
 
 def overview(run: OpenRun) -> dict[str, Any]:
-    """Starts, services, phases of the last steps, versions."""
+    """Starts, services, checkpoints, versions."""
     live = run.live()
     summary = _summary(run)
     return {
@@ -22,19 +18,10 @@ def overview(run: OpenRun) -> dict[str, Any]:
         "services": _services(live),
         "age_s": max(0.0, time.time() - live["written_at"]) if isinstance(live.get("written_at"), float) else None,
         "policy_version": run.metrics.last_row.get("policy_version"),
-        "phases": phases(run),
         "versions": summary.get("versions") or versions(),
         "machine": summary.get("machine"),
         "checkpoints": run.directory.checkpoint_steps() if run.directory.checkpoints.exists() else [],
     }
-
-
-def phases(run: OpenRun) -> dict[str, float]:
-    """Mean seconds of each phase over the last steps, in the order of a step."""
-    known = {name.removeprefix("phases/") for name in run.metrics.names() if name.startswith("phases/")}
-    names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
-    means = {name: run.metrics.mean_of_last(f"phases/{name}", PHASE_STEPS) for name in names}
-    return {name: mean for name, mean in means.items() if mean is not None}
 
 
 def _services(live: dict[str, Any]) -> dict[str, Any]:

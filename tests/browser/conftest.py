@@ -1,6 +1,7 @@
 """A real Chromium, and pages that complain about everything."""
 
 import asyncio
+import io
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.conftest import Command
 
@@ -109,4 +111,6 @@ async def picture(page: Any, name: str) -> None:
     """Keep a screenshot where BVBLEND_SCREENSHOTS names a directory; the pictures in the docs come from here."""
     if directory := os.environ.get("BVBLEND_SCREENSHOTS"):
         await page.mouse.move(0, 0)
-        await page.screenshot(path=Path(directory) / f"{name}.png")
+        shot = Image.open(io.BytesIO(await page.screenshot()))
+        # A page has few colours: a palette makes the file a third as large.
+        shot.convert("RGB").quantize(192, dither=Image.Dither.NONE).save(Path(directory) / f"{name}.png", optimize=True)

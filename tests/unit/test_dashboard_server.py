@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 
 TOKEN = "a-token-for-this-test-only"
 HOSTILE = {0: "<script>alert(1)</script>", 1: "\x1b[31mred\x1b[0m\u202e", 2: "x" * 1_000_000}
-ENDPOINTS = ("run", "system", "clusters", "groups", "alarms", "evaluations", "series?series=reward/mean")
+ENDPOINTS = ("run", "system", "clusters", "groups", "series?series=reward/mean")
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,24 @@ async def test_steps_past_a_checkpoint_that_a_resume_left_are_marked(tmp_path: P
         assert len(get(client, "series", name="resumed", series="reward/mean")["steps"]) == 6
 
 
+def test_alarms_and_evaluations_are_told_newest_first_and_last(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("steps: 20\n")
+    alarm = {"kind": "reward fell", "cluster": 3, "expected": 0.5, "found": 0.1}
+    (run / "alarms.jsonl").write_text(
+        "".join(json.dumps({"step": step, **alarm}) + "\n" for step in range(9)) + "{half"
+    )
+    evaluation = {"step": 0, "split": "train", "pass_at_1": 0.25, "sources": {}, "prompts": 8, "errors": 0}
+    (run / "evaluations.jsonl").write_text(
+        json.dumps(evaluation) + "\n" + json.dumps(evaluation | {"pass_at_1": float("nan")}) + "\n"
+    )
+    with TestClient(create_app(tmp_path)) as client:
+        found = get(client, "run", name="run")
+    assert found["alarm_count"] == 9 and [row["step"] for row in found["alarms"]] == [8, 7, 6, 5, 4, 3]
+    assert [row["pass_at_1"] for row in found["evaluations"]] == [0.25, None]
+
+
 async def test_a_page_is_told_what_is_new(tmp_path: Path) -> None:
     run = await MadeRun(tmp_path, steps=30, groups=4).start()
     await run.steps(2)
@@ -349,7 +367,7 @@ def test_a_run_that_has_written_nothing_yet(tmp_path: Path) -> None:
     with TestClient(create_app(tmp_path)) as client:
         assert get(client, "run", name="new")["steps"] == 0
         assert get(client, "clusters", name="new")["clusters"] == []
-        assert get(client, "system", name="new")["phases"] == {}
+        assert get(client, "run", name="new")["phases"] == {}
         assert client.get("/api/groups", params={"name": "new"}).status_code == 404
 
 

@@ -87,8 +87,8 @@ class MomentsPage {
     return s("g", { class: "bubble", role: "button", tabindex: entry ? 0 : -1, "data-cluster": cluster.id, "aria-label": label, "aria-pressed": String(cluster.id === this.selected),
       onclick: () => this.open(cluster.id), onkeydown: (event) => this.key(event, cluster.id) },
       s("title", {}, label), body,
-      s("circle", { class: "track", cx: x, cy: y, r: ring, "stroke-width": 3 }),
-      s("circle", { class: "ring", cx: x, cy: y, r: ring, "stroke-width": 3, "stroke-dasharray": `${trust * around} ${around}`, transform: `rotate(-90 ${x} ${y})` }),
+      s("circle", { class: "track", cx: x, cy: y, r: ring, "stroke-width": 2.5 }),
+      s("circle", { class: "ring", cx: x, cy: y, r: ring, "stroke-width": 2.5, "stroke-dasharray": `${trust * around} ${around}`, transform: `rotate(-90 ${x} ${y})` }),
       s("circle", { class: "halo", cx: x, cy: y, r: ring + 4.5 }),
       radius > 11 ? s("text", { x, y, fill: inkOn(mean), "aria-hidden": "true" }, String(cluster.id)) : null);
   }

@@ -51,30 +51,37 @@ class RunPage {
   }
 
   follow() {
-    this.stop = follow(this.name, (status) => {
-      this.tiles.show(status);
-      showState(status);
+    this.stop = follow(this.name, (run) => {
+      this.show(run);
       this.refresh();
     });
   }
 
-  async load() {
-    const run = await get("run", { name: this.name });
-    if (this.closed) return;
+  /** Everything but the curves; the server says it whenever anything changed. */
+  show(run) {
+    this.run = run;
     this.tiles.show(run);
     showState(run);
     this.ensureCharts(run.series);
+    this.showPhases(run.phases);
+    this.showAlarms(run.alarms, run.alarm_count);
+    this.showEvaluations(run.evaluations);
+  }
+
+  async load() {
+    if (!this.run) {
+      const run = await get("run", { name: this.name });
+      if (this.closed) return;
+      this.show(run);
+    }
+    const { run } = this;
     const wanted = [...this.charts.flatMap((chart) => chart.spec.lines.map((line) => line.name)), ...run.series.filter((one) => one.startsWith(SOURCE))];
     const range = this.range ? { first: this.range[0], last: this.range[1] } : {};
-    const [found, alarms, evaluations, system] = await Promise.all([
-      wanted.length ? get("series", { name: this.name, series: wanted, ...range }) : { steps: [], series: {} },
-      get("alarms", { name: this.name }), get("evaluations", { name: this.name }), get("system", { name: this.name })]);
-    if (this.closed) return;
-    for (const chart of this.charts) chart.show({ steps: found.steps, lines: chart.spec.lines.map((line) => found.series[line.name]) });
+    const charts = this.charts;
+    const found = wanted.length ? await get("series", { name: this.name, series: wanted, ...range }) : { steps: [], series: {} };
+    if (this.closed || charts !== this.charts) return;
+    for (const chart of charts) chart.show({ steps: found.steps, lines: chart.spec.lines.map((line) => found.series[line.name]) });
     this.showSources(found.series);
-    this.showPhases(system.phases);
-    this.showAlarms(alarms);
-    this.showEvaluations(evaluations);
   }
 
   ensureCharts(names) {
@@ -90,7 +97,8 @@ class RunPage {
 
   add() {
     this.more.add(this.picker.value);
-    this.load();
+    this.ensureCharts(this.run.series);
+    this.load().catch((error) => this.trouble(error));
   }
 
   zoom(range) {
@@ -115,19 +123,17 @@ class RunPage {
     fill(this.phases, stackedBar(parts, duration));
   }
 
-  showAlarms(alarms) {
-    this.alarms.hidden = alarms.length === 0;
-    const last = alarms.slice(-6).reverse();
-    fill(this.alarms, h("h2", {}, alarms.length === 1 ? "One alarm" : `${alarms.length} alarms`), h("ul", {}, last.map((alarm) =>
+  showAlarms(alarms, all) {
+    this.alarms.hidden = all === 0;
+    fill(this.alarms, h("h2", {}, all === 1 ? "One alarm" : `${count(all)} alarms`), h("ul", {}, alarms.map((alarm) =>
       h("li", {}, `step ${count(alarm.step + 1)}: ${alarm.kind} ${alarm.cluster === null ? "in all clusters" : `in cluster ${alarm.cluster}`}: ${number(alarm.found)}, expected ${number(alarm.expected)}`))));
   }
 
   showEvaluations(rows) {
-    const usable = rows.filter((row) => typeof row.pass_at_1 === "number");
-    this.evaluations.hidden = usable.length === 0;
+    this.evaluations.hidden = rows.length === 0;
     const label = "Evaluations";
     fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["Count", "num"], ["Without reward", "num"]],
-      usable.slice(-12).map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), count(row.prompts), count(row.errors)])));
+      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), count(row.prompts), count(row.errors)])));
   }
 
   trouble(error) {

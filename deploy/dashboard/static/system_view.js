@@ -40,7 +40,7 @@ class SystemPage {
     const [found, run] = await Promise.all([get("system", { name: this.name }), get("run", { name: this.name })]);
     if (this.closed) return;
     this.showServices(found);
-    fill(this.phases, h("h2", {}, "Where a step's time goes, mean of the last ten"), stackedBar(Object.entries(found.phases), duration));
+    fill(this.phases, h("h2", {}, "Where a step's time goes, mean of the last ten"), stackedBar(Object.entries(run.phases), duration));
     this.showStarts(found);
     fill(this.versions, h("h2", {}, "Stands on"), facts(Object.entries(found.versions)),
       found.machine ? h("p", { class: "soft small" }, `${found.machine.processor}, ${found.machine.cores} cores, ${found.machine.memory_gib} GiB`) : null);
