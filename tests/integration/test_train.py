@@ -27,6 +27,10 @@ def rows(run: Path) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if k not in timed and not k.endswith("_s")} for row in lines]
 
 
+def files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize(
     "sampling",
     [[], settings(prompts__order="signal", group_size=4, max_group_size=8)],
@@ -35,13 +39,15 @@ def rows(run: Path) -> list[dict[str, float]]:
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     bvblend: Callable[..., Command], tmp_path: Path, sampling: list[str]
 ) -> None:
-    straight = bvblend(
-        "train", COLD_START, *SMALL, *sampling, *settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path)
-    )
+    mirror = tmp_path / "mirror"
+    how = settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path, mirror=mirror.as_uri())
+    straight = bvblend("train", COLD_START, *SMALL, *sampling, *how)
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
     again = tmp_path / "again"
-    shutil.copytree(run, again)
+    # The copy that the mirror made is as good as the run itself.
+    assert files(mirror / run.name) == files(run)
+    shutil.copytree(mirror / run.name, again)
     shutil.rmtree(again / "checkpoints" / "step-000004")
     shutil.rmtree(again / "policy")
     resumed = bvblend("train", "--resume", again)

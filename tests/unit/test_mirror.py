@@ -32,7 +32,6 @@ class BrokenFileSystem(LocalFileSystem):
 
     protocol = "broken"
     fails: Callable[[str], bool] = staticmethod(lambda path: False)
-    hangs = False
 
     def put_file(self, path1: str, path2: str, callback: Any = None, **options: Any) -> None:
         path = self._strip_protocol(path2)
