@@ -8,7 +8,9 @@ import { count, fixed, NONE, number } from "/static/format.js";
 import { groupRows } from "/static/groups_view.js";
 import { address, showState } from "/static/head.js";
 
-const WIDTH = 760, HEIGHT = 520, MARGIN = 54;
+const MARGIN = 54;
+const SIZES = { wide: [760, 520], narrow: [430, 430] };
+const NARROW = matchMedia("(max-width: 700px)");
 const SMALLEST = 11, LARGEST = 38;
 const REFRESH_MS = 2000;
 
@@ -26,21 +28,24 @@ class MomentsPage {
   constructor(name) {
     this.name = name;
     this.selected = null;
+    this.clusters = [];
     this.charts = [];
-    this.map = s("svg", { class: "map", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, role: "group", "aria-label": "Map of the clusters; arrow keys go from one to the next" });
+    this.map = s("svg", { class: "map", role: "group", "aria-label": "Map of the clusters; arrow keys go from one to the next" });
     this.note = h("p", { class: "soft small" }, "\u00a0");
     this.list = h("div", {});
     this.panel = h("section", { class: "card section panel", "aria-live": "polite", "aria-label": "One cluster" }, h("p", { class: "empty" }, "Choose a cluster."));
     this.element = h("div", { class: "section" }, h("h1", {}, "Clusters and what is remembered of them"),
-      h("div", { class: "two" },
-        h("div", { class: "section" }, h("section", { class: "card section" }, this.map, legend(), this.note),
-          h("section", { class: "card section" }, h("h2", {}, "All clusters"), this.list)),
-        this.panel));
+      h("div", { class: "moments" }, h("section", { class: "card section" }, this.map, legend(), this.note), this.panel,
+        h("section", { class: "card section" }, h("h2", {}, "All clusters"), this.list)));
+    this.redraw = () => this.draw(this.clusters);
+    NARROW.addEventListener("change", this.redraw);
+    this.size();
     this.refresh = throttled(() => this.load().catch(() => {}), REFRESH_MS);
   }
 
   close() {
     this.closed = true;
+    NARROW.removeEventListener("change", this.redraw);
     this.refresh.cancel();
     for (const chart of this.charts) chart.destroy();
   }
@@ -65,7 +70,14 @@ class MomentsPage {
     this.showList(found.clusters);
   }
 
+  size() {
+    [this.width, this.height] = NARROW.matches ? SIZES.narrow : SIZES.wide;
+    this.map.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
+  }
+
   draw(clusters) {
+    this.clusters = clusters;
+    this.size();
     const heaviest = Math.max(...clusters.map((cluster) => cluster.mass ?? 0), 1e-9);
     const crowd = Math.min(1, Math.sqrt(24 / Math.max(clusters.length, 1)));
     const focused = document.activeElement?.dataset?.cluster;
@@ -77,8 +89,8 @@ class MomentsPage {
   }
 
   bubble(cluster, share, crowd, entry) {
-    const x = MARGIN + ((cluster.x + 1) / 2) * (WIDTH - 2 * MARGIN), y = MARGIN + ((cluster.y + 1) / 2) * (HEIGHT - 2 * MARGIN);
-    const radius = (SMALLEST + share * (LARGEST - SMALLEST)) * (0.4 + 0.6 * crowd);
+    const x = MARGIN + ((cluster.x + 1) / 2) * (this.width - 2 * MARGIN), y = MARGIN + ((cluster.y + 1) / 2) * (this.height - 2 * MARGIN);
+    const radius = (SMALLEST + share * (LARGEST - SMALLEST)) * (0.4 + 0.6 * crowd) * (NARROW.matches ? 0.75 : 1);
     const seen = cluster.seen ?? cluster.mass > 0;
     const ring = radius + 3.5, around = 2 * Math.PI * ring, trust = Math.min(Math.max(cluster.weight ?? 0, 0), 1);
     const mean = seen ? cluster.mean : null;

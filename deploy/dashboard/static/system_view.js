@@ -70,7 +70,7 @@ class SystemPage {
     if (this.closed) return;
     if (this.charts.length !== phases.length) {
       for (const chart of this.charts) chart.destroy();
-      this.charts = phases.map((name, i) => new Chart({ title: `${name.slice(7)}${name === "phases/publish" ? ": the weights on their way" : ""}`, format: duration, lines: [{ name, label: "seconds a step", color: i }] }));
+      this.charts = phases.map((name) => new Chart({ title: `${name.slice(7)}${name === "phases/publish" ? ": the weights on their way" : ""}`, format: duration, lines: [{ name, label: "seconds a step" }] }));
       fill(this.grid, this.charts.map((chart) => chart.element));
     }
     this.charts.forEach((chart, i) => chart.show({ steps: found.steps, lines: [found.series[phases[i]]] }));
