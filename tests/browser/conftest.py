@@ -113,4 +113,6 @@ async def picture(page: Any, name: str) -> None:
         await page.mouse.move(0, 0)
         shot = Image.open(io.BytesIO(await page.screenshot()))
         # A page has few colours: a palette makes the file a third as large.
-        shot.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(Path(directory) / f"{name}.png", optimize=True)
+        shot.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+            Path(directory) / f"{name}.png", optimize=True
+        )

@@ -45,8 +45,9 @@ class ComparePage {
   async load() {
     const first = CHARTS.map((chart) => chart.lines[0].name);
     const range = this.range ? { first: this.range[0], last: this.range[1] } : {};
+    const turn = (this.turn = (this.turn ?? 0) + 1);
     const runs = await get("compare", { name: this.names, series: first, ...range });
-    if (this.closed) return;
+    if (this.closed || turn !== this.turn) return; // an answer to what was asked before
     this.running = runs.some(({ run }) => run.state === "running" || run.read.steps < 1);
     this.showHead(runs);
     const specs = CHARTS.filter((chart) => runs.some((run) => chart.lines[0].name in run.series));

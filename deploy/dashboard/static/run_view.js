@@ -77,9 +77,9 @@ class RunPage {
     const { run } = this;
     const wanted = [...this.charts.flatMap((chart) => chart.spec.lines.map((line) => line.name)), ...run.series.filter((one) => one.startsWith(SOURCE))];
     const range = this.range ? { first: this.range[0], last: this.range[1] } : {};
-    const charts = this.charts;
+    const { charts } = this, turn = (this.turn = (this.turn ?? 0) + 1);
     const found = wanted.length ? await get("series", { name: this.name, series: wanted, ...range }) : { steps: [], series: {} };
-    if (this.closed || charts !== this.charts) return;
+    if (this.closed || charts !== this.charts || turn !== this.turn) return; // an answer to what was asked before
     for (const chart of charts) chart.show({ steps: found.steps, lines: chart.spec.lines.map((line) => found.series[line.name]) });
     this.showSources(found.series);
   }
