@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from deploy.config import ConfigError, RunConfig
 from deploy.run_directory import RunDirectory
 from deploy.warm_start import newest_snapshot
-from moments_service.ledger import LedgerDamagedError, LedgerReader
+from moments_service.ledger import LedgerDamagedError, RunLedger, ledger_directories
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.portable import PortableMoments
@@ -37,9 +37,9 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None) -> Rebui
     Raises ConfigError where the ledger is missing, damaged or does not reach so far.
     """
     try:
-        paths = part_paths(run.moments)
-        report = check_parts(paths)
-        reader = LedgerReader(run.moments)
+        shards = [part_paths(directory) for directory in ledger_directories(run.moments)]
+        seals = sum(check_parts(paths).seals for paths in shards)
+        reader = RunLedger(run.moments)
     except (FileNotFoundError, LedgerDamagedError, sqlite3.Error) as error:
         raise ConfigError(str(error)) from None
     try:
@@ -52,7 +52,7 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None) -> Rebui
         began = [number for number, first, _ in reader.lineage(incarnation) if first <= max(0, state.last_step)]
         counts = reader.counts(began[-1], state.last_step)
         portable = PortableMoments.from_state(state, clusters, counts, config.policy, run.path.name)
-        return Rebuilt(portable, len(paths), report.seals, compared, same)
+        return Rebuilt(portable, sum(map(len, shards)), seals, compared, same)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     finally:

@@ -1,5 +1,6 @@
-"""The Ray shell around the moments service."""
+"""The Ray shell around the moments service and the shards of its ledger."""
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,88 @@ from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
 from moments_service.expected_signal import ExpectedSignal
 from moments_service.groups import PolicyMove, ScoredGroup, Transcript
+from moments_service.ledger import LedgerLimits
+from moments_service.moments import Indices
 from moments_service.service import MomentsService
+from moments_service.sharding import Key, LocalShard
 from moments_service.table import GroupTable
 
 
+class ShardActor:
+    """One shard of the ledger in a process of its own; every call is the ledger's own, see there."""
+
+    def __init__(self, directory: str, incarnation: int, after_step: int, limits: LedgerLimits) -> None:
+        self._shard = LocalShard(Path(directory), incarnation, after_step, limits)
+
+    async def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
+        self._shard.add_commits(commits)
+
+    async def append(
+        self, table: GroupTable, clusters: Indices, transcripts: Sequence[Transcript | None] | None
+    ) -> None:
+        await self._shard.append(table, clusters, transcripts)
+
+    async def held(self, table: GroupTable) -> set[str]:
+        return await self._shard.held(table)
+
+    async def append_losses(self, groups: Sequence[Key]) -> None:
+        await self._shard.append_losses(groups)
+
+    async def append_commit(
+        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[Key]
+    ) -> None:
+        await self._shard.append_commit(batch, policy_version, move, closed)
+
+    async def close(self) -> None:
+        await self._shard.close()
+
+
+class RemoteShard:
+    """A `ShardActor` as the service sees it. It ends with the process that made it, and is not restarted."""
+
+    def __init__(self, directory: Path, incarnation: int, after_step: int, limits: LedgerLimits) -> None:
+        actor = ray.remote(ShardActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+        self._actor: Any = actor.remote(str(directory), incarnation, after_step, limits)
+        # The service reads what all shards hold; from here on this one is open, and cut where its end was torn.
+        self.add_commits([])
+
+    def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
+        ray.get(self._actor.add_commits.remote(commits))
+
+    async def append(
+        self, table: GroupTable, clusters: Indices, transcripts: Sequence[Transcript | None] | None
+    ) -> None:
+        await self._actor.append.remote(table, clusters, transcripts)
+
+    async def held(self, table: GroupTable) -> set[str]:
+        held: set[str] = await self._actor.held.remote(table)
+        return held
+
+    async def append_losses(self, groups: Iterable[Key]) -> None:
+        await self._actor.append_losses.remote(list(groups))
+
+    async def append_commit(
+        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[Key]
+    ) -> None:
+        await self._actor.append_commit.remote(batch, policy_version, move, closed)
+
+    async def close(self) -> None:
+        await self._actor.close.remote()
+
+
 class MomentsActor:
-    """One per run; every call is the service's own, see there."""
+    """One per run; every call is the service's own, see there. Several shards are actors that it starts itself."""
 
     def __init__(
         self, config: MomentsConfig, directory: str, seed: int, incarnation: int, snapshot: str | None
     ) -> None:
         self._service = MomentsService(
-            config, Path(directory), seed, incarnation, Path(snapshot) if snapshot is not None else None
+            config,
+            Path(directory),
+            seed,
+            incarnation,
+            Path(snapshot) if snapshot is not None else None,
+            open_shard=LocalShard if config.shards == 1 else RemoteShard,
         )
 
     async def fit_clusters(self, prompts: PromptSet) -> int:

@@ -9,7 +9,7 @@ from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.groups import ScoredGroup
-from moments_service.ledger import LedgerReader
+from moments_service.ledger import LedgerReader, RunLedger
 from moments_service.rebuild import rebuild
 from moments_service.table import GroupTable
 
@@ -65,7 +65,7 @@ def explain(config: MomentsConfig, directory: Path, group_id: str) -> list[Expla
 
     directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
     """
-    reader = LedgerReader(directory)
+    reader = RunLedger(directory)
     try:
         found = reader.find(group_id)
         if not found:

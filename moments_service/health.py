@@ -88,25 +88,30 @@ class HealthMonitor:
         clusters: [M].    rewards: [M, G], NaN where there is none.    lengths: [M, G] completion tokens, NaN past the size
         of a group.    history: before this batch, [M] rows.
         """
-        sizes = (~np.isnan(lengths)).sum(axis=1)
+        counted = ~np.isnan(lengths)
+        sizes = counted.sum(axis=1)
         touched, row_of = np.unique(clusters, return_inverse=True)
         everything = len(touched)
         mean, _, count = group_moments(rewards)
 
         def total(values: Array) -> Array:
-            return np.append(np.bincount(row_of, weights=values, minlength=everything), values.sum())
+            sums = np.empty(everything + 1)
+            sums[:-1] = np.bincount(row_of, weights=values, minlength=everything)
+            sums[-1] = values.sum()
+            return sums
 
         groups = total((count > 0).astype(np.float64))
         some = np.maximum(groups, 1.0)
         completions = np.maximum(total(sizes.astype(np.float64)), 1.0)
-        state = {name: array[np.append(touched, -1)] for name, array in self._arrays.items()}
+        rows = np.append(touched, -1)
+        state = {name: array[rows] for name, array in self._arrays.items()}
         scored = count > 0
         # A group's mean varies between prompts and by sampling; a sum of M of them has the sum of their variances.
         noise = np.where(scored, history.between + history.within / np.maximum(count, 1.0), 0.0)
         found = {
             "reward": total(np.where(scored, mean, 0.0)) / some,
             "error": 1.0 - total(count) / completions,
-            "length": total(np.nansum(lengths, axis=1)) / completions,
+            "length": total(np.where(counted, lengths, 0.0).sum(axis=1)) / completions,
         }
         expected = {
             "reward": total(np.where(scored, history.mean, 0.0)) / some + state["reward_trend"],
@@ -121,20 +126,11 @@ class HealthMonitor:
         }
         warm = state["batches"] >= WARM_UP
         seen = np.append(np.bincount(row_of, weights=history.seen, minlength=everything) > 0, history.seen.all())
-        deviation = {
-            name: np.where(
-                warm & (spread[name] > 0),
-                np.clip(
-                    (found[name] - expected[name]) / np.where(spread[name] > 0, spread[name], 1.0), -LARGEST, LARGEST
-                ),
-                0.0,
-            )
-            for name in _AVERAGES
-        }
+        deviation = {name: self._deviation(found[name], expected[name], spread[name], warm) for name in _AVERAGES}
         # Rewards of a cluster whose groups all failed are not zero, they are unknown.
         rewarded = (groups > 0) & seen
         deviation["reward"] = np.where(rewarded, deviation["reward"], 0.0)
-        return Observation(np.append(touched, -1), found, expected, deviation, rewarded)
+        return Observation(rows, found, expected, deviation, rewarded)
 
     def alarms(self, observation: Observation) -> tuple[Alarm, ...]:
         """The alarms that this batch raises; changes nothing."""
@@ -169,6 +165,12 @@ class HealthMonitor:
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         self._arrays = {name: state[name].copy() for name in self._arrays}
 
+    @staticmethod
+    def _deviation(found: Array, expected: Array, spread: Array, warm: npt.NDArray[np.bool_]) -> Array:
+        known = spread > 0
+        deviation = (found - expected) / np.where(known, spread, 1.0)
+        return np.where(warm & known, np.minimum(np.maximum(deviation, -LARGEST), LARGEST), 0.0)
+
     def _sums(self, observation: Observation) -> dict[str, npt.NDArray[np.float64]]:
         rows, deviation = observation.clusters, observation.deviation
         return {
@@ -178,20 +180,22 @@ class HealthMonitor:
         }
 
     def _alarms(self, observation: Observation, sums: dict[str, Array]) -> Iterable[Alarm]:
-        length, usual = observation.found["length"], observation.expected["length"]
-        other_length = np.abs(length - usual) > LENGTH_CHANGE * np.maximum(usual, 1.0)
-        for row, cluster in enumerate(observation.clusters.tolist()):
-            where = None if cluster < 0 else cluster
+        over = {name: values > self.threshold for name, values in sums.items()}
+        rows = np.flatnonzero(np.logical_or.reduce(list(over.values())))
+        for row in rows.tolist():
+            cluster = int(observation.clusters[row])
+            length, usual = float(observation.found["length"][row]), float(observation.expected["length"][row])
+            other_length = abs(length - usual) > LENGTH_CHANGE * max(usual, 1.0)
             kinds = {
-                "reward_up": "reward jumped with length" if other_length[row] else "reward jumped",
+                "reward_up": "reward jumped with length" if other_length else "reward jumped",
                 "reward_down": "reward fell",
                 "error_up": "errors rose",
             }
             for name, kind in kinds.items():
-                if sums[name][row] > self.threshold:
+                if over[name][row]:
                     average = "error" if name == "error_up" else "reward"
                     expected, found = observation.expected[average][row], observation.found[average][row]
-                    yield Alarm(kind, where, float(expected), float(found))
+                    yield Alarm(kind, None if cluster < 0 else cluster, float(expected), float(found))
 
 
 def error_share(batch: CommittedRewards) -> float:

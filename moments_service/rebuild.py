@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from moments_service.clusters import Clusters, Transfer, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
-from moments_service.ledger import LedgerReader
+from moments_service.ledger import LedgerReader, RunLedger
 from moments_service.portable import WarmStart
 from moments_service.state import MOMENTS_FILE, MomentsState
 
@@ -70,7 +70,7 @@ def rebuild_history(
     config: MomentsConfig, directory: Path, incarnation: int | None = None, before_step: int = 2**62
 ) -> RunHistory:
     """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
-    reader = LedgerReader(directory)
+    reader = RunLedger(directory)
     try:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation

@@ -6,7 +6,7 @@ recognised by its id: `submit` by group, `next_batch` and `commit` by step.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.batch import Batch
-from moments_service.buffer import GroupBuffer, ReadyGroup, committed_rewards, gather_table, ready_groups
+from moments_service.buffer import GroupBuffer, GroupStore, ReadyGroups, committed_rewards
 from moments_service.clusters import (
     ClusterChange,
     Clusters,
@@ -31,10 +31,11 @@ from moments_service.estimators.grpo import grpo
 from moments_service.expected_signal import ExpectedSignal, expected_signal
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import Alarm, error_share
-from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerLimits, LedgerReader
+from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits, RunLedger, shard_directories
 from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.rebuild import RunHistory
 from moments_service.seeding import derive_seed
+from moments_service.sharding import LedgerShard, LocalShard, ShardedLedger
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 from moments_service.table import GroupTable
@@ -57,6 +58,7 @@ class MomentsService:
         incarnation: int = 0,
         snapshot: Path | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
+        open_shard: Callable[[Path, int, int, LedgerLimits], LedgerShard] = LocalShard,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -65,9 +67,11 @@ class MomentsService:
         self._buffer = GroupBuffer()
         self._drawn: Batch | None = None
         # Groups that nobody will train on; they wait here for the next commit to enter history.
-        self._closed: dict[str, ReadyGroup] = {}
+        self._closed = GroupStore()
         # Those of them that a dead service acknowledged; a sender that tries again brings their payload back.
         self._orphans: set[str] = set()
+        # Those that the commit under way takes in. If it fails they stay here for when it is sent again.
+        self._leaving: ReadyGroups | None = None
         # Ids on their way to the disk, and ids between their acknowledgement and their commit; the ledger knows older ones.
         self._writing: dict[str, asyncio.Future[None]] = {}
         self._open: set[str] = set()
@@ -83,7 +87,9 @@ class MomentsService:
         if snapshot is not None:
             self._restore(snapshot)
         after_step = -1 if self._history.state is None else self._history.state.last_step
-        self._ledger = Ledger(directory, incarnation, after_step, limits)
+        directories = shard_directories(directory, config.shards)
+        shards = [open_shard(path, incarnation, after_step, limits) for path in directories]
+        self._ledger = ShardedLedger(shards, directories, incarnation)
         self._replay()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
@@ -134,17 +140,17 @@ class MomentsService:
         table.check()
         known = self._fitted()
         await self._adopt_orphans(table, payloads)
-        twins = [writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None]
+        twins = {writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None}
         rows = self._new_rows(table)
-        if len(rows) < len(table):
-            payloads = [payloads[row] for row in rows]
-            transcripts = None if transcripts is None else [transcripts[row] for row in rows]
-        if rows:
-            clusters = known.assign(table)[rows]
-            fresh = _lost_without_payload(table.take(rows), payloads)
+        if len(rows):
+            clusters = known.assign(table)
+            fresh = ReadyGroups(table.headers(), clusters, payloads)
+            if len(rows) < len(table):
+                fresh = fresh.take(rows)
+                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
             # A task of its own: whoever sends may give up, the group is taken in all the same.
-            storing = asyncio.create_task(self._store(fresh, clusters, payloads, transcripts))
-            self._writing.update(dict.fromkeys(fresh.group_ids, storing))
+            storing = asyncio.create_task(self._store(fresh.marked_lost(), transcripts))
+            self._writing.update(dict.fromkeys(fresh.table.group_ids, storing))
             await asyncio.shield(storing)
         for writing in twins:
             await asyncio.shield(writing)
@@ -155,11 +161,12 @@ class MomentsService:
         Ids that were never submitted or are drawn already are left alone. Returns the ids that were closed.
         """
         lost = self._buffer.remove(group_ids)
-        if lost:
-            await self._ledger.append_losses(ready.feed_order() for ready in lost)
-            self._counts.lost += len(lost)
-            self._closed.update((ready.group_id, ready) for ready in lost)
-        return tuple(ready.group_id for ready in lost)
+        if lost is None:
+            return ()
+        await self._ledger.append_losses(lost)
+        self._counts.lost += len(lost)
+        self._closed.put(lost)
+        return lost.table.group_ids
 
     async def next_batch(self, step: int, groups: int) -> Batch:
         """The next `groups` groups in feed order, with advantages from the state before them.
@@ -179,8 +186,10 @@ class MomentsService:
         """Take the batch of `step` back because payloads in it are lost: those close, the others wait again."""
         if self._drawn is None or self._drawn.step != step:
             return
+        if self._leaving is not None:
+            raise RuntimeError(f"the commit of step {step} has begun; only the same commit can follow")
         batch, self._drawn = self._drawn, None
-        await self._buffer.put(ready_groups(batch.table, batch.clusters, batch.payloads))
+        await self._buffer.put(ReadyGroups.of(batch))
         await self.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
@@ -196,14 +205,15 @@ class MomentsService:
             if self._drawn is None or self._drawn.step != step:
                 raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
             batch = self._drawn
-            closed = sorted(self._closed.values(), key=ReadyGroup.feed_order)
-            await self._ledger.append_commit(batch, policy_version, move, [ready.feed_order() for ready in closed])
-            state.fold(step, committed_rewards(batch.table, batch.clusters, closed, policy_version, move))
-            self._drawn = None
-            for group_id in (*batch.group_ids, *(ready.group_id for ready in closed)):
-                self._open.discard(group_id)
-                self._orphans.discard(group_id)
-                self._closed.pop(group_id, None)
+            trained = ReadyGroups.of(batch)
+            if self._leaving is None:
+                self._leaving = self._closed.take_all(trained)
+                self._orphans.difference_update(self._leaving.table.group_ids)
+            closed = self._leaving if len(self._leaving) else None
+            await self._ledger.append_commit(batch, policy_version, move, closed)
+            state.fold(step, committed_rewards(trained, closed, policy_version, move))
+            self._open.difference_update(batch.group_ids, self._leaving.table.group_ids)
+            self._drawn = self._leaving = None
             self._counts.trained += len(batch.table)
 
     async def stats(self) -> dict[str, Any]:
@@ -295,69 +305,75 @@ class MomentsService:
 
     def _replay(self) -> None:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = LedgerReader(self._directory)
+        reader = RunLedger(self._directory)
         try:
             self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1
             self._history.replay(reader, self._incarnation, first_step)
-            for group, cluster in reader.unfolded(self._incarnation):
-                self._closed[group.group_id] = ReadyGroup(GroupTable.of([group]), 0, cluster, None)
-                self._open.add(group.group_id)
-                if group.status is GroupStatus.SCORED:
-                    self._orphans.add(group.group_id)
+            if unfolded := reader.unfolded(self._incarnation):
+                headers, clusters = zip(*unfolded, strict=True)
+                self._closed.put(ReadyGroups(GroupTable.of(headers), np.array(clusters), [None] * len(headers)))
+                self._open.update(group.group_id for group in headers)
+                self._orphans.update(group.group_id for group in headers if group.status is GroupStatus.SCORED)
         finally:
             reader.close()
 
-    def _new_rows(self, table: GroupTable) -> list[int]:
-        """Rows that are neither on the disk nor on their way there, each id once."""
-        held = self._ledger.held(table)
+    def _new_rows(self, table: GroupTable) -> Sequence[int]:
+        """Rows that are neither waiting for their commit nor on their way to the disk, each id once."""
+        ids = set(table.group_ids)
+        taken = (self._open, self._writing.keys())
+        if len(ids) == len(table) and all(ids.isdisjoint(known) for known in taken):
+            return range(len(table))
         rows: dict[str, int] = {}
         for row, group_id in enumerate(table.group_ids):
-            if group_id not in held and group_id not in self._open and group_id not in self._writing:
+            if not any(group_id in known for known in taken):
                 rows.setdefault(group_id, row)
         return list(rows.values())
 
     async def _adopt_orphans(self, table: GroupTable, payloads: Sequence[Any]) -> None:
-        adopted = []
-        for group_id, payload in zip(table.group_ids, payloads, strict=True):
-            if group_id in self._orphans and payload is not None:
-                self._orphans.discard(group_id)
-                adopted.append(replace(self._closed.pop(group_id), payload=payload))
-        if adopted:
-            await self._buffer.put(adopted)
+        back = {
+            group_id: payload
+            for group_id, payload in zip(table.group_ids, payloads, strict=True)
+            if group_id in self._orphans and payload is not None
+        }
+        if (adopted := self._closed.remove(back)) is not None:
+            self._orphans.difference_update(back)
+            await self._buffer.put(replace(adopted, payloads=[back[group_id] for group_id in adopted.table.group_ids]))
 
-    async def _store(
-        self,
-        table: GroupTable,
-        clusters: np.ndarray,
-        payloads: Sequence[Any],
-        transcripts: Sequence[Transcript | None] | None,
-    ) -> None:
+    async def _store(self, groups: ReadyGroups, transcripts: Sequence[Transcript | None] | None) -> None:
+        sent = groups.table.group_ids
         try:
-            await self._ledger.append(table, clusters, transcripts)
+            if held := await self._ledger.held(groups.table):
+                rows = [row for row, group_id in enumerate(sent) if group_id not in held]
+                groups = groups.take(rows)
+                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
+            if not len(groups):
+                return
+            await self._ledger.append(groups, transcripts)
         finally:
-            for group_id in table.group_ids:
+            for group_id in sent:
                 del self._writing[group_id]
+        table = groups.table
         self._open.update(table.group_ids)
         self._counts.groups += len(table)
         self._counts.completions += int(table.sizes.sum())
-        self._counts.errors += sum(error is not None for errors in table.errors for error in errors or ())
+        self._counts.errors += int((np.isnan(table.rewards) & table.filled()).sum())
         self._counts.lost += int(table.lost.sum())
-        ready = ready_groups(table, clusters, payloads)
-        trainable = (~table.lost & table.scored()).tolist()
-        self._closed.update((group.group_id, group) for group, train in zip(ready, trainable, strict=True) if not train)
-        await self._buffer.put(group for group, train in zip(ready, trainable, strict=True) if train)
+        trainable = ~table.lost & table.scored()
+        if not trainable.all():
+            self._closed.put(groups.take(np.flatnonzero(~trainable)))
+            groups = groups.take(np.flatnonzero(trainable))
+        await self._buffer.put(groups)
 
-    def _blend(self, step: int, entries: list[ReadyGroup]) -> Batch:
+    def _blend(self, step: int, groups: ReadyGroups) -> Batch:
         state = self._fitted_state()
-        table = gather_table(entries)
-        clusters = np.array([entry.cluster for entry in entries], dtype=np.int64)
+        table, clusters = groups.table, groups.clusters
         rewards = RewardBatch(
             table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters)
         )
         own = state.estimate(rewards)
         metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
-        together = committed_rewards(table, clusters, list(self._closed.values()), policy_version=-1, move=None)
+        together = committed_rewards(groups, self._closed.all(), policy_version=-1, move=None)
         metrics["reward/errors"] = share = error_share(together)
         alarms = state.alarms(together)
         if share > (limit := self._config.health.error_share):
@@ -366,7 +382,7 @@ class MomentsService:
         return Batch(
             step=step,
             table=table,
-            payloads=tuple(entry.payload for entry in entries),
+            payloads=tuple(groups.payloads),
             clusters=clusters,
             advantages=own.values,
             baseline=own.baseline,
@@ -377,11 +393,6 @@ class MomentsService:
         )
 
     def _error_examples(self, table: GroupTable) -> str:
-        closed = [ready.table.errors[ready.row] for ready in self._closed.values()]
-        errors = {error for errors in (*table.errors, *closed) for error in errors or () if error is not None}
+        every = (*table.errors, *self._closed.errors())
+        errors = {error for errors in every for error in errors or () if error is not None}
         return "; ".join(sorted(errors)[:3])
-
-
-def _lost_without_payload(table: GroupTable, payloads: Sequence[Any]) -> GroupTable:
-    missing = np.array([payload is None for payload in payloads], dtype=np.bool_)
-    return replace(table, lost=table.lost | (missing & table.scored()))

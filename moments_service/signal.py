@@ -17,13 +17,14 @@ def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: f
     """
     own_signal, grpo_signal = own.carries_signal(), counterfactual.carries_signal()
     rescued = own_signal & ~grpo_signal
-    magnitudes = np.abs(own.values[~np.isnan(own.values)])
+    values = own.values[~np.isnan(own.values)]
+    magnitudes = np.abs(values)
     return {
         "signal/own": float(own_signal.mean()),
         "signal/grpo": float(grpo_signal.mean()),
         "signal/rescued": float(rescued.mean()),
         "signal/rescued_groups": float(rescued.sum()),
-        "advantage/mean": float(np.nanmean(own.values)),
+        "advantage/mean": float(values.mean()),
         "advantage/mean_abs": float(magnitudes.mean()),
         "advantage/mean_abs_grpo": float(np.nanmean(np.abs(counterfactual.values))),
         "advantage/clipped": float((magnitudes >= max_advantage).mean()),
@@ -37,15 +38,17 @@ def reward_metrics(table: GroupTable) -> dict[str, float]:
     solved = np.where(valid, table.rewards >= FULL_REWARD, False)
     completions = table.sizes.sum()
     metrics = {
-        "reward/mean": float(np.nanmean(table.rewards)),
+        "reward/mean": float(table.rewards[valid].mean()),
         "reward/pass_at_1": float(solved.sum() / valid.sum()),
         "completion/length": float(table.lengths.sum() / completions),
         "completion/truncated": float(table.truncated.sum() / completions),
         "group_size/mean": float(table.sizes.mean()),
         "group_size/max": float(table.sizes.max()),
     }
-    names, of_row = np.unique(np.array(table.sources), return_inverse=True)
+    names = sorted(set(table.sources))
+    place = {source: i for i, source in enumerate(names)}
+    of_row = np.fromiter(map(place.__getitem__, table.sources), dtype=np.int64, count=len(table))
     solved_by_source = np.bincount(of_row, weights=solved.sum(axis=1))
     valid_by_source = np.bincount(of_row, weights=valid.sum(axis=1))
-    shares = solved_by_source / np.maximum(valid_by_source, 1.0)
-    return metrics | {f"pass_at_1/{source}": float(share) for source, share in zip(names, shares, strict=True)}
+    shares = (solved_by_source / np.maximum(valid_by_source, 1.0)).tolist()
+    return metrics | {f"pass_at_1/{source}": share for source, share in zip(names, shares, strict=True)}

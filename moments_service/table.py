@@ -1,13 +1,17 @@
 """Many group headers as columns."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
 from moments_service.groups import GroupStatus, ScoredGroup
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +78,14 @@ class GroupTable:
         if np.isinf(self.rewards).any():
             row = int(np.isinf(self.rewards).any(axis=1).argmax())
             raise ValueError(f"group {self.group_ids[row]}: a reward is not finite")
-        missing = (np.isnan(self.rewards) & self.filled()).sum(axis=1).tolist()
-        for row, (errors, unrewarded) in enumerate(zip(self.errors, missing, strict=True)):
-            if unrewarded != sum(error is not None for error in errors or ()):
-                raise ValueError(
-                    f"group {self.group_ids[row]}: every completion needs a reward or an error, and not both"
-                )
+        missing = (np.isnan(self.rewards) & self.filled()).sum(axis=1)
+        explained = np.zeros(len(self), dtype=np.int64)
+        for row, errors in enumerate(self.errors):
+            if errors is not None:
+                explained[row] = sum(error is not None for error in errors)
+        if (missing != explained).any():
+            row = int((missing != explained).argmax())
+            raise ValueError(f"group {self.group_ids[row]}: every completion needs a reward or an error, and not both")
 
     def filled(self) -> npt.NDArray[np.bool_]:
         """[N, G]: whether there is a completion."""
@@ -119,19 +125,33 @@ class GroupTable:
         sizes = self.sizes[index]
         width = int(sizes.max(initial=0))
         return GroupTable(
-            group_ids=tuple(self.group_ids[row] for row in index.tolist()),
-            prompt_ids=tuple(self.prompt_ids[row] for row in index.tolist()),
-            sources=tuple(self.sources[row] for row in index.tolist()),
-            difficulties=tuple(self.difficulties[row] for row in index.tolist()),
+            group_ids=pick(self.group_ids, index),
+            prompt_ids=pick(self.prompt_ids, index),
+            sources=pick(self.sources, index),
+            difficulties=pick(self.difficulties, index),
             sequence=self.sequence[index],
             sizes=sizes,
-            rewards=self.rewards[index, :width],
-            errors=tuple(self.errors[row] for row in index.tolist()),
+            rewards=np.ascontiguousarray(self.rewards[index, :width]),
+            errors=pick(self.errors, index),
             lengths=self.lengths[index, :width],
             truncated=self.truncated[index, :width],
             policy_versions=self.policy_versions[index],
             lost=self.lost[index],
         )
+
+    def headers(self) -> "GroupTable":
+        """All rows without embeddings, no wider than they need. Rewards in C order, on which the order of their sums depends."""
+        if self.rewards.shape[1] > self.sizes.max(initial=0):
+            return self.take(np.arange(len(self)))
+        return replace(self, embeddings=None, rewards=np.ascontiguousarray(self.rewards))
+
+
+def pick(column: Sequence[T], rows: npt.NDArray[np.int64]) -> tuple[T, ...]:
+    """The entries of a column at `rows`."""
+    if len(rows) < 2:
+        return tuple(column[row] for row in rows.tolist())
+    picked: tuple[T, ...] = itemgetter(*rows.tolist())(column)
+    return picked
 
 
 def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
@@ -139,7 +159,12 @@ def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
     width = max(table.rewards.shape[1] for table in tables)
 
     def wide(columns: Sequence[np.ndarray], missing: float | bool) -> np.ndarray:
-        parts = [np.pad(c, ((0, 0), (0, width - c.shape[1])), constant_values=missing) for c in columns]
+        parts = [
+            column
+            if column.shape[1] == width
+            else np.pad(column, ((0, 0), (0, width - column.shape[1])), constant_values=missing)
+            for column in columns
+        ]
         return np.concatenate(parts)
 
     return GroupTable(

@@ -39,11 +39,12 @@ class MadeRun:
         estimator: str = "bv_blend",
         texts: dict[int, str] | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
+        shards: int = 1,
     ) -> None:
         self.config = load_recipe(
             RECIPE,
             [f"steps={steps}", f"batch_groups={groups}", f"group_size={size}", f"seed={seed}", f"moments.estimator={estimator}",
-             "moments.clusters.count=12", "rollout.engine=transformers"],
+             "moments.clusters.count=12", f"moments.shards={shards}", "rollout.engine=transformers"],
         )  # fmt: skip
         self.directory = RunDirectory(runs_dir / name)
         self.directory.path.mkdir(parents=True)

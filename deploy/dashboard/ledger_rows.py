@@ -3,12 +3,12 @@
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moments_service.ledger import LedgerDamagedError, LedgerReader
+from moments_service.ledger import LedgerDamagedError, LedgerReader, RunLedger, ledger_directories
 
 _OLD_FILE = "ledger.sqlite"
 """What the ledger was before it came in parts."""
@@ -72,7 +72,7 @@ class LedgerRows:
         self._directory = moments
         self._lock = threading.Lock()
         self._users = 0
-        self._reader: LedgerReader | None = None
+        self._reader: RunLedger | None = None
         if (moments / _OLD_FILE).exists():
             raise OldLedgerError(
                 f"{moments / _OLD_FILE} was written by an older version; its steps can be shown, its groups cannot"
@@ -85,7 +85,7 @@ class LedgerRows:
         """Keep it open from one question to the next."""
         with self._lock:
             if self._reader is None:
-                self._reader = LedgerReader(self._directory)
+                self._reader = RunLedger(self._directory)
             self._users += 1
         try:
             yield
@@ -97,22 +97,25 @@ class LedgerRows:
                     self._reader = None
 
     def incarnations(self) -> list[Incarnation]:
-        """Every start of the run, oldest first."""
-        with self.reading():
-            found = []
-            for number, after in sorted(self._query("SELECT incarnation, after_step FROM incarnations")):
-                # Two queries: one for both ends would read every commit.
-                low, high = (
-                    [
-                        step
-                        for (step,) in self._query(f"SELECT {end}(step) FROM commits WHERE incarnation = ?", (number,))
-                    ]
-                    for end in ("MIN", "MAX")
-                )
-                first = min((step for step in low if step is not None), default=None)
-                last = max((step for step in high if step is not None), default=None)
-                found.append(Incarnation(number, after, first, last))
-            return found
+        """Every start of the run, oldest first, with the steps that all shards hold."""
+        ends: dict[int, list[tuple[int | None, int | None]]] = {}
+        starts: dict[int, int] = {}
+        for directory in ledger_directories(self._directory):
+            with closing(LedgerReader(directory)) as shard:
+                for number, after in shard.incarnations().items():
+                    starts[number] = after
+                    ends.setdefault(number, []).append(_first_and_last_step(shard, number))
+        found = []
+        for number in sorted(starts):
+            firsts, lasts = (
+                [step for step in column if step is not None] for column in zip(*ends[number], strict=True)
+            )
+            # A shard that has not written a commit yet, or lost it in a crash, holds it back for all.
+            complete = len(lasts) == len(ends[number]) and max(firsts) <= min(lasts)
+            found.append(
+                Incarnation(number, starts[number], max(firsts) if complete else None, min(lasts) if complete else None)
+            )
+        return found
 
     def policy_version(self, incarnation: int, step: int) -> int | None:
         """The version that the commit of a step led to."""
@@ -203,6 +206,19 @@ class LedgerRows:
         with self.reading(), self._lock:
             assert self._reader is not None
             return self._reader.query(sql, values)
+
+
+def _first_and_last_step(reader: LedgerReader, incarnation: int) -> tuple[int | None, int | None]:
+    """Of an incarnation's commits; None where there is none."""
+    # Two queries: one for both ends would read every commit.
+    low, high = (
+        [step for (step,) in reader.query(f"SELECT {end}(step) FROM commits WHERE incarnation = ?", (incarnation,))]
+        for end in ("MIN", "MAX")
+    )
+    return (
+        min((step for step in low if step is not None), default=None),
+        max((step for step in high if step is not None), default=None),
+    )
 
 
 def _folded(incarnation: int, step: int, row: tuple[Any, ...]) -> FoldedRow:

@@ -40,10 +40,6 @@ class ClosedParts:
         self._spans[path] = (0, -1) if low is None else (low, high)
         self._unfinished[path] = writer
 
-    def newest_sequence(self) -> int:
-        """Highest place in the feed of a group of this incarnation; -1 for none."""
-        return max((high for _, high in self._spans.values()), default=-1)
-
     def holds(self, sequence: int, group_id: str) -> bool:
         """Whether this incarnation's group stands in a closed part."""
         query = "SELECT 1 FROM groups WHERE incarnation = ? AND sequence = ? AND group_id = ?"

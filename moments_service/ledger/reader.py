@@ -20,6 +20,7 @@ from moments_service.state import Counts
 from moments_service.table import padded
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, oldest_version, newest_version, lost, cluster"
+_COMMITTED = "cluster, prompt_id, rewards, lengths, sequence, group_id"
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
 
@@ -30,6 +31,8 @@ class LedgerCommit:
     incarnation: int
     step: int
     committed: CommittedRewards
+    keys: tuple[tuple[int, str], ...]
+    """(sequence, id) of each group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class LedgerReader:
         paths = part_paths(self.directory)
         for number, path in enumerate(paths):
             for step, policy_version, kl, log_ratio in self._ask(path, query, (incarnation, first_step, last_step)):
-                groups = self._folded(paths[: number + 1], incarnation, step, "cluster, prompt_id, rewards, lengths")
+                groups = self._folded(paths[: number + 1], incarnation, step, _COMMITTED)
                 rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (2, 3))
                 width = max(map(len, rewards), default=0)
                 committed = CommittedRewards(
@@ -111,7 +114,7 @@ class LedgerReader:
                     move=None if kl is None else PolicyMove(kl, log_ratio),
                     lengths=padded(lengths, width, np.nan),
                 )
-                yield LedgerCommit(incarnation, step, committed)
+                yield LedgerCommit(incarnation, step, committed, tuple(row[4:6] for row in groups))
 
     def batch(self, incarnation: int, step: int) -> list[FoldedGroup]:
         """Everything that the commit of a step folded in, in feed order."""
@@ -222,14 +225,3 @@ def _tuple(text: str | None) -> tuple[float | None, ...] | None:
 
 def _sums(rows: Sequence[Row]) -> list[int]:
     return [int(sum(column)) for column in zip(*rows, strict=True)]
-
-
-def last_incarnation(directory: Path) -> int:
-    """The newest incarnation of the ledger in a directory; -1 where there is none or nothing in it."""
-    if not part_paths(directory):
-        return -1
-    reader = LedgerReader(directory)
-    try:
-        return reader.last_incarnation()
-    finally:
-        reader.close()

@@ -27,6 +27,7 @@ import numpy.typing as npt
 Row = tuple[Any, ...]
 
 _encode = msgspec.json.encode
+_encoder = msgspec.json.Encoder()
 _CHUNKS = (256, 32, 4, 1)
 """Rows a statement; a few sizes only, so that SQLite's compiled statements are used again."""
 
@@ -140,6 +141,13 @@ class TransactionHash:
             digest.update(_encode(row))
             self._rows += table != TEXTS
 
+    def add_all(self, table: str, rows: Sequence[Row]) -> None:
+        """The same for many rows at once."""
+        digest = self._tables.setdefault(table, hashlib.blake2b(digest_size=16))
+        # Strings in JSON hold no bare newline, so those taken out are the ones between rows.
+        digest.update(_encoder.encode_lines(rows).replace(b"\n", b""))
+        self._rows += len(rows) if table != TEXTS else 0
+
     def seal(self) -> tuple[int, str, str]:
         """Number of rows and checksum of all but the transcripts, and the checksum of those; '' where there are none."""
         whole = hashlib.blake2b(digest_size=16)
@@ -156,3 +164,28 @@ def json_rows(values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[st
         whole = _encode(values.tolist()).decode()
         return [f"[{row}]" for row in whole[2:-2].split("],[")]
     return [_encode(row[:size]).decode() for row, size in zip(values.tolist(), sizes.tolist(), strict=True)]
+
+
+class RepeatedRows:
+    """`json_rows` for a column in which the same rows come again and again: each is written out once and kept."""
+
+    def __init__(self, most: int = 1 << 16) -> None:
+        """most: rows that are kept."""
+        self._texts: dict[bytes, str] = {}
+        self._most = most
+
+    def json(self, values: npt.NDArray[Any], sizes: npt.NDArray[np.int64]) -> list[str]:
+        """The same as `json_rows(values, sizes)`."""
+        if not values.size or (sizes != values.shape[1]).any():
+            return json_rows(values, sizes)
+        width = values.dtype.itemsize * values.shape[1]
+        data = np.ascontiguousarray(values).tobytes()
+        keys = [data[start : start + width] for start in range(0, len(data), width)]
+        known = self._texts
+        new = [row for row, key in enumerate(keys) if key not in known]
+        if new:
+            if len(known) + len(new) > self._most:
+                known.clear()
+                new = list(range(len(keys)))
+            known.update(zip([keys[row] for row in new], json_rows(values[new], sizes[new]), strict=True))
+        return [known[key] for key in keys]

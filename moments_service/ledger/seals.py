@@ -53,7 +53,7 @@ def write_transaction(connection: sqlite3.Connection, number: int, rows: Mapping
     with connection:
         for table, added in rows.items():
             added.sort()
-            hashed.add(table, added)
+            hashed.add_all(table, added)
             insert(connection, table, [(*row, number) for row in added])
         counted, checksum, texts = hashed.seal()
         connection.execute("INSERT INTO seals VALUES (?, ?, ?, ?)", (number, counted, checksum, texts))

@@ -12,6 +12,7 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,9 @@ from moments_service.ledger.parts import (
     remove_partials,
 )
 from moments_service.ledger.reader import LedgerReader
-from moments_service.ledger.schema import Row, json_rows, open_for_reading, open_for_writing
+from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
+from moments_service.ledger.seen import SeenPlaces
 from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
@@ -66,11 +68,10 @@ class Ledger:
         # A second connection sees only what is committed, so what it finds is on the disk.
         self._reader = open_for_reading(self.path)
         self._full_at = limits.part_bytes
-        query = "SELECT MAX(sequence) FROM groups WHERE incarnation = ?"
-        (newest,) = self._reader.execute(query, (incarnation,)).fetchone()
-        self._newest_sequence = max(self._closed.newest_sequence(), -1 if newest is None else newest)
-        if incarnation not in _begun(directory):
+        begun, self._seen = _begun(directory, incarnation)
+        if not begun:
             self._transact([[("incarnations", [(incarnation, after_step)])]])
+        self._reward_texts, self._truncated_texts = RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
@@ -83,29 +84,30 @@ class Ledger:
 
         clusters: [N].    transcripts: N of them, or None.
         """
-        write: Write = [("groups", self._group_rows(table, clusters))]
         texts = [
-            (self.incarnation, sequence, group_id, text.prompt, json.dumps(text.completions))
-            for sequence, group_id, text in zip(
-                table.sequence.tolist(), table.group_ids, transcripts or [None] * len(table), strict=True
+            (
+                self.incarnation,
+                int(table.sequence[row]),
+                table.group_ids[row],
+                text.prompt,
+                json.dumps(text.completions),
             )
+            for row, text in enumerate(transcripts or ())
             if text is not None
         ]
-        await self._write([*write, ("transcripts", texts)])
-        self._newest_sequence = max(self._newest_sequence, int(table.sequence.max(initial=-1)))
+        await self._write([("groups", self._group_rows(table, clusters)), ("transcripts", texts)])
+        self._seen.add(table.sequence)
 
     def held(self, table: GroupTable) -> set[str]:
         """Ids of those groups that are on the disk already."""
         query = "SELECT 1 FROM groups WHERE incarnation = ? AND sequence = ? AND group_id = ?"
-        newest = self._newest_sequence
+        again = np.flatnonzero(self._seen.contains(table.sequence)).tolist()
+        keys = [(table.group_ids[row], int(table.sequence[row])) for row in again]
         return {
             group_id
-            for group_id, sequence in zip(table.group_ids, table.sequence.tolist(), strict=True)
-            if sequence <= newest
-            and (
-                self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
-                or self._closed.holds(sequence, group_id)
-            )
+            for group_id, sequence in keys
+            if self._reader.execute(query, (self.incarnation, sequence, group_id)).fetchone()
+            or self._closed.holds(sequence, group_id)
         }
 
     async def append_losses(self, groups: Iterable[tuple[int, str]]) -> None:
@@ -127,6 +129,11 @@ class Ledger:
         measured = (None, None) if move is None else (move.kl, move.log_ratio)
         commit = (self.incarnation, batch.step, policy_version, *measured)
         await self._write([("folds", folds), ("commits", [commit])])
+
+    def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
+        """Write commits that fold no group in, before anything else is written. Each: (step, policy_version, kl, log_ratio)."""
+        if commits:
+            self._transact([[("commits", [(self.incarnation, *commit) for commit in commits])]])
 
     async def close(self) -> None:
         """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
@@ -150,10 +157,10 @@ class Ledger:
                 table.sources,
                 clusters.tolist(),
                 table.lost.astype(int).tolist(),
-                json_rows(table.rewards, table.sizes),
+                self._reward_texts.json(table.rewards, table.sizes),
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
-                json_rows(table.truncated, table.sizes),
+                self._truncated_texts.json(table.truncated, table.sizes),
                 table.policy_versions[:, 0].tolist(),
                 table.policy_versions[:, 1].tolist(),
                 strict=True,
@@ -179,9 +186,10 @@ class Ledger:
             try:
                 if writes:
                     await asyncio.to_thread(self._transact, [write for write, _ in writes])
-            except sqlite3.Error as error:
+            except Exception as error:  # whatever it is: who waits for an acknowledgement has to hear of it
                 for _, written in writes:
-                    written.set_exception(RuntimeError(f"ledger {self.path} cannot be written: {error}"))
+                    if not written.cancelled():
+                        written.set_exception(RuntimeError(f"ledger {self.path} cannot be written: {error}"))
             else:
                 for _, written in writes:
                     if not written.cancelled():
@@ -224,9 +232,13 @@ class Ledger:
         self._last = write_transaction(self.connection, self._last.number + 1, rows)
 
 
-def _begun(directory: Path) -> set[int]:
+def _begun(directory: Path, incarnation: int) -> tuple[bool, SeenPlaces]:
+    """Whether an incarnation has begun already, and the places in the feed that it has groups of."""
+    seen = SeenPlaces()
     reader = LedgerReader(directory)
     try:
-        return set(reader.incarnations())
+        places = reader.query("SELECT sequence FROM groups WHERE incarnation = ?", (incarnation,))
+        seen.add(np.array(places, dtype=np.int64).reshape(-1))
+        return incarnation in reader.incarnations(), seen
     finally:
         reader.close()

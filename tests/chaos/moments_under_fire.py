@@ -1,6 +1,6 @@
 """Kills a moments service that is under load, again and again, and checks what is left each time.
 
-Run as `python -m tests.chaos.moments_under_fire DIRECTORY ROUNDS`; prints one JSON line at the end. A process of its own,
+Run as `python -m tests.chaos.moments_under_fire DIRECTORY ROUNDS [SHARDS]`; prints one JSON line at the end. A process of its own,
 because it forks: the child is the service with its load, and dies by SIGKILL at a random instant.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.groups import ScoredGroup, Transcript
-from moments_service.ledger import LedgerLimits, LedgerReader
+from moments_service.ledger import LedgerLimits, RunLedger, ledger_directories
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.rebuild import rebuild
@@ -27,7 +27,6 @@ from moments_service.state import MomentsState
 from moments_service.table import GroupTable
 
 CLUSTERS = 32
-CONFIG = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS))
 KILLS_PER_LEDGER = 25
 """Every start reads the whole ledger, so that kills on one ledger become slower and slower."""
 LIMITS = LedgerLimits(part_bytes=48 * 2**10, texts_bytes=96 * 2**10)
@@ -63,10 +62,10 @@ def some_groups(generator: random.Random, sequence: int, count: int) -> list[Sco
     return groups
 
 
-async def load(directory: Path, seed: int, sequence: int, acknowledge: int) -> None:
+async def load(config: MomentsConfig, directory: Path, seed: int, sequence: int, acknowledge: int) -> None:
     """Submit, blend and commit until killed. Every acknowledgement goes down the pipe `acknowledge`, after it came."""
     generator = random.Random(seed)
-    service = MomentsService(CONFIG, directory, seed=0, limits=LIMITS)
+    service = MomentsService(config, directory, seed=0, limits=LIMITS)
     step = (await service.stats())["last_step"]
     os.write(acknowledge, b"ready\n")
 
@@ -90,13 +89,13 @@ async def load(directory: Path, seed: int, sequence: int, acknowledge: int) -> N
         os.write(acknowledge, f"commit {step} {digest(service._history.state)}\n".encode())
 
 
-def one_round(directory: Path, seed: int, sequence: int) -> list[str]:
+def one_round(config: MomentsConfig, directory: Path, seed: int, sequence: int) -> list[str]:
     """Start the service under load, kill it, and return the lines that it acknowledged."""
     receive, acknowledge = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(receive)
-        asyncio.run(load(directory, seed, sequence, acknowledge))
+        asyncio.run(load(config, directory, seed, sequence, acknowledge))
     os.close(acknowledge)
     with os.fdopen(receive) as pipe:
         # Every fifth dies while it starts and replays, the others while they work.
@@ -108,10 +107,10 @@ def one_round(directory: Path, seed: int, sequence: int) -> list[str]:
         return pipe.read().splitlines()
 
 
-def check(directory: Path, acknowledged: list[str], groups: set[str]) -> None:
+def check(config: MomentsConfig, directory: Path, acknowledged: list[str], groups: set[str]) -> None:
     """What was acknowledged is there, once; the state is what its commits said it was."""
     groups |= {line.split()[1] for line in acknowledged if line.startswith("group ")}
-    reader = LedgerReader(directory)
+    reader = RunLedger(directory)
     rows = [group_id for (group_id,) in reader.query("SELECT group_id FROM groups")]
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
@@ -121,48 +120,50 @@ def check(directory: Path, acknowledged: list[str], groups: set[str]) -> None:
     commits = [line.split()[1:] for line in acknowledged if line.startswith("commit ")]
     if commits:
         step, expected = commits[-1]
-        assert digest(rebuild(CONFIG, directory, before_step=int(step) + 1)) == expected, (
+        assert digest(rebuild(config, directory, before_step=int(step) + 1)) == expected, (
             f"another state after step {step}"
         )
 
 
-async def finish(directory: Path, groups: set[str]) -> None:
+async def finish(config: MomentsConfig, directory: Path, groups: set[str]) -> None:
     """One last commit: every group that was ever acknowledged is part of history then, exactly once."""
-    service = MomentsService(CONFIG, directory, seed=0, limits=LIMITS)
+    service = MomentsService(config, directory, seed=0, limits=LIMITS)
     step = (await service.stats())["last_step"] + 1
     (last,) = some_groups(random.Random(0), 10**9, 1)
     await service.submit(last, "payload")
     await service.next_batch(step, 1)
     await service.commit(step, policy_version=step + 1)
     assert service._history.state is not None
-    assert digest(service._history.state) == digest(rebuild(CONFIG, directory))
+    assert digest(service._history.state) == digest(rebuild(config, directory))
     await service.close()
-    reader = LedgerReader(directory)
+    reader = RunLedger(directory)
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
     assert groups <= set(folded) and len(folded) == len(set(folded))
-    check_parts(part_paths(directory))
+    for ledger in ledger_directories(directory):
+        check_parts(part_paths(ledger))
 
 
-async def prepare(directory: Path) -> None:
-    service = MomentsService(CONFIG, directory, seed=0)
+async def prepare(config: MomentsConfig, directory: Path) -> None:
+    service = MomentsService(config, directory, seed=0)
     await service.fit_clusters(EMBEDDINGS)
     await service.close()
 
 
-def main(directory: Path, rounds: int) -> None:
+def main(directory: Path, rounds: int, shards: int = 1) -> None:
+    config = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS), shards=shards)
     acknowledged_groups = commits = parts = 0
     for life in range(0, rounds, KILLS_PER_LEDGER):
         groups: set[str] = set()
         home = directory / f"life{life}"
-        asyncio.run(prepare(home))
+        asyncio.run(prepare(config, home))
         for number in range(life, min(life + KILLS_PER_LEDGER, rounds)):
-            acknowledged = one_round(home, seed=number, sequence=number * 10_000)
+            acknowledged = one_round(config, home, seed=number, sequence=number * 10_000)
             commits += sum(line.startswith("commit ") for line in acknowledged)
-            check(home, acknowledged, groups)
-        asyncio.run(finish(home, groups))
+            check(config, home, acknowledged, groups)
+        asyncio.run(finish(config, home, groups))
         acknowledged_groups += len(groups)
-        parts += len(part_paths(home))
+        parts += sum(len(part_paths(ledger)) for ledger in ledger_directories(home))
     found = {
         "kills": rounds,
         "groups_acknowledged": acknowledged_groups,
@@ -173,4 +174,4 @@ def main(directory: Path, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,5 +1,6 @@
 """The ledger: what a crash, a torn end and damage leave of it, and what it says afterwards."""
 
+import asyncio
 import shutil
 import sqlite3
 import subprocess
@@ -199,6 +200,26 @@ asyncio.run(main())
     acknowledged = {int(line) for line in done.stdout.split()}
     Ledger(tmp_path, incarnation=0)
     assert {group.sequence for group, _ in LedgerReader(tmp_path).unfolded(0)} == acknowledged == set(range(51))
+
+
+@pytest.mark.parametrize("error", [sqlite3.OperationalError("disk I/O error"), OverflowError("int too large")])
+async def test_who_waits_hears_of_a_write_that_failed_and_the_next_one_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    ledger = Ledger(tmp_path, incarnation=0)
+
+    def failing(*_: object) -> Seal:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr("moments_service.ledger.writer.write_transaction", failing)
+        with pytest.raises(RuntimeError, match=f"cannot be written: {error}"):
+            await asyncio.wait_for(ledger.append(GroupTable.of([header(0)]), np.array([2])), 10)
+    await ledger.append(GroupTable.of([header(1)]), np.array([2]))
+    await ledger.close()
+    reader = LedgerReader(tmp_path)
+    assert reader.query("SELECT sequence FROM groups") == [(1,)]
+    reader.close()
 
 
 async def test_a_lineage_leaves_out_what_came_after_the_checkpoints(tmp_path: Path) -> None:

@@ -1,0 +1,327 @@
+"""The moments service under load: groups a second, time to a durable acknowledgement, memory, and what clusters cost.
+
+usage: python benchmarks/moments.py --out benchmarks/results/moments.json [--repetitions 5]
+
+Sides that are compared run in turn; of the repetitions the fastest counts, since other programs only ever slow one down.
+"""
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from load import DIMENSION, Feed, RayDoor, World
+
+from deploy.environment import machine, versions
+from moments_service.clusters import Codebook, PromptSet
+from moments_service.service import MomentsService
+from moments_service.state import MomentsState
+
+CLUSTERS = 4096
+SIZES = (256, 1024, 4096, 16384, 65536)
+PROMPTS = 16384
+PHASES = ("submit", "next_batch", "commit")
+
+
+def figure(name: str, value: float, unit: str, better: str = "lower", target: float | None = None) -> dict[str, Any]:
+    return {"name": name, "value": round(value, 4), "unit": unit, "better": better, "target": target}
+
+
+@asynccontextmanager
+async def in_process(
+    world: World, directory: Path, known: bool = True, shards: int = 1, **feed: Any
+) -> AsyncIterator[Feed]:
+    """A service in this process. known: whether its clusters know the prompts, or search each group's embedding."""
+    world.begin(directory)
+    service = MomentsService(world.config(shards), directory, seed=0)
+    try:
+        await service.fit_clusters(world.prompts if known else PromptSet.of_embeddings(world.codebook.centroids[:1]))
+        yield Feed(service, world, embeddings=not known, **feed)
+    finally:
+        await service.close()
+
+
+@asynccontextmanager
+async def through_ray(world: World, directory: Path, shards: int = 1, **feed: Any) -> AsyncIterator[Feed]:
+    """A service in a Ray actor, whose groups carry real object references."""
+    world.begin(directory)
+    door = RayDoor(world.config(shards), directory)
+    await door.fit_clusters(world.prompts)
+    try:
+        yield Feed(door, world, payload=ray.put("tokens"), **feed)
+    finally:
+        await door.close()
+
+
+async def throughput(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """The whole loop at 4,096 clusters, in process and through Ray in turn, and each phase alone."""
+    world = World(CLUSTERS, PROMPTS)
+    rows: list[dict[str, Any]] = []
+    for size, tables, batches in ((256, 8, 6), (256, 2, 24), (64, 2, 48)):
+        best: dict[str, float] = {}
+        alone: dict[str, dict[str, float]] = {"in process": {}, "through Ray": {}}
+        folder = scratch / f"throughput-{size}-{tables}"
+        shape = {"size": size, "tables": tables}
+        async with (
+            in_process(world, folder / "own", **shape) as own,
+            through_ray(world, folder / "ray", **shape) as rayed,
+        ):
+            for feed in (own, rayed):
+                await feed.overlapping(feed.make(2))
+            for _ in range(repetitions):
+                for side, feed in (("in process", own), ("through Ray", rayed)):
+                    made = feed.make(batches)
+                    gc.collect()
+                    seconds = await feed.overlapping(made)
+                    groups = batches * feed.groups
+                    best[side] = max(best.get(side, 0.0), groups / seconds)
+                    for phase, spent in (await feed.one_after_another(feed.make(max(batches // 3, 1)))).items():
+                        each = spent / (max(batches // 3, 1) * feed.groups)
+                        alone[side][phase] = min(alone[side].get(phase, np.inf), each)
+        main = tables == 8
+        what = f"batches of {size * tables} in tables of {size}"
+        rows += [
+            figure(f"through Ray, {what}", best["through Ray"], "groups/s", "higher", 20_000 if main else None),
+            figure(f"in process, {what}", best["in process"], "groups/s", "higher"),
+            figure(
+                f"through Ray to in process, {what}",
+                best["through Ray"] / best["in process"],
+                "1",
+                "higher",
+                0.5 if main else None,
+            ),
+        ]
+        rows += [
+            figure(f"{phase} alone, {side}, {what}", 1e6 * alone[side][phase], "us/group")
+            for side in alone
+            for phase in PHASES
+        ]
+    return rows
+
+
+async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """CPU seconds that the service itself spends on a group where shards in other processes write the ledger."""
+    world = World(CLUSTERS, PROMPTS)
+    found: dict[int, float] = {}
+    for shards in (1, 2):
+        async with through_ray(world, scratch / f"shards{shards}", shards=shards, size=256, tables=8) as feed:
+            pid = _actor_process("ray::MomentsActor")
+            await feed.overlapping(feed.make(2))
+            for _ in range(repetitions):
+                made = feed.make(6)
+                before = _cpu_seconds(pid)
+                await feed.overlapping(made)
+                spent = (_cpu_seconds(pid) - before) / (6 * feed.groups)
+                found[shards] = min(found.get(shards, np.inf), spent)
+            if shards == 1:
+                before, calls = _cpu_seconds(pid), 1000
+                await feed.latencies(rate=300.0, count=calls, together=1, batch=calls)
+                call = (_cpu_seconds(pid) - before) / calls
+    return [
+        figure("CPU of the service, one shard, through Ray", 1e6 * found[1], "us/group"),
+        figure("CPU of the router of 2 shards, through Ray", 1e6 * found[2], "us/group"),
+        figure("CPU of the service for one group in a call of its own, through Ray", 1e6 * call, "us/group"),
+    ]
+
+
+async def service_times(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """CPU seconds of a group in the event loop and in the writing thread, in process; and one small transaction's time."""
+    world = World(CLUSTERS, PROMPTS)
+    loop = writer = sync = np.inf
+    async with in_process(world, scratch / "times", size=256, tables=8) as feed:
+        await feed.overlapping(feed.make(2))
+        for _ in range(repetitions):
+            made = feed.make(6)
+            own, whole = time.thread_time(), time.process_time()
+            await feed.one_after_another(made)
+            own, whole = time.thread_time() - own, time.process_time() - whole
+            loop = min(loop, own / (6 * feed.groups))
+            writer = min(writer, (whole - own) / (6 * feed.groups))
+    async with in_process(world, scratch / "sync", size=1) as feed:
+        for sent in feed.make(100 * repetitions):
+            started = time.perf_counter()
+            await feed.door.submit_table(*sent)
+            sync = min(sync, time.perf_counter() - started)
+    return [
+        figure("CPU of the event loop", 1e6 * loop, "us/group"),
+        figure("CPU of the writer", 1e6 * writer, "us/group"),
+        figure("one group alone, in process, to the disk", 1e3 * sync, "ms"),
+    ]
+
+
+async def latency(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """1,000 groups a second through Ray, in calls of 8 groups and of one, while batches are taken and committed."""
+    world = World(CLUSTERS, PROMPTS)
+    best: dict[tuple[int, int], float] = {}
+    async with through_ray(world, scratch / "latency", size=256) as feed:
+        await feed.latencies(rate=1000.0, count=1024, together=8, batch=512)
+        for together in (8, 1):
+            for _ in range(repetitions):
+                waited = await feed.latencies(rate=1000.0, count=2048, together=together, batch=512)
+                for share in (50, 99):
+                    found = 1e3 * float(np.percentile(waited, share))
+                    best[together, share] = min(best.get((together, share), np.inf), found)
+    return [
+        figure(
+            f"submit to durable acknowledge at 1,000 groups/s, {together} in a call, p{share}",
+            value,
+            "ms",
+            target=50.0 if (together, share) == (8, 99) else None,
+        )
+        for (together, share), value in best.items()
+    ]
+
+
+async def cost_by_clusters(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+    """CPU seconds of a group in process, the writer's included, for every number of clusters in turn."""
+    worlds = {clusters: World(clusters, max(clusters, PROMPTS)) for clusters in SIZES}
+    rows = []
+    for known, what in ((True, "known prompts"), (False, "unknown prompts, searched")):
+        best = dict.fromkeys(SIZES, np.inf)
+        for repetition in range(repetitions):
+            for clusters, world in worlds.items():
+                folder = scratch / f"cost-{known}-{clusters}-{repetition}"
+                async with in_process(world, folder, known, size=512) as feed:
+                    await feed.one_after_another(feed.make(2))
+                    made = feed.make(12)
+                    gc.collect()
+                    before = time.process_time()
+                    await feed.one_after_another(made)
+                    spent = time.process_time() - before
+                best[clusters] = min(best[clusters], spent / (12 * feed.groups))
+        rows += [figure(f"CPU at {clusters} clusters, {what}", 1e6 * best[clusters], "us/group") for clusters in SIZES]
+        spread = max(best.values()) / min(best.values())
+        rows.append(
+            figure(f"dearest to cheapest number of clusters, {what}", spread, "1", target=1.3 if known else None)
+        )
+    return rows
+
+
+def memory() -> list[dict[str, Any]]:
+    """Bytes that a process grows by for each cluster, beyond its centroid: index, moments, health."""
+    rows = []
+    for clusters in (1024, CLUSTERS, 65536):
+        with tempfile.TemporaryDirectory() as folder:
+            World(clusters, 1).codebook.save(path := Path(folder) / "codebook.safetensors")
+            code = "import sys; sys.path.insert(0, 'benchmarks'); import moments\n"
+            grown = float(_python("-c", f"{code}print(moments.grown_bytes({str(path)!r}, {65536 // clusters}))"))
+        target = 1024.0 if clusters == CLUSTERS else None
+        name = f"memory beyond its centroid at {clusters} clusters"
+        rows.append(figure(name, grown / 65536 - 4 * DIMENSION, "bytes/cluster", target=target))
+    return rows
+
+
+def grown_bytes(path: str, copies: int) -> int:
+    """Resident bytes of so many codebooks with their index and the state over each. Run in a process of its own."""
+    Codebook(np.eye(4, DIMENSION, dtype=np.float32)).nearest(np.eye(1, DIMENSION, dtype=np.float32))
+    before = _resident()
+    held = []
+    for _ in range(copies):
+        codebook = Codebook.load(Path(path))
+        held.append((codebook, MomentsState(World(1, 1).config(), len(codebook))))
+    gc.collect()
+    return _resident() - before
+
+
+def import_time(repetitions: int) -> list[dict[str, Any]]:
+    """Seconds for a new process to import the service, beyond an empty one; bytecode is compiled by then."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {"PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
+
+        def best(code: str) -> float:
+            return min(_seconds(lambda: _python("-c", code, **environment)) for _ in range(repetitions + 1))
+
+        seconds = best("import moments_service.service") - best("pass")
+    return [figure("import of the service, without the encoder", seconds, "s", target=1.0)]
+
+
+def _python(*arguments: str, **environment: str) -> str:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, *arguments]
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, cwd=root, env={**os.environ, **environment}
+    )
+    return done.stdout
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _actor_process(title: str) -> int:
+    """The newest process of that title."""
+    processes = [path for path in Path("/proc").iterdir() if path.name.isdigit()]
+    found = [int(path.name) for path in processes if title in _title(path)]
+    return max(found)
+
+
+def _title(process: Path) -> str:
+    try:
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    except OSError:  # it has ended
+        return ""
+
+
+def _cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def measure(repetitions: int) -> list[dict[str, Any]]:
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        try:
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            for section in (throughput, latency, sharded):
+                figures += await section(scratch, repetitions)
+        finally:
+            ray.shutdown()
+        figures += await service_times(scratch, repetitions)
+        figures += await cost_by_clusters(scratch, repetitions)
+    return figures + memory() + import_time(repetitions)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repetitions", type=int, default=5)
+    arguments = parser.parse_args()
+    load_before = os.getloadavg()[0]
+    figures = asyncio.run(measure(arguments.repetitions))
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "conditions": {
+            "repetitions": arguments.repetitions,
+            "counted": "the best",
+            "load_average_before": load_before,
+            "load_average_after": os.getloadavg()[0],
+        },
+        "figures": figures,
+    }
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    for row in figures:
+        target = "" if row["target"] is None else f"   target {row['target']:g}"
+        print(f"{row['name']:<72} {row['value']:12.3f} {row['unit']}{target}")
+
+
+if __name__ == "__main__":
+    main()
