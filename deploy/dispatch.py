@@ -116,6 +116,10 @@ class Dispatcher:
         oldest = ", ".join(list(self._in_flight)[:5])
         return f"{len(self._in_flight)} groups in flight ({oldest}), {len(self._scored)} scored"
 
+    def depths(self) -> dict[str, int]:
+        """Groups on their way, and groups that wait to be trained on."""
+        return {"in_flight": len(self._in_flight), "scored": len(self._scored)}
+
     def take_tally(self) -> GenerationTally:
         tally, self.tally = self.tally, GenerationTally()
         return tally

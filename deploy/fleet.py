@@ -62,6 +62,10 @@ class RolloutFleet:
         """Give it nothing until it is back."""
         self._serving[actor] = False
 
+    def states(self) -> list[dict[str, int | bool]]:
+        """Whether each actor serves, and how many groups it works on."""
+        return [{"serving": serves, "load": load} for serves, load in zip(self._serving, self._load, strict=True)]
+
     async def revive(self, actor: int) -> None:
         """Wait for Ray's restart of a dead actor and give it the newest weights."""
         self.restarts += 1

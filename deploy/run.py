@@ -17,6 +17,7 @@ from deploy.dispatch import Dispatcher
 from deploy.evaluation import Evaluation, measure
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
+from deploy.live_file import LiveFile
 from deploy.mirror import Mirror
 from deploy.run_directory import RunDirectory
 from learner.errors import PayloadLostError
@@ -74,6 +75,7 @@ class Run:
         self.dispatcher = dispatcher
         self.display = display
         self.incarnation = incarnation
+        self.live = LiveFile(directory.live)
         self.mirror: Mirror | None = None
         self.step = 0
         self.policy_version = 0
@@ -186,11 +188,25 @@ class Run:
         }
         self.step += 1
         self.directory.append_metrics(row)
-        self.display.show_step(row, await self.moments.stats.remote())
+        stats = await self.moments.stats.remote()
+        self.display.show_step(row, stats)
+        self.live.write(self._services() | {"moments": stats}, force=self.step >= self.config.steps)
         due = time.perf_counter()
         await self._when_due()
         # A step's time holds neither evaluations nor checkpoints.
         self._step_started += time.perf_counter() - due
+
+    def _services(self) -> dict[str, Any]:
+        """The parts of the run as they stand, for people who watch."""
+        return {
+            "step": self.step,
+            "incarnation": self.incarnation,
+            "policy_version": self.policy_version,
+            "slots": self.config.slots,
+            **self.dispatcher.depths(),
+            "actors": self.fleet.states(),
+            "restarts": self.fleet.restarts,
+        }
 
     def start_clock(self) -> None:
         """The first step begins now."""

@@ -22,6 +22,7 @@ class RunDirectory:
     metrics.jsonl     one line a step
     evaluations.jsonl one line an evaluation
     alarms.jsonl      one line an alarm, if there was one; paused while a person has to look at it
+    live.json         queues and moments as of the last step, replaced as a whole
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
@@ -34,6 +35,7 @@ class RunDirectory:
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.alarms = self.path / "alarms.jsonl"
+        self.live = self.path / "live.json"
         self.paused = self.path / "paused"
         self.moments = self.path / "moments"
         self.final_moments = self.moments / "final"

@@ -1,0 +1,211 @@
+"""What the page shows of clusters: the map with the moments of each, and one cluster closely."""
+
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+
+from deploy.config import ConfigError, load_recipe
+from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
+from deploy.dashboard.group_view import listed
+from deploy.dashboard.groups_index import Wanted
+from deploy.dashboard.ledger_rows import OldLedgerError
+from deploy.dashboard.open_run import NoLedgerError, OpenRun
+from deploy.dashboard.shown_text import excerpt
+from deploy.dashboard.thinning import Thinning, binned, rounded
+from moments_service.clusters import Codebook, load_clusters
+from moments_service.clusters.versions import ClusterVersions
+from moments_service.estimators import RewardBatch
+from moments_service.state import MomentsState
+
+MOST_SHOWN = 600
+"""Clusters on the map; the lightest of more are left out, and counted."""
+HISTORY_BINS = 200
+EXEMPLARS = 5
+EXEMPLAR_CHARS = 400
+_SEARCHED_FOR_EXEMPLARS = 400
+_TRIED_FOR_EXEMPLARS = 20
+
+
+class ClusterUnknownError(LookupError):
+    """The run has no such cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One version of the clusters on the map."""
+
+    version: str
+    by: str
+    points: Points
+    """[K, 2] in [-1, 1]."""
+    living: list[bool]
+    labels: tuple[str, ...]
+    """Of clusters by a label; empty for those of embeddings."""
+
+
+@dataclass(slots=True)
+class ClusterViews:
+    """Layouts of codebooks, each worked out once. Safe from several threads."""
+
+    _layouts: dict[Path, Layout] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def layout(self, run: OpenRun) -> Layout | None:
+        """Of the version in force; None before there is one."""
+        moments = run.directory.moments
+        path = ClusterVersions(moments, 0).in_force() if moments.exists() else None
+        if path is None:
+            # Before there were versions, a run had one codebook.
+            path = next((old for old in sorted(moments.glob("codebook*.safetensors"))), None)
+        if path is None:
+            return None
+        with self._lock:
+            if path not in self._layouts:
+                while len(self._layouts) >= 16:
+                    del self._layouts[next(iter(self._layouts))]
+                self._layouts[path] = _layout(path)
+            return self._layouts[path]
+
+    def overview(self, run: OpenRun) -> dict[str, Any]:
+        """The map: every living cluster with its place and its moments, heaviest first."""
+        layout = self.layout(run)
+        if layout is None:
+            return {"version": None, "by": "", "clusters": [], "left_out": 0, "step": None}
+        numbers, step = current_moments(run)
+        names = _names(run, layout)
+        rows = []
+        for cluster in np.flatnonzero(layout.living).tolist():
+            x, y = layout.points[cluster].tolist()
+            row = {"id": cluster, "name": names.get(cluster, ""), "x": round(x, 4), "y": round(y, 4)}
+            rows.append(row | {name: _at(values, cluster) for name, values in numbers.items()})
+        rows.sort(key=lambda row: (-(row.get("mass") or 0.0), row["id"]))
+        return {
+            "version": layout.version,
+            "by": layout.by,
+            "clusters": rows[:MOST_SHOWN],
+            "left_out": max(0, len(rows) - MOST_SHOWN),
+            "retired": layout.living.count(False),
+            "step": step,
+        }
+
+    def detail(self, run: OpenRun, cluster: int) -> dict[str, Any]:
+        """One cluster: its moments, how its rewards and the trust in it went, exemplar prompts, its last groups.
+
+        Raises ClusterUnknownError.
+        """
+        layout = self.layout(run)
+        if layout is None or not 0 <= cluster < len(layout.points):
+            raise ClusterUnknownError(f"run {run.name} has no cluster {cluster}")
+        numbers, _ = current_moments(run)
+        about: dict[str, Any] = {"id": cluster, "name": _names(run, layout).get(cluster, "")}
+        about |= {name: _at(values, cluster) for name, values in numbers.items()}
+        try:
+            index = run.groups()
+        except (NoLedgerError, OldLedgerError) as error:
+            return about | {"history": {}, "exemplars": [], "groups": [], "note": str(error)}
+        steps, rewards, weights = index.of_cluster(cluster)
+        about["count"] = len(steps)
+        about["history"] = {"reward": _history(steps, rewards), "trust": _history(steps, weights)}
+        with run.ledger.reading():
+            about["exemplars"] = _exemplars(run, cluster)
+        about["groups"] = listed(run, index.search(Wanted(cluster=cluster), None, 10))
+        return about
+
+
+def current_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
+    """(name -> a value for each cluster, steps behind them): as the driver last said, else as last saved.
+
+    Names: mean, variance, mass, weight, seen. Empty where nothing is known.
+    """
+    live = run.live()
+    stats = live.get("moments")
+    if isinstance(stats, dict) and isinstance(stats.get("clusters"), dict):
+        return {name: list(values) for name, values in stats["clusters"].items()}, live.get("step")
+    return _saved_moments(run)
+
+
+def _saved_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
+    directory = run.directory
+    steps = directory.checkpoint_steps() if directory.checkpoints.exists() else []
+    final = directory.final_moments
+    snapshot = final if final.exists() else directory.checkpoint(steps[-1]) / "moments" if steps else None
+    if snapshot is None or not (snapshot / "moments.safetensors").exists():
+        return {}, None
+    try:
+        clusters = load_clusters(snapshot / "codebook.safetensors")
+        state = MomentsState(load_recipe(directory.config).moments, len(clusters))
+        state.load(snapshot)
+    except (ConfigError, ValueError, KeyError, SafetensorError):
+        return {}, None  # of an older version; the map says that it has no moments
+    every = np.arange(len(clusters))
+    history = state.moments.history(every)
+    nothing = np.full((len(every), 1), np.nan)
+    weight = state.estimate(RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)).weight
+    numbers = {"mean": history.mean, "variance": history.variance, "mass": history.mass, "weight": weight}
+    return {name: values.tolist() for name, values in numbers.items()} | {
+        "seen": history.seen.tolist()
+    }, state.last_step + 1
+
+
+def _history(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
+    places, means = binned(steps, values, HISTORY_BINS)
+    return {
+        "steps": places.tolist(),
+        "values": rounded(means),
+        "trend": rounded(Thinning(len(means)).trend(means)),
+    }
+
+
+def _layout(path: Path) -> Layout:
+    try:
+        clusters = load_clusters(path)
+    except ValueError as error:
+        raise ConfigError(f"the clusters of this run cannot be read by this version: {error}") from None
+    living = (clusters.heirs == np.arange(len(clusters))).tolist()
+    if isinstance(clusters, Codebook):
+        return Layout(path.name, clusters.by, pushed_apart(projected(clusters.centroids)), living, ())
+    labels = tuple(getattr(clusters, "labels", ()))
+    return Layout(path.name, clusters.by, spiral(len(clusters)), living, labels)
+
+
+def _names(run: OpenRun, layout: Layout) -> dict[int, str]:
+    """What each cluster holds, in a few words: its label, or the sources that most of its groups come from."""
+    if layout.labels:
+        return {cluster: excerpt(label, limit=60)["text"] for cluster, label in enumerate(layout.labels)}
+    try:
+        counts = run.groups().sources_of_clusters()
+    except (NoLedgerError, OldLedgerError):
+        return {}
+    return {cluster: _mostly(sources) for cluster, sources in counts.items()}
+
+
+def _mostly(sources: Counter[str]) -> str:
+    total = sources.total()
+    return ", ".join(source for source, count in sources.most_common(2) if count >= 0.2 * total)
+
+
+def _exemplars(run: OpenRun, cluster: int) -> list[dict[str, Any]]:
+    """Different prompts of its newest groups whose texts were kept."""
+    prompts: list[dict[str, Any]] = []
+    newest = {
+        hit.key: hit for hit in reversed(run.groups().search(Wanted(cluster=cluster), None, _SEARCHED_FOR_EXEMPLARS))
+    }
+    for hit in list(reversed(newest.values()))[:_TRIED_FOR_EXEMPLARS]:
+        row = run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence])[hit.twin]
+        texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
+        if texts is not None:
+            prompts.append({"source": row.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)})
+        if len(prompts) == EXEMPLARS:
+            break
+    return prompts
+
+
+def _at(values: list[Any], cluster: int) -> Any:
+    """A number of one cluster; None where the cluster is newer than the numbers."""
+    value = values[cluster] if cluster < len(values) else None
+    return round(value, 6) if isinstance(value, float) else value

@@ -1,0 +1,42 @@
+"""What a page is told while it follows a run: that there is more, and the head of it."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import msgspec
+from sse_starlette import ServerSentEvent
+
+from deploy.dashboard.open_run import OpenRun
+from deploy.dashboard.run_view import overview
+
+POLL_S = 0.5
+"""How often files are looked at that have not changed: nothing tells a reader that a file grew."""
+_BUDGET_S = 0.25
+"""What is read at a time of a run that is long already, between two events."""
+_STATUS_EVERY_S = 10.0
+"""How often the head is sent where nothing changed: a run can end without a word."""
+
+
+async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
+    """Consumes: the run's files. Waits for: them to grow. Ends: when the page goes or the server stops (cancelled).
+
+    Each event is what `run_view.overview` says.
+    """
+    run.followers += 1
+    try:
+        seen: tuple[int, ...] | None = None
+        sent = 0.0
+        while True:
+            done = await asyncio.to_thread(run.catch_up, _BUDGET_S)
+            now = time.monotonic()
+            if run.version != seen or now - sent > _STATUS_EVERY_S:
+                seen, sent = run.version, now
+                status = await asyncio.to_thread(overview, run)
+                yield ServerSentEvent(msgspec.json.encode(status).decode(), event="status")
+            if done:
+                await asyncio.sleep(POLL_S)
+            else:
+                await asyncio.sleep(0)
+    finally:
+        run.followers -= 1

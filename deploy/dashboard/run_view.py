@@ -1,0 +1,35 @@
+"""What the page shows of a run beside its curves, all at once: a page that follows a run should cost next to nothing."""
+
+from typing import Any
+
+from deploy.dashboard.open_run import OpenRun, read_lines
+from deploy.live import PHASES
+
+PHASE_STEPS = 10
+"""Steps that the times of the phases are averaged over."""
+ALARMS_SHOWN = 6
+EVALUATIONS_SHOWN = 12
+
+
+def overview(run: OpenRun) -> dict[str, Any]:
+    """The run's status, the names of its series, its phases, its newest alarms and evaluations."""
+    alarms = read_lines(run.directory.alarms)
+    evaluations = [row for row in read_lines(run.directory.evaluations) if isinstance(row.get("pass_at_1"), float)]
+    return run.status() | {
+        "series": run.metrics.names(),
+        "phases": phases(run),
+        "alarms": alarms[-ALARMS_SHOWN:][::-1],
+        "alarm_count": len(alarms),
+        "evaluations": [
+            {key: row.get(key) for key in ("step", "split", "pass_at_1", "prompts", "errors")}
+            for row in evaluations[-EVALUATIONS_SHOWN:]
+        ],
+    }
+
+
+def phases(run: OpenRun) -> dict[str, float]:
+    """Mean seconds of each phase over the last steps, in the order of a step."""
+    known = {name.removeprefix("phases/") for name in run.metrics.names() if name.startswith("phases/")}
+    names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
+    means = {name: run.metrics.mean_of_last(f"phases/{name}", PHASE_STEPS) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}

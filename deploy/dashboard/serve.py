@@ -1,0 +1,84 @@
+"""`bvblend dashboard`: who may reach it, and uvicorn."""
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from deploy.config import ConfigError
+from deploy.dashboard.access import LEAST_TOKEN_CHARS
+from deploy.dashboard.app import create_app
+
+TOKEN_VARIABLE = "BVBLEND_DASHBOARD_TOKEN"
+_LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where the dashboard listens and what it asks for."""
+
+    host: str
+    token: str | None
+    made_here: bool
+    """Whether the token was made up just now, and somebody has to be told."""
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Names that a request may be addressed to; any, behind a token."""
+        return _LOOPBACK_NAMES if self.token is None else frozenset()
+
+
+def door(host: str) -> Door:
+    """Loopback is open; any other address asks for a token: the environment's, else a new one.
+
+    Raises ConfigError for a token that can be guessed.
+    """
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is not None and len(token) < LEAST_TOKEN_CHARS:
+        raise ConfigError(
+            f"{TOKEN_VARIABLE} has {len(token)} characters and could be guessed; use at least {LEAST_TOKEN_CHARS}, or leave it "
+            "out and one is made"
+        )
+    if is_loopback(host):
+        return Door(host, token, made_here=False)
+    return Door(host, token or secrets.token_urlsafe(24), made_here=token is None)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address. A name that is not `localhost` counts as everybody's."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. port 0 takes a free one. Raises ConfigError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    found = socket.socket(family, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((host.strip("[]"), port))
+        found.listen()  # whoever reads the address that is printed next may come at once
+    except (OSError, OverflowError) as error:
+        found.close()
+        raise ConfigError(f"--host {host} --port {port}: {error}; --port 0 takes a free one") from None
+    return found
+
+
+def serve(runs_dir: Path, entrance: Door, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM. Lines of requests are not logged."""
+    app = create_app(runs_dir, entrance.token, entrance.hosts)
+    config = uvicorn.Config(
+        app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
+    )
+    # It is the usual way to end it; uvicorn has closed everything, and only says how it was asked to.
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(config).run(sockets=[bound])

@@ -1,0 +1,176 @@
+// One run from its first step to its newest.
+
+import { follow, get, throttled } from "/static/api.js";
+import { Chart, spark, stackedBar } from "/static/charts.js";
+import { chartsFor, otherSeries, single, SOURCE } from "/static/chart_specs.js";
+import { fill, h, setText, table } from "/static/dom.js";
+import { count, duration, fixed, number, percent } from "/static/format.js";
+import { showState } from "/static/head.js";
+
+const REFRESH_MS = 1000;
+
+export async function runView(place, values, visit) {
+  const name = values.get("name");
+  const view = new RunPage(name);
+  fill(place, view.element);
+  await view.load();
+  if (!visit.current()) return () => view.close();
+  view.follow();
+  return () => view.close();
+}
+
+class RunPage {
+  constructor(name) {
+    this.name = name;
+    this.range = null;
+    this.charts = [];
+    this.more = new Set();
+    this.stop = () => {};
+    this.tiles = new Tiles();
+    this.alarms = h("section", { class: "card alarms", hidden: true });
+    this.grid = h("div", { class: "charts" });
+    this.sources = h("div", { class: "sources" });
+    this.sourcesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "pass@1 by source"), this.sources);
+    this.phases = h("div", {});
+    this.phasesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "A step's phases, mean of the last ten"), this.phases);
+    this.evaluations = h("section", { class: "card section narrow", hidden: true });
+    this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
+    this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
+    this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.alarms,
+      h("h2", { class: "unseen" }, "Charts"),
+      h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
+      this.grid, this.sourcesCard, this.phasesCard, this.evaluations);
+    this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
+  }
+
+  close() {
+    this.closed = true;
+    this.stop();
+    this.refresh.cancel();
+    for (const chart of this.charts) chart.destroy();
+  }
+
+  follow() {
+    this.stop = follow(this.name, (run) => {
+      this.show(run);
+      this.refresh();
+    });
+  }
+
+  /** Everything but the curves; the server says it whenever anything changed. */
+  show(run) {
+    this.run = run;
+    this.tiles.show(run);
+    showState(run);
+    this.ensureCharts(run.series);
+    this.showPhases(run.phases);
+    this.showAlarms(run.alarms, run.alarm_count);
+    this.showEvaluations(run.evaluations);
+  }
+
+  async load() {
+    if (!this.run) {
+      const run = await get("run", { name: this.name });
+      if (this.closed) return;
+      this.show(run);
+    }
+    const { run } = this;
+    const wanted = [...this.charts.flatMap((chart) => chart.spec.lines.map((line) => line.name)), ...run.series.filter((one) => one.startsWith(SOURCE))];
+    const range = this.range ? { first: this.range[0], last: this.range[1] } : {};
+    const { charts } = this, turn = (this.turn = (this.turn ?? 0) + 1);
+    const found = wanted.length ? await get("series", { name: this.name, series: wanted, ...range }) : { steps: [], series: {} };
+    if (this.closed || charts !== this.charts || turn !== this.turn) return; // an answer to what was asked before
+    for (const chart of charts) chart.show({ steps: found.steps, lines: chart.spec.lines.map((line) => found.series[line.name]) });
+    this.showSources(found.series);
+  }
+
+  ensureCharts(names) {
+    const specs = [...chartsFor(names), ...otherSeries(names).filter((name) => this.more.has(name)).map(single)];
+    const key = JSON.stringify(specs.map((spec) => [spec.title, spec.lines.length]));
+    if (key === this.key) return;
+    this.key = key;
+    for (const chart of this.charts) chart.destroy();
+    this.charts = specs.map((spec) => new Chart({ ...spec, zoom: (first, last) => this.zoom([first, last]) }));
+    fill(this.grid, this.charts.length ? this.charts.map((chart) => chart.element) : h("p", { class: "card empty" }, "No step yet. The first one appears here by itself."));
+    fill(this.picker, h("option", { value: "" }, "Another series…"), otherSeries(names).filter((name) => !this.more.has(name)).map((name) => h("option", { value: name }, name)));
+  }
+
+  add() {
+    this.more.add(this.picker.value);
+    this.ensureCharts(this.run.series);
+    this.load().catch((error) => this.trouble(error));
+  }
+
+  zoom(range) {
+    this.range = range;
+    this.reset.disabled = range === null;
+    this.load().catch((error) => this.trouble(error));
+  }
+
+  showSources(series) {
+    const rows = Object.entries(series).filter(([name]) => name.startsWith(SOURCE));
+    this.sourcesCard.hidden = rows.length === 0;
+    fill(this.sources, rows.map(([name, { trend }]) => {
+      const source = name.slice(SOURCE.length), latest = trend.findLast((value) => value !== null) ?? null;
+      return h("div", { class: "source" }, h("span", { class: "name", title: source }, source),
+        spark(trend, [0, 1], `${source}: pass@1 over the steps, now ${fixed(latest)}`), h("span", { class: "num" }, fixed(latest)));
+    }));
+  }
+
+  showPhases(phases) {
+    const parts = Object.entries(phases);
+    this.phasesCard.hidden = parts.length === 0;
+    fill(this.phases, stackedBar(parts, duration));
+  }
+
+  showAlarms(alarms, all) {
+    this.alarms.hidden = all === 0;
+    fill(this.alarms, h("h2", {}, all === 1 ? "One alarm" : `${count(all)} alarms`), h("ul", {}, alarms.map((alarm) =>
+      h("li", {}, `step ${count(alarm.step + 1)}: ${alarm.kind} ${alarm.cluster === null ? "in all clusters" : `in cluster ${alarm.cluster}`}: ${number(alarm.found)}, expected ${number(alarm.expected)}`))));
+  }
+
+  showEvaluations(rows) {
+    this.evaluations.hidden = rows.length === 0;
+    const label = "Evaluations";
+    fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["Count", "num"], ["Without reward", "num"]],
+      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), count(row.prompts), count(row.errors)])));
+  }
+
+  trouble(error) {
+    this.alarms.hidden = false;
+    fill(this.alarms, h("p", { role: "alert" }, error.message));
+  }
+}
+
+/** The head of a run in six numbers. */
+class Tiles {
+  constructor() {
+    this.cells = {};
+    const titles = [["steps", "Step"], ["pass", "pass@1"], ["signal", "Groups with signal"], ["reward", "Mean reward"], ["speed", "Speed"], ["eta", "Time left"]];
+    this.element = h("dl", { class: "tiles" }, titles.map(([key, title]) => {
+      const value = h("span", {}, "–"), note = h("div", { class: "note" }, "\u00a0");
+      this.cells[key] = { value, note };
+      return h("div", { class: `tile${key === "pass" ? " strong" : ""}` }, h("dt", {}, title), h("dd", {}, value, note));
+    }));
+  }
+
+  show(status) {
+    const recent = status.recent;
+    this.set("steps", count(status.steps), reading(status) ?? (status.planned ? `of ${count(status.planned)}` : ""));
+    this.set("pass", fixed(recent["reward/pass_at_1"], 3), "mean of ten steps");
+    this.set("signal", percent(recent["signal/own"]), `GRPO would use ${percent(recent["signal/grpo"])}`);
+    this.set("reward", fixed(recent["reward/mean"], 3), status.estimator);
+    this.set("speed", `${number(recent.tokens_per_s)} tok/s`, `${duration(recent.seconds)} a step`);
+    this.set("eta", status.state === "running" ? duration(status.eta_s) : status.state, status.state === "running" ? "at the last steps' pace" : "");
+  }
+
+  set(key, value, note) {
+    setText(this.cells[key].value, value);
+    setText(this.cells[key].note, note || "\u00a0");
+  }
+}
+
+function reading(status) {
+  const share = status.read.steps;
+  return share < 1 ? `reading, ${percent(share)}` : null;
+}

@@ -1,0 +1,60 @@
+"""What the page shows of the parts of a run: its starts, its services as the driver last saw them, what it stands on."""
+
+import json
+import time
+from typing import Any
+
+from deploy.dashboard.ledger_rows import OldLedgerError
+from deploy.dashboard.open_run import NoLedgerError, OpenRun
+from deploy.environment import versions
+
+
+def overview(run: OpenRun) -> dict[str, Any]:
+    """Starts, services, checkpoints, versions."""
+    live = run.live()
+    summary = _summary(run)
+    return {
+        "incarnations": _incarnations(run),
+        "services": _services(live),
+        "age_s": max(0.0, time.time() - live["written_at"]) if isinstance(live.get("written_at"), float) else None,
+        "policy_version": run.metrics.last_row.get("policy_version"),
+        "versions": summary.get("versions") or versions(),
+        "machine": summary.get("machine"),
+        "checkpoints": run.directory.checkpoint_steps() if run.directory.checkpoints.exists() else [],
+    }
+
+
+def _services(live: dict[str, Any]) -> dict[str, Any]:
+    """Queues and actors; without the moments, which have a view of their own."""
+    found = {key: live[key] for key in ("slots", "in_flight", "scored", "actors", "restarts") if key in live}
+    stats = live.get("moments")
+    return found | {key: stats[key] for key in ("ready", "counts") if isinstance(stats, dict) and key in stats}
+
+
+def _incarnations(run: OpenRun) -> list[dict[str, Any]]:
+    try:
+        run.groups()
+        starts = run.ledger.incarnations()
+    except (NoLedgerError, OldLedgerError):
+        return []
+    rows = []
+    for one in starts:
+        version = None if one.last_step is None else run.ledger.policy_version(one.number, one.last_step)
+        rows.append(
+            {
+                "number": one.number,
+                "after_step": one.after_step,
+                "first_step": one.first_step,
+                "last_step": one.last_step,
+                "policy_version": version,
+            }
+        )
+    return rows
+
+
+def _summary(run: OpenRun) -> dict[str, Any]:
+    try:
+        found = json.loads(run.directory.summary.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

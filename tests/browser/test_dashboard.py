@@ -1,0 +1,261 @@
+"""The dashboard in a real browser: live and finished runs, every view, both widths and themes, hostile text."""
+
+import asyncio
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import WIDTHS, Pages, address_of, picture, shift, until, violations
+from tests.conftest import ROOT, Command
+from tests.made_runs import MadeRun
+
+pytestmark = pytest.mark.browser
+
+WAIT_MS = 30_000
+STEADY = 0.02
+"""Layout shift that a page may have in all; 0.1 is what is called good."""
+SCRIPT = "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'><svg onload='window.hacked = 1'>"
+HOSTILE = {
+    0: SCRIPT,
+    1: "\x1b[31mred\x1b[0m \u202egnirts\u202c \x00\x07",
+    2: "A" * 1_000_000,
+    3: "](javascript:alert(1)) {{7*7}} ${7*7}",
+}
+VIEWS = (
+    "#/",
+    "#/run?name=first",
+    "#/moments?name=first&cluster=1",
+    "#/groups?name=first",
+    "#/system?name=first",
+    "#/compare?run=first&run=second",
+)
+
+
+async def two_runs(runs: Path) -> MadeRun:
+    first = await MadeRun(runs, "first", steps=40, groups=12, texts=HOSTILE).start()
+    await (await first.steps(40)).finish()
+    second = await MadeRun(runs, "second", seed=1, steps=40, groups=12, estimator="grpo").start()
+    await (await second.steps(25)).finish()
+    return first
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Two finished runs and the dashboard over them."""
+
+    runs: Path
+    first: MadeRun
+    address: str
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    runs = tmp_path_factory.mktemp("runs")
+    first = asyncio.run(two_runs(runs))
+    command = Command(("dashboard", str(runs), "--port", "0"), tmp_path_factory.mktemp("log") / "output", ROOT)
+    yield Finished(runs, first, address_of(command))
+    command.end()
+
+
+async def test_a_run_is_followed_from_before_its_first_step_to_its_end(
+    browser: Any, bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    run = MadeRun(tmp_path / "runs", "live", steps=12, groups=8)
+    address = address_of(bvblend("dashboard", tmp_path / "runs", "--port", 0))
+    pages = Pages(browser, address)
+    page = await pages.open("#/run?name=live")
+    await page.get_by_text("No step yet").wait_for()
+    await run.start()
+    for step in range(1, 13):
+        await run.steps(1)
+        await until(page, f"document.querySelector('.tile dd > span').textContent === '{step}'")
+        if step == 2:
+            await page.locator("[data-chart='Groups that carry signal'] canvas").wait_for(timeout=WAIT_MS)
+            await page.evaluate("window.shifts.length = 0")
+    label = "document.querySelector(\"[data-chart='Groups that carry signal'] [role=img]\").getAttribute('aria-label')"
+    await until(page, f"{label}.includes('over 12 points')")
+    assert await page.locator("#state").inner_text() == "running"
+    await run.finish()
+    await until(page, "document.getElementById('state').textContent === 'done'")
+    assert await shift(page) < STEADY, "nothing moves while numbers change"
+    # The other views follow too.
+    await pages.go(page, "#/moments?name=live")
+    await page.get_by_text("Moments after step 12.").wait_for()
+    assert not pages.complaints
+
+
+async def test_a_cluster_and_a_group_are_opened(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open()
+    await page.get_by_role("link", name="first").click()
+    await page.get_by_role("link", name="Moments").click()
+    await page.locator(".bubble").nth(2).click()
+    panel = page.get_by_role("region", name="One cluster")
+    await panel.get_by_role("heading", name="Prompts in it").wait_for()
+    await panel.locator("canvas").first.wait_for()
+    await panel.locator("tbody a").first.click()
+    await page.get_by_text("the same, bit for bit").wait_for(timeout=WAIT_MS)
+    articles = page.locator(".completion")
+    assert await articles.count() == 2
+    stored, again = (
+        await articles.first.locator("dd").nth(1).inner_text(),
+        await articles.first.locator("dd").nth(2).inner_text(),
+    )
+    assert stored == again != "…"
+    await page.go_back()
+    await page.get_by_role("heading", name="Clusters and what is remembered").wait_for()
+    assert not pages.complaints
+
+
+async def test_groups_are_searched_and_paged(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/groups?name=first")
+    await page.get_by_text("480 found").wait_for()
+    await page.get_by_role("button", name="Older groups").click()
+    await until(page, "document.querySelectorAll('tbody tr').length === 100")
+    await page.get_by_label("Outcome").select_option("rescued")
+    await until(page, "!document.querySelector('[role=status].soft').textContent.startsWith('480')")
+    assert "outcome=rescued" in page.url
+    assert {await chip.inner_text() for chip in await page.locator(".chip").all()} <= {"all solved", "none solved"}
+    await page.get_by_label("Step").fill("7")
+    await page.get_by_role("button", name="Search").click()
+    await until(
+        page, "[...document.querySelectorAll('tbody tr td:first-child')].every((cell) => cell.textContent === '7')"
+    )
+    await page.get_by_role("searchbox").fill("nothing like it")
+    await page.get_by_role("button", name="Search").click()
+    await page.get_by_text("No group fits").wait_for()
+    assert not pages.complaints
+
+
+async def test_two_runs_are_laid_over_each_other(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open()
+    overlay = page.get_by_role("button", name="Overlay")
+    assert await overlay.is_disabled()
+    for name in ("first", "second"):
+        await page.get_by_label(f"Compare {name}").check()
+    await overlay.click()
+    chart = page.locator("[data-chart='pass@1 and reward']")
+    await chart.locator("canvas").wait_for()
+    assert [await key.inner_text() for key in await chart.locator(".legend > span").all()]
+    label = await chart.locator("[role=img]").get_attribute("aria-label")
+    assert "first from" in label and "second from" in label
+    # Dragging across a chart looks closer, in all of them.
+    box = await chart.locator(".u-over").bounding_box()
+    await page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 20)
+    await page.mouse.down()
+    await page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 20, steps=4)
+    await page.mouse.up()
+    label = "document.querySelector(\"[data-chart='pass@1 and reward'] [role=img]\").getAttribute('aria-label')"
+    points = f"Number({label}.match(/over (\\d+) points/)[1])"
+    await until(page, f"5 <= {points} && {points} <= 16")
+    await page.get_by_role("button", name="All steps").click()
+    await until(page, f"{points} === 40")
+    assert not pages.complaints
+
+
+async def test_hostile_completions_do_no_harm(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open(f"#/group?name=first&id={finished.first.group_ids[0]}")
+    texts = page.locator(".completion pre")
+    assert await texts.first.inner_text() == SCRIPT
+    assert await texts.nth(1).inner_text() == "␛[31mred␛[0m ⟨U+202E⟩gnirts⟨U+202C⟩ ␀␇"
+    await pages.go(page, f"#/group?name=first&id={finished.first.group_ids[1]}")
+    await page.get_by_text("2\u202f000 of 1\u202f000\u202f000 characters").wait_for()
+    await page.get_by_role("button", name="Show more").first.click()
+    await page.get_by_text("22\u202f000 of 1\u202f000\u202f000 characters").wait_for()
+    assert len(await texts.first.inner_text()) == 22_000
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it breaks, however long it is"
+    assert await texts.nth(1).inner_text() == HOSTILE[3]
+    assert await page.evaluate("window.hacked") is None
+    assert await page.locator("main script, main img").count() == 0
+    # A name of a run, a cluster or a group in the address is hostile as well.
+    for path in (
+        "#/group?name=first&id=<img src=x onerror=alert(1)>",
+        "#/run?name=<script>alert(1)</script>",
+        "#/moments?name=../..",
+        "#/<b>",
+    ):
+        await pages.go(page, path)
+        assert await page.locator("main script, main img, main b").count() == 0
+    refused = [said for said in pages.complaints if "404" not in said and "422" not in said]
+    assert not refused
+
+
+@pytest.mark.parametrize(("size", "theme"), list(itertools.product(WIDTHS, ("light", "dark"))))
+async def test_every_view_at_every_width_and_theme(browser: Any, finished: Finished, size: str, theme: str) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/", size, theme)
+    background = await page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 200) == (theme == "dark")
+    for view in (*VIEWS, f"#/group?name=first&id={finished.first.group_ids[100]}"):
+        await pages.go(page, view)
+        if "#/group?" in view:
+            await page.get_by_text("the same, bit for bit").wait_for(timeout=WAIT_MS)
+        assert await violations(page) == [], view
+        assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+            f"{view} is wider than the page"
+        )
+        await picture(page, f"{view[2:].partition('?')[0] or 'list'}-{size}-{theme}")
+    assert not pages.complaints
+
+
+async def test_the_theme_can_be_switched_and_is_remembered(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/run?name=first")
+    await page.get_by_role("button", name="Switch between light and dark").click()
+    assert await page.evaluate("getComputedStyle(document.documentElement).colorScheme") == "dark"
+    assert await violations(page) == []
+    await page.reload()
+    await page.wait_for_selector("html[data-ready]")
+    assert await page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert not pages.complaints
+
+
+async def test_everything_can_be_reached_with_the_keyboard(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/moments?name=first")
+    await page.keyboard.press("Tab")
+    assert await page.evaluate("document.activeElement.className") == "skip"
+    await page.keyboard.press("Enter")
+    assert await page.evaluate("document.activeElement.id") == "main" and "moments" in page.url
+    await page.keyboard.press("Tab")
+    first = await page.evaluate("document.activeElement.dataset.cluster")
+    await page.keyboard.press("ArrowRight")
+    second = await page.evaluate("document.activeElement.dataset.cluster")
+    assert first is not None and second is not None and first != second
+    await page.keyboard.press("Enter")
+    await page.get_by_role("region", name="One cluster").get_by_role("heading", name=f"Cluster {second}").wait_for()
+    assert await page.evaluate("document.activeElement.dataset.cluster") == second, "the focus stays where it was"
+    assert not pages.complaints
+
+
+async def test_behind_a_token_a_person_logs_in_by_a_form(
+    browser: Any, bvblend: Callable[..., Command], finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "a-token-for-this-test-only"
+    monkeypatch.setenv("BVBLEND_DASHBOARD_TOKEN", token)
+    command = bvblend("dashboard", finished.runs, "--port", 0)
+    address = address_of(command)
+    pages = Pages(browser, address)
+    context = await browser.new_context(viewport={"width": 390, "height": 844})
+    page = await context.new_page()
+    await page.goto(address)
+    assert page.url.endswith("/login")
+    assert await violations(page) == []
+    await page.get_by_label("Token").fill("wrong")
+    await page.get_by_role("button", name="Log in").click()
+    await page.get_by_text("That is not the token").wait_for()
+    await page.get_by_label("Token").fill(token)
+    await page.keyboard.press("Enter")
+    await page.get_by_role("link", name="second").click()
+    await page.locator("[data-chart] canvas").first.wait_for()
+    assert token not in page.url and token not in command.output()
+    assert all(token not in cookie["value"] for cookie in await context.cookies())
+    await asyncio.wait_for(context.close(), 30)
+    assert not pages.complaints
