@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,8 @@ def test_images_do_not_run_as_root_and_hold_what_they_copy(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_has_nothing_to_say(path: Path) -> None:
-    if (hadolint := shutil.which("hadolint")) is None:
+    beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    if (hadolint := shutil.which("hadolint", path=beside_python)) is None:
         pytest.skip("hadolint is not installed")
     done = subprocess.run([hadolint, str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
