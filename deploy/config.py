@@ -254,13 +254,14 @@ def _fields_at(location: Sequence[str | int]) -> list[str]:
         inner: list[type[BaseModel]] = []
         for model in models:
             if part in model.model_fields:
-                inner = _models_in(model.model_fields[str(part)].annotation)
+                inner = models_in(model.model_fields[str(part)].annotation)
         # List indices and the tags of unions stand in the location, but name no field.
         models = inner or models
     return sorted({name for model in models for name in model.model_fields})
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Models that an annotation is made of, in order."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]

@@ -6,10 +6,12 @@ import pytest
 import yaml
 
 from deploy.config import ConfigError, dump_config, load_recipe
+from deploy.config_reference import reference
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
-RECIPES = Path(__file__).parents[2] / "deploy" / "recipes"
+RECIPES = ROOT / "deploy" / "recipes"
 MINIMAL = {
     "name": "mine",
     "policy": "policy",
@@ -111,3 +113,10 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     config = load_recipe(path)
     assert config.policy == str(tmp_path / "policy")
     assert config.prompts.sources[0].path == str(tmp_path / "data/train.jsonl")  # type: ignore[union-attr]
+
+
+def test_the_reference_in_the_docs_is_in_step_with_the_models() -> None:
+    text = (ROOT / "docs" / "config.md").read_text()
+    assert text == reference(), "make it again: python -m deploy.config_reference > docs/config.md"
+    assert "| `learner.loss.clip_low` | float, above 0, below 1 | `0.2` |" in text
+    assert "## `prompts.sources[]` of kind `jsonl`" in text

@@ -44,7 +44,7 @@ def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
 def test_the_configuration_stays_small() -> None:
     from pydantic import BaseModel
 
-    from deploy.config import RunConfig, _models_in
+    from deploy.config import RunConfig, models_in
 
     seen: set[type[BaseModel]] = set()
 
@@ -52,7 +52,7 @@ def test_the_configuration_stays_small() -> None:
         if model not in seen:
             seen.add(model)
             for field in model.model_fields.values():
-                for inner in _models_in(field.annotation):
+                for inner in models_in(field.annotation):
                     visit(inner)
 
     visit(RunConfig)
