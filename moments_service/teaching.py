@@ -3,9 +3,8 @@
 import numpy as np
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RewardBatch
-from moments_service.moments import CommittedRewards
-from moments_service.state import MomentsState
+from moments_service.estimators import RememberingEstimator, RewardBatch, create_estimator
+from moments_service.moments import CommittedRewards, create_moments
 
 
 def can_teach(config: MomentsConfig, group_size: int) -> bool:
@@ -17,7 +16,10 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     rewards = (np.arange(group_size) < solved[:, None]).astype(np.float64)
     clusters = np.zeros(len(solved), dtype=np.int64)
     prompts = tuple(f"prompt{number}" for number in solved)
-    state = MomentsState(config, clusters=1)
-    state.fold(0, CommittedRewards(clusters, rewards, prompts, policy_version=1))
-    batch = RewardBatch(rewards, np.ones_like(rewards), prompts, state.history(clusters))
-    return bool(state.estimate(batch).carries_signal().any())
+    moments, estimator = create_moments(config.blend, clusters=1), create_estimator(config)
+    past = CommittedRewards(clusters, rewards, prompts, policy_version=1)
+    moments.fold(past)
+    if isinstance(estimator, RememberingEstimator):
+        estimator.fold(past)
+    batch = RewardBatch(rewards, np.ones_like(rewards), prompts, moments.history(clusters))
+    return bool(estimator(batch).carries_signal().any())

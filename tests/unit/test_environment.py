@@ -1,6 +1,8 @@
 """Which packages a run needs."""
 
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -31,3 +33,11 @@ def test_a_run_does_without_the_extras_but_not_without_the_rest(monkeypatch: pyt
     assert [check.name for check in check_packages() if check.problem] == []
     missing.add("faiss-cpu")
     assert [check.problem for check in check_packages() if check.problem] == ["not installed; run `make install`"]
+
+
+def test_the_command_starts_where_heavy_packages_are_missing() -> None:
+    heavy = ("faiss", "torch", "ray", "vllm", "transformers", "sentence_transformers", "reasoning_gym", "fastapi")
+    # None in sys.modules makes an import fail as that of an absent package does.
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy!r})); import deploy.cli"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
