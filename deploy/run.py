@@ -24,7 +24,7 @@ from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
 from moments_service.batch import Batch
 from moments_service.groups import PolicyMove
-from moments_service.health import Alarm
+from moments_service.health import Alarm, many_errors
 
 CLOSE_TIMEOUT_S = 5.0
 """What each part of a run gets for an orderly end before it is killed."""
@@ -123,7 +123,7 @@ class Run:
     async def gather(self) -> None:
         """Wait for a batch of scored groups; react where a whole batch of them came back without any reward."""
         while not await self.bounded(self.dispatcher.gather(self.config.batch_groups)):
-            await self.react([Alarm("many errors", None, self.config.moments.health.error_share, 1.0)])
+            await self.react([many_errors(self.config.moments.health.error_share, 1.0)])
 
     async def react(self, alarms: Sequence[Alarm]) -> None:
         """Say what looks broken, before anything is learned from it, and pause or stop if the run is told to.

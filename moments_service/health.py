@@ -198,6 +198,11 @@ class HealthMonitor:
                     yield Alarm(kind, None if cluster < 0 else cluster, float(expected), float(found))
 
 
+def many_errors(limit: float, share: float) -> Alarm:
+    """The alarm of a batch in which more than `limit` of the completions, `share`, have no reward."""
+    return Alarm("many errors", cluster=None, expected=limit, found=share)
+
+
 def error_share(batch: CommittedRewards) -> float:
     """Share of a batch's completions that have no reward."""
     assert batch.lengths is not None

@@ -30,7 +30,7 @@ from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.expected_signal import ExpectedSignal, expected_signal
 from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
-from moments_service.health import Alarm, error_share
+from moments_service.health import error_share, many_errors
 from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits, RunLedger, shard_directories
 from moments_service.portable import CODEBOOK_FILE, WarmStart
 from moments_service.rebuild import RunHistory
@@ -377,7 +377,7 @@ class MomentsService:
         metrics["reward/errors"] = share = error_share(together)
         alarms = state.alarms(together)
         if share > (limit := self._config.health.error_share):
-            alarms = (*alarms, Alarm("many errors", None, limit, share))
+            alarms = (*alarms, many_errors(limit, share))
             logger.warning("%.0f%% of the completions have no reward: %s", 100 * share, self._error_examples(table))
         return Batch(
             step=step,
