@@ -7,6 +7,7 @@ Sides that are compared run in turn; of the repetitions the fastest counts, sinc
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import json
 import os
@@ -224,13 +225,16 @@ def memory() -> list[dict[str, Any]]:
 
 def grown_bytes(path: str, copies: int) -> int:
     """Resident bytes of so many codebooks with their index and the state over each. Run in a process of its own."""
-    Codebook(np.eye(4, DIMENSION, dtype=np.float32)).nearest(np.eye(1, DIMENSION, dtype=np.float32))
-    before = _resident()
-    held = []
-    for _ in range(copies):
+
+    def one() -> tuple[Codebook, MomentsState]:
         codebook = Codebook.load(Path(path))
-        held.append((codebook, MomentsState(World(1, 1).config(), len(codebook))))
+        return codebook, MomentsState(World(1, 1).config(), len(codebook))
+
+    one()
+    before = _resident()
+    held = [one() for _ in range(copies)]
     gc.collect()
+    assert len(held) == copies
     return _resident() - before
 
 
@@ -262,6 +266,8 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _resident() -> int:
+    """Bytes of this process in memory, without what it has freed and the allocator keeps."""
+    ctypes.CDLL(None).malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

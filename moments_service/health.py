@@ -70,7 +70,7 @@ class HealthMonitor:
         self.threshold = threshold
         rows = clusters + 1
         self._arrays: dict[str, np.ndarray] = {
-            name: np.zeros(rows)
+            name: np.zeros(rows, dtype=np.float32)
             for name in (
                 "reward_up",
                 "reward_down",
@@ -80,7 +80,7 @@ class HealthMonitor:
                 "length",
                 "length_variance",
             )
-        } | {"batches": np.zeros(rows, dtype=np.int64)}
+        } | {"batches": np.zeros(rows, dtype=np.int32)}
 
     def observe(self, clusters: Indices, rewards: Array, lengths: Array, history: History) -> Observation:
         """Compare a batch with what was expected of it; changes nothing.

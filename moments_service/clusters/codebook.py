@@ -44,13 +44,17 @@ class Codebook:
         self.known = np.zeros(0, dtype=np.uint64) if known is None else known
         self.encoder, self.version, self.parent = encoder, version, parent
         self.living = np.flatnonzero(self.heirs == np.arange(len(self.heirs)))
-        self.cells = fit_cells(self.centroids[self.living]) if cells is None else cells
-        self._index = CentroidIndex(self.centroids[self.living], self.cells)
+        alive = self.centroids[self.living]
+        self._index = CentroidIndex(alive, fit_cells(alive) if cells is None else cells)
         # The prompts of the run: looked up instead of searched, so that a group costs the same however many clusters.
         self._of_prompt: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.centroids)
+
+    @property
+    def cells(self) -> Embeddings:
+        return self._index.cells
 
     @property
     def fingerprint(self) -> str:

@@ -25,15 +25,15 @@ _ITERATIONS = 8
 
 
 class CentroidIndex:
-    """Search over K centroids. centroids: [K, d] float32, unit length.    cells: [L, d] from `fit_cells`, L = 0 for none."""
+    """Search over K centroids. centroids: [K, d] float32, unit length.    cells: [L, d] of `fit_cells`, L = 0 for none."""
 
     def __init__(self, centroids: Embeddings, cells: Embeddings) -> None:
         dimension = centroids.shape[1]
         self._index: Any = faiss.IndexFlatIP(dimension)
+        # Kept: the inverted lists only borrow it, and the cells are held nowhere else.
+        self._coarse: Any = faiss.IndexFlatIP(dimension)
         if len(cells):
-            # Kept: the inverted lists only borrow it.
-            self._coarse = faiss.IndexFlatIP(dimension)
-            self._coarse.add(_on_grid(cells))
+            self._coarse.add(cells)
             self._index = faiss.IndexIVFScalarQuantizer(
                 self._coarse,
                 dimension,
@@ -44,9 +44,25 @@ class CentroidIndex:
             )
             self._index.is_trained = True
             self._index.nprobe = min(PROBES, len(cells))
-        self._index.add(_on_grid(centroids))
+        self._add(_on_grid(centroids))
         self._everywhere: Any = faiss.SearchParametersIVF()
         self._everywhere.nprobe = len(cells)
+
+    @property
+    def cells(self) -> Embeddings:
+        """What it was made with."""
+        return np.asarray(self._coarse.reconstruct_n(0, self._coarse.ntotal), dtype=np.float32)
+
+    def _add(self, points: Embeddings) -> None:
+        if not self._coarse.ntotal:
+            self._index.add(points)
+            return
+        cell_of = np.ascontiguousarray(self._coarse.search(points, 1)[1][:, 0])
+        # Lists that grow point by point would keep half as much again: give each its size first.
+        for cell, size in enumerate(np.bincount(cell_of, minlength=self._coarse.ntotal).tolist()):
+            self._index.invlists.resize(cell, size)
+            self._index.invlists.resize(cell, 0)
+        self._index.add_core(len(points), faiss.swig_ptr(points), None, faiss.swig_ptr(cell_of))
 
     def nearest(self, embeddings: Embeddings) -> Indices:
         """Row of the nearest centroid of each embedding, [N]. embeddings: [N, d] float32, unit length."""
@@ -61,13 +77,12 @@ class CentroidIndex:
 
 
 def fit_cells(centroids: Embeddings) -> Embeddings:
-    """Centres of the cells that an index over so many centroids needs, [L, d]; L = 0 where it needs none."""
+    """Centres, on the grid, of the cells that an index over these centroids needs, [L, d]; L = 0 where it needs none."""
     count, dimension = centroids.shape
     if count <= EXACT_UP_TO:
         return np.zeros((0, dimension), dtype=np.float32)
-    return spherical_kmeans(
-        centroids, CELLS_PER_ROOT * math.isqrt(count), seed=0, iterations=_ITERATIONS, sample=_POINTS_PER_CELL
-    )
+    cells = CELLS_PER_ROOT * math.isqrt(count)
+    return _on_grid(spherical_kmeans(centroids, cells, seed=0, iterations=_ITERATIONS, sample=_POINTS_PER_CELL))
 
 
 def spherical_kmeans(
@@ -92,4 +107,5 @@ def spherical_kmeans(
 
 
 def _on_grid(vectors: Embeddings) -> Embeddings:
-    return np.rint(np.ascontiguousarray(vectors, dtype=np.float32) * np.float32(GRID))
+    scaled = np.multiply(vectors, np.float32(GRID), dtype=np.float32, order="C")
+    return np.rint(scaled, out=scaled)
