@@ -197,9 +197,9 @@ def _exemplars(run: OpenRun, cluster: int) -> list[dict[str, Any]]:
     }
     for hit in list(reversed(newest.values()))[:_TRIED_FOR_EXEMPLARS]:
         row = run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence])[hit.twin]
-        texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
+        texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
         if texts is not None:
-            prompts.append({"source": row.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)})
+            prompts.append({"source": row.group.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)})
         if len(prompts) == EXEMPLARS:
             break
     return prompts

@@ -6,12 +6,13 @@ from typing import Any
 
 from deploy.config import ConfigError, load_recipe
 from deploy.dashboard.groups_index import Found, Place, Wanted
-from deploy.dashboard.ledger_rows import FoldedRow, Incarnation
+from deploy.dashboard.ledger_rows import Incarnation
 from deploy.dashboard.open_run import OpenRun
 from deploy.dashboard.outcomes import Outcome
 from deploy.dashboard.shown_text import MORE_CHARS, excerpt
 from moments_service.explain import explain
-from moments_service.groups import FULL_REWARD
+from moments_service.groups import FULL_REWARD, GroupStatus
+from moments_service.ledger import FoldedGroup
 
 PAGE = 50
 """Groups a page."""
@@ -65,35 +66,35 @@ def listed(run: OpenRun, hits: list[Found]) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     with run.ledger.reading():
         for (incarnation, step), some in by_step.items():
-            twins: dict[int, list[FoldedRow]] = defaultdict(list)
+            twins: dict[int, list[FoldedGroup]] = defaultdict(list)
             for row in run.ledger.folded(incarnation, step, [hit.sequence for hit in some]):
-                twins[row.sequence].append(row)
+                twins[row.group.sequence].append(row)
             for hit in some:
                 rows[str(hit.place)] = _listed(twins[hit.sequence][hit.twin])
     return [rows[str(hit.place)] for hit in hits]
 
 
-def _listed(row: FoldedRow) -> dict[str, Any]:
+def _listed(row: FoldedGroup) -> dict[str, Any]:
     return {
-        "id": row.group_id,
+        "id": row.group.group_id,
         "incarnation": row.incarnation,
         "step": row.step,
         "cluster": row.cluster,
-        "source": row.source,
+        "source": row.group.source,
         "outcome": outcome_of(row),
-        "rewards": row.rewards,
+        "rewards": row.group.rewards,
         "advantages": row.advantages,
         "weight": row.weight,
-        "tokens": sum(row.lengths),
+        "tokens": sum(row.group.lengths),
     }
 
 
-def outcome_of(row: FoldedRow) -> str:
+def outcome_of(row: FoldedGroup) -> str:
     """Name of the group's outcome."""
-    known = [reward for reward in row.rewards if reward is not None]
+    known = [reward for reward in row.group.rewards if reward is not None]
     if not known:
         return "error"
-    if row.step >= 0 and (row.lost or row.advantages is None):
+    if row.step >= 0 and (row.group.status == GroupStatus.LOST or row.advantages is None):
         return "lost"
     if max(known) > min(known):
         return "mixed"
@@ -103,14 +104,14 @@ def outcome_of(row: FoldedRow) -> str:
 def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, Any]:
     """One group in full, texts cut to their beginnings. incarnation: None for the newest. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
-    texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
+    texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
     completions = texts[1] if texts is not None else []
-    dropped = texts is None and run.ledger.texts_were_dropped(row.incarnation, row.sequence, row.group_id)
+    dropped = texts is None and run.ledger.texts_were_dropped(row.incarnation, row.group.sequence, row.group.group_id)
     return _listed(row) | {
-        "sequence": row.sequence,
+        "sequence": row.group.sequence,
         "waiting": row.step < 0,
         "superseded": superseded(run.groups().incarnations(), row.incarnation, row.step),
-        "versions": row.versions,
+        "versions": row.group.policy_versions,
         "baseline": row.baseline,
         "scale": row.scale,
         "texts_dropped": dropped,
@@ -118,13 +119,13 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
         "completions": [
             {
                 "reward": reward,
-                "error": None if row.errors[i] is None else excerpt(str(row.errors[i])),
+                "error": None if row.group.errors[i] is None else excerpt(str(row.group.errors[i])),
                 "advantage": row.advantages[i] if row.advantages is not None else None,
-                "tokens": row.lengths[i],
-                "truncated": row.truncated[i],
+                "tokens": row.group.lengths[i],
+                "truncated": row.group.truncated[i],
                 "text": excerpt(completions[i]) if i < len(completions) else None,
             }
-            for i, reward in enumerate(row.rewards)
+            for i, reward in enumerate(row.group.rewards)
         ],
     }
 
@@ -132,7 +133,7 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
 def more_text(run: OpenRun, group_id: str, incarnation: int | None, completion: int, offset: int) -> dict[str, Any]:
     """The next part of a completion, or of the prompt for -1. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
-    texts = run.ledger.texts(row.incarnation, row.sequence, row.group_id)
+    texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
     if texts is None or not -1 <= completion < len(texts[1]) or offset < 0:
         raise GroupUnknownError(f"group {group_id} has no text {completion} there")
     return excerpt(texts[0] if completion < 0 else texts[1][completion], offset, MORE_CHARS)
@@ -153,7 +154,7 @@ def recomputed(run: OpenRun, group_id: str, incarnation: int | None, patient: bo
     try:
         # Each one folds the history of a whole run: side by side they would only take each other's memory and time.
         with _one_at_a_time:
-            found = explain(config.moments, run.directory.moments, row.group_id)
+            found = explain(config.moments, run.directory.moments, row.group.group_id)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     one = next(entry for entry in found if entry.incarnation == row.incarnation)
@@ -171,7 +172,7 @@ def _numbers(numbers: Any) -> dict[str, Any]:
     return {name: getattr(numbers, name) for name in ("advantages", "baseline", "scale", "weight")}
 
 
-def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedRow:
+def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedGroup:
     """The newest row of a group. Raises GroupUnknownError."""
     candidates: dict[int, list[Found]] = defaultdict(list)
     for hit in run.groups().search(Wanted(id_prefix=group_id), None, 2**31):
@@ -183,7 +184,7 @@ def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedRow:
             for hit in hits:
                 rows = run.ledger.folded(number, hit.place.step, [hit.sequence]) if hit.sequence == sequence else []
                 for row in rows:
-                    if row.group_id == group_id:
+                    if row.group.group_id == group_id:
                         return row
     if group_id.count(":") == 3:
         for row in run.ledger.waiting(group_id):

@@ -1,6 +1,5 @@
 """The questions that the dashboard asks a ledger. Each goes by a key that the ledger has, so that its size does not matter."""
 
-import json
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -8,17 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moments_service.ledger import LedgerDamagedError, LedgerReader, RunLedger, ledger_directories
+from moments_service.ledger import FoldedGroup, LedgerReader, RunLedger, ledger_directories
 
 _OLD_FILE = "ledger.sqlite"
 """What the ledger was before it came in parts."""
-_FOLD = "sequence, group_id, advantages, baseline, scale, weight"
-_HEADER = "source, cluster, lost, rewards, errors, lengths, truncated, oldest_version, newest_version"
-_SHORT_HEADER = "source, cluster, lost, rewards"
-# A group may stand in an earlier part of the ledger than its fold; where it does, its columns are asked for by its key.
-_JOINED = "folds LEFT JOIN groups USING (incarnation, sequence, group_id)"
-
-
 _KEYS_A_QUERY = 500
 
 
@@ -36,29 +28,6 @@ class Incarnation:
     first_step: int | None
     """Of its commits; None while it has none."""
     last_step: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class FoldedRow:
-    """One group as its commit folded it in. Lists have one entry a completion."""
-
-    incarnation: int
-    step: int
-    sequence: int
-    group_id: str
-    source: str
-    cluster: int
-    lost: bool
-    rewards: list[float | None]
-    errors: list[str | None]
-    lengths: list[int]
-    truncated: list[bool]
-    versions: tuple[int, int]
-    advantages: list[float | None] | None
-    """None, as the three numbers after it, for a group that was not trained on."""
-    baseline: float | None
-    scale: float | None
-    weight: float | None
 
 
 class LedgerRows:
@@ -127,32 +96,15 @@ class LedgerRows:
 
         In order of step and feed; rewards and advantages as JSON, advantages and weight None for a group not trained on.
         """
-        with self.reading():
-            rows = self._query(
-                f"SELECT step, sequence, group_id, {_SHORT_HEADER}, advantages, weight FROM {_JOINED} "
-                "WHERE incarnation = ? AND step BETWEEN ? AND ?",
-                (incarnation, first_step, last_step),
+        with self._asking() as ledger:
+            return ledger.folded(
+                (incarnation, first_step, last_step), "source, cluster, lost, rewards", "advantages, weight"
             )
-            whole = [
-                row
-                if row[3] is not None
-                else (*row[:3], *self._header(_SHORT_HEADER, incarnation, *row[1:3]), *row[7:])
-                for row in rows
-            ]
-        return sorted(whole, key=lambda row: row[:3])
 
-    def folded(self, incarnation: int, step: int, sequences: Sequence[int]) -> list[FoldedRow]:
+    def folded(self, incarnation: int, step: int, places: Sequence[int]) -> list[FoldedGroup]:
         """Groups of one step at these places in the feed, in feed order."""
-        marks = ",".join("?" * len(sequences))
-        with self.reading():
-            rows = self._query(
-                f"SELECT {_FOLD}, {_HEADER} FROM {_JOINED} WHERE incarnation = ? AND step = ? AND sequence IN ({marks})",
-                (incarnation, step, *sequences),
-            )
-            whole = [
-                row if row[6] is not None else (*row[:6], *self._header(_HEADER, incarnation, *row[:2])) for row in rows
-            ]
-        return [_folded(incarnation, step, row) for row in sorted(whole, key=lambda row: row[:2])]
+        with self._asking() as ledger:
+            return ledger.batch(incarnation, step, places)
 
     def place(self, incarnation: int, group_id: str, sequences: Sequence[int]) -> int | None:
         """Which of these places in the feed a group has; None for none of them."""
@@ -168,44 +120,36 @@ class LedgerRows:
 
     def texts(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
         """Prompt and completions of a group; None where they were not kept."""
-        with self.reading(), self._lock:
-            assert self._reader is not None
-            return self._reader.transcript(incarnation, sequence, group_id)
+        with self._asking() as ledger:
+            return ledger.transcript(incarnation, sequence, group_id)
 
     def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:
         """Whether the texts of a group were kept once, and dropped when the ledger had grown."""
-        with self.reading(), self._lock:
-            assert self._reader is not None
-            return self._reader.texts_were_dropped(incarnation, sequence, group_id)
+        with self._asking() as ledger:
+            return ledger.texts_were_dropped(incarnation, sequence, group_id)
 
-    def waiting(self, group_id: str) -> list[FoldedRow]:
-        """Groups of this id that no commit folded in yet. Reads the whole ledger: only for an id that nothing else knows."""
-        with self.reading(), self._lock:
-            assert self._reader is not None
-            found = self._reader.find(group_id)
+    def waiting(self, group_id: str) -> list[FoldedGroup]:
+        """Groups of this id that no commit folded in yet, with step -1.
+
+        Reads the whole ledger: only for an id that nothing else knows.
+        """
+        with self._asking() as ledger:
+            found = ledger.find(group_id)
         return [
-            FoldedRow(
-                incarnation, -1, group.sequence, group.group_id, group.source, cluster, group.status == "lost",
-                list(group.rewards), list(group.errors), list(group.lengths), list(group.truncated),
-                group.policy_versions, None, None, None, None,
-            )
+            FoldedGroup(incarnation, -1, group, cluster, advantages=None, baseline=None, scale=None, weight=None)
             for incarnation, group, cluster, step in found
             if step is None
-        ]  # fmt: skip
-
-    def _header(self, columns: str, incarnation: int, sequence: int, group_id: str) -> tuple[Any, ...]:
-        rows = self._query(
-            f"SELECT {columns} FROM groups WHERE incarnation = ? AND sequence = ? AND group_id = ?",
-            (incarnation, sequence, group_id),
-        )
-        if not rows:
-            raise LedgerDamagedError(f"{self._directory}: a commit folded in group {group_id}, which no part holds")
-        return rows[0]
+        ]
 
     def _query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        with self._asking() as ledger:
+            return ledger.query(sql, values)
+
+    @contextmanager
+    def _asking(self) -> Iterator[RunLedger]:
         with self.reading(), self._lock:
             assert self._reader is not None
-            return self._reader.query(sql, values)
+            yield self._reader
 
 
 def _first_and_last_step(reader: LedgerReader, incarnation: int) -> tuple[int | None, int | None]:
@@ -218,28 +162,4 @@ def _first_and_last_step(reader: LedgerReader, incarnation: int) -> tuple[int | 
     return (
         min((step for step in low if step is not None), default=None),
         max((step for step in high if step is not None), default=None),
-    )
-
-
-def _folded(incarnation: int, step: int, row: tuple[Any, ...]) -> FoldedRow:
-    sequence, group_id, advantages, baseline, scale, weight, source, cluster, lost, rewards_json, errors, *rest = row
-    lengths, truncated, oldest, newest = rest
-    rewards = json.loads(rewards_json)
-    return FoldedRow(
-        incarnation=incarnation,
-        step=step,
-        sequence=sequence,
-        group_id=group_id,
-        source=source,
-        cluster=cluster,
-        lost=bool(lost),
-        rewards=rewards,
-        errors=[None] * len(rewards) if errors is None else json.loads(errors),
-        lengths=json.loads(lengths),
-        truncated=[bool(value) for value in json.loads(truncated)],
-        versions=(oldest, newest),
-        advantages=None if advantages is None else json.loads(advantages),
-        baseline=baseline,
-        scale=scale,
-        weight=weight,
     )

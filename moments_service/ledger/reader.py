@@ -20,7 +20,7 @@ from moments_service.state import Counts
 from moments_service.table import padded
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, oldest_version, newest_version, lost, cluster"
-_COMMITTED = "cluster, prompt_id, rewards, lengths, sequence, group_id"
+_COMMITTED = "cluster, prompt_id, rewards, lengths"
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
 
@@ -39,9 +39,10 @@ class LedgerCommit:
 class FoldedGroup:
     """One group as a commit folded it in; the numbers are None if it was not trained on."""
 
+    incarnation: int
+    step: int
     group: ScoredGroup
     cluster: int
-    step: int
     advantages: tuple[float | None, ...] | None
     baseline: float | None
     scale: float | None
@@ -103,26 +104,36 @@ class LedgerReader:
         paths = part_paths(self.directory)
         for number, path in enumerate(paths):
             for step, policy_version, kl, log_ratio in self._ask(path, query, (incarnation, first_step, last_step)):
-                groups = self._folded(paths[: number + 1], incarnation, step, _COMMITTED)
-                rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (2, 3))
+                groups = self._folded(paths[: number + 1], (incarnation, step, step), _COMMITTED)
+                rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (5, 6))
                 width = max(map(len, rewards), default=0)
                 committed = CommittedRewards(
-                    clusters=np.array([row[0] for row in groups], dtype=np.int64),
+                    clusters=np.array([row[3] for row in groups], dtype=np.int64),
                     rewards=padded(rewards, width, np.nan),
-                    prompts=tuple(row[1] for row in groups),
+                    prompts=tuple(row[4] for row in groups),
                     policy_version=policy_version,
                     move=None if kl is None else PolicyMove(kl, log_ratio),
                     lengths=padded(lengths, width, np.nan),
                 )
-                yield LedgerCommit(incarnation, step, committed, tuple(row[4:6] for row in groups))
+                yield LedgerCommit(incarnation, step, committed, tuple(row[1:3] for row in groups))
 
-    def batch(self, incarnation: int, step: int) -> list[FoldedGroup]:
-        """Everything that the commit of a step folded in, in feed order."""
-        paths = part_paths(self.directory)
-        ends = range(1, len(paths) + 1)
+    def batch(self, incarnation: int, step: int, places: Sequence[int] | None = None) -> list[FoldedGroup]:
+        """What the commit of a step folded in, in feed order. places: only the groups at these places in the feed."""
         fold = "advantages, baseline, scale, weight"
-        rows = [row for end in ends for row in self._folded(paths[:end], incarnation, step, _GROUP, fold)]
-        return [FoldedGroup(_header(row), row[11], step, _tuple(row[12]), *row[13:]) for row in rows]
+        rows = [row[3:] for row in self.folded((incarnation, step, step), _GROUP, fold, places)]
+        return [FoldedGroup(incarnation, step, _header(row), row[11], _tuple(row[12]), *row[13:]) for row in rows]
+
+    def folded(
+        self, steps: tuple[int, int, int], group: str, fold: str, places: Sequence[int] | None = None
+    ) -> list[Row]:
+        """(step, sequence, group id, these columns of `groups`, these of `folds`) of every group that was folded in.
+
+        In order of step and feed. steps: incarnation, first and last step.    places: as for `batch`.
+        """
+        paths = part_paths(self.directory)
+        return [
+            row for end in range(1, len(paths) + 1) for row in self._folded(paths[:end], steps, group, fold, places)
+        ]
 
     def find(self, group_id: str) -> list[tuple[int, ScoredGroup, int, int | None]]:
         """(incarnation, header, cluster, step it was folded in or None) of every time that the group was submitted."""
@@ -177,27 +188,36 @@ class LedgerReader:
     def _ask(self, path: Path, sql: str, values: Sequence[Any]) -> list[Row]:
         return self._connections.of(path).execute(sql, values).fetchall()
 
-    def _folded(self, paths: Sequence[Path], incarnation: int, step: int, group: str, fold: str = "step") -> list[Row]:
-        """Columns of the groups and folds of one commit, in feed order; its folds stand in the last of these parts.
+    def _folded(
+        self,
+        paths: Sequence[Path],
+        steps: tuple[int, int, int],
+        group: str,
+        fold: str = "baseline",
+        places: Sequence[int] | None = None,
+    ) -> list[Row]:
+        """`folded` for the folds in the last of these parts; their groups may stand in the others.
 
         Raises LedgerDamagedError if a group that was folded in stands in none of them.
         """
         *before, path = paths
+        somewhere = "" if places is None else f"AND sequence IN ({','.join('?' * len(places))}) "
         rows = self._ask(
             path,
-            f"SELECT groups.seal, sequence, group_id, {group}, {fold} FROM folds "
-            "LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE incarnation = ? AND step = ? "
-            "ORDER BY sequence, group_id",
-            (incarnation, step),
+            f"SELECT groups.seal, step, sequence, group_id, {group}, {fold} FROM folds "
+            "LEFT JOIN groups USING (incarnation, sequence, group_id) "
+            f"WHERE incarnation = ? AND step BETWEEN ? AND ? {somewhere}ORDER BY step, sequence, group_id",
+            (*steps, *(places or ())),
         )
         folded = []
-        for seal, sequence, group_id, *row in rows:
+        for seal, *row in rows:
             if seal is None:
-                query, key = f"SELECT {group} FROM groups WHERE {_SAME}", (incarnation, sequence, group_id)
-                header = next((found[0] for part in reversed(before) if (found := self._ask(part, query, key))), None)
+                query, (step, *key) = f"SELECT {group} FROM groups WHERE {_SAME}", row[:3]
+                found = (self._ask(part, query, (steps[0], *key)) for part in reversed(before))
+                header = next((rows[0] for rows in found if rows), None)
                 if header is None:
-                    raise LedgerDamagedError(f"{path}: step {step} folded in group {group_id}, which no part holds")
-                row[: len(header)] = header
+                    raise LedgerDamagedError(f"{path}: step {step} folded in group {key[1]}, which no part holds")
+                row[3 : 3 + len(header)] = header
             folded.append(tuple(row))
         return folded
 

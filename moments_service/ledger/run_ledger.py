@@ -11,7 +11,7 @@ import numpy as np
 
 from moments_service.groups import ScoredGroup
 from moments_service.ledger.parts import part_paths
-from moments_service.ledger.reader import FoldedGroup, LedgerCommit, LedgerReader
+from moments_service.ledger.reader import LedgerCommit, LedgerReader
 from moments_service.ledger.schema import Row
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts
@@ -77,9 +77,11 @@ class RunLedger(LedgerReader):
                 for shard, commit in zip(shards, waiting, strict=True)
             ]
 
-    def batch(self, incarnation: int, step: int) -> list[FoldedGroup]:
-        folded = [entry for reader in self._readers for entry in reader.batch(incarnation, step)]
-        return sorted(folded, key=lambda entry: (entry.group.sequence, entry.group.group_id))
+    def folded(
+        self, steps: tuple[int, int, int], group: str, fold: str, places: Sequence[int] | None = None
+    ) -> list[Row]:
+        rows = [row for reader in self._readers for row in reader.folded(steps, group, fold, places)]
+        return sorted(rows, key=lambda row: row[:3])
 
     def unfolded(self, incarnation: int) -> list[tuple[ScoredGroup, int]]:
         groups = [entry for reader in self._readers for entry in reader.unfolded(incarnation)]
