@@ -4,11 +4,13 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from safetensors.numpy import load_file
 
+from moments_service.ledger import RunLedger
 from tests.conftest import ROOT, Command, settings
 
 pytestmark = pytest.mark.integration
@@ -32,16 +34,16 @@ def files(directory: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    "sampling",
-    [[], settings(prompts__order="signal", group_size=4, max_group_size=8)],
-    ids=["shuffled", "by what the moments know"],
+    "how",
+    [[], settings(prompts__order="signal", group_size=4, max_group_size=8), settings(moments__shards=2)],
+    ids=["as shipped", "sampled by what the moments know", "moments in two shards"],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
-    bvblend: Callable[..., Command], tmp_path: Path, sampling: list[str]
+    bvblend: Callable[..., Command], tmp_path: Path, how: list[str]
 ) -> None:
     mirror = tmp_path / "mirror"
-    how = settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path, mirror=mirror.as_uri())
-    straight = bvblend("train", COLD_START, *SMALL, *sampling, *how)
+    short = settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path, mirror=mirror.as_uri())
+    straight = bvblend("train", COLD_START, *SMALL, *short, *how)
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
     again = tmp_path / "again"
@@ -59,9 +61,8 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
         name: tensor.tobytes() for name, tensor in expected.items()
     }
     assert rows(again)[-2:] == rows(run)[-2:]
-    query = "SELECT group_id, advantages FROM folds WHERE incarnation = ? AND step >= 2 ORDER BY group_id"
-    with sqlite3.connect(again / "moments" / "ledger-000000.sqlite") as ledger:
-        before, after = (ledger.execute(query, (incarnation,)).fetchall() for incarnation in (0, 1))
+    with closing(RunLedger(again / "moments")) as ledger:
+        before, after = (ledger.folded((number, 2, 3), "cluster, rewards", "advantages") for number in (0, 1))
     assert before == after and len(after) == 8
 
 
