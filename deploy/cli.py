@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 import asyncio
 import sys
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,9 @@ import typer
 from rich.console import Console
 
 from deploy.clusters_cli import clusters_app
-from deploy.config import ConfigError, RunConfig, dump_config, load_recipe
-from deploy.environment import EnvironmentProblemError, check_packages, require_packages
+from deploy.config import ConfigError, RunConfig, dump_config, find_run, load_recipe, load_run_config
+from deploy.environment import EnvironmentProblemError, require_packages
+from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
 from deploy.run_directory import RunDirectory
 
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(clusters_app, name="clusters")
 app.add_typer(moments_app, name="moments")
+app.add_typer(inspect_app)
 console = Console()
 errors = Console(stderr=True)
 
@@ -65,7 +66,7 @@ def train(
         raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
     checkpoint = None
     if resume is not None:
-        directory = RunDirectory(resume)
+        directory = find_run(resume)
         config = load_run_config(directory, override or ())
         steps = directory.checkpoint_steps()
         checkpoint = directory.checkpoint(steps[-1]) if steps else None
@@ -77,13 +78,6 @@ def train(
 
     start = read_warm_start(config, warm_start, codebook, discount)
     _train(config, directory if resume is not None else None, checkpoint, address, start)
-
-
-def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with. Raises ConfigError where there is no run."""
-    if not directory.config.exists():
-        raise ConfigError(f"{directory.path}: no run there (no config.yaml in it)")
-    return load_recipe(directory.config, overrides)
 
 
 def _train(
@@ -162,87 +156,6 @@ def compare(
     comparison.run(console)
     console.print(comparison.table())
     console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)
-
-
-@app.command()
-def explain(
-    group_id: Annotated[str, typer.Argument(help="A group's id, from the ledger or a log", show_default=False)],
-    run: Annotated[Path, typer.Option(help="Run directory")] = Path("runs/latest"),
-) -> None:
-    """Print every number behind a group's advantages, and compute them again. Example: bvblend explain 3f…:0:0:0"""
-    from deploy.explain import explanation
-    from moments_service.explain import GroupNotFoundError
-    from moments_service.explain import explain as explain_group
-    from moments_service.replay import estimator_label
-
-    directory = RunDirectory(run)
-    config = load_run_config(directory)
-    try:
-        found = explain_group(config.moments, directory.moments, group_id)
-    except (GroupNotFoundError, FileNotFoundError) as error:
-        raise ConfigError(str(error)) from None
-    for one in found:
-        console.print(explanation(one, estimator_label(config.moments)))
-
-
-@app.command()
-def replay(
-    log: Annotated[
-        Path, typer.Argument(help="JSON lines: step, group, prompt or cluster, rewards", show_default=False)
-    ],
-    estimator: Annotated[
-        str, typer.Option(help="Estimators, separated by commas: grpo, bv_blend:eb, pass_at_k:k=8, …")
-    ] = "bv_blend",
-    override: Overrides = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the clusters, where the log gives prompts")] = 0,
-) -> None:
-    """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator bv_blend,grpo"""
-    from deploy.explain import replay_file
-
-    errors.print(replay_file(log, estimator.split(","), override or (), seed))
-
-
-@app.command()
-def dashboard(
-    runs_dir: Annotated[Path, typer.Argument(help="Directory of runs, or one run")] = Path("runs"),
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8420,
-    host: Annotated[str, typer.Option(help="Any but loopback asks for a token")] = "127.0.0.1",
-) -> None:
-    """Watch runs in the browser, live or finished. Example: bvblend dashboard runs"""
-    from deploy.dashboard.serve import TOKEN_VARIABLE, door, listen, serve
-
-    if not runs_dir.is_dir():
-        raise ConfigError(f"{runs_dir}: no such directory; name the one that runs are made in (runs_dir of the recipe)")
-    entrance = door(host)
-    bound = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"dashboard of {runs_dir}: http://{shown}:{bound.getsockname()[1]}/", markup=False, soft_wrap=True)
-    if entrance.made_here:
-        console.print(f"token, unless {TOKEN_VARIABLE} names one: {entrance.token}", markup=False, soft_wrap=True)
-    serve(runs_dir, entrance, bound)
-
-
-@app.command()
-def doctor(
-    env: Annotated[bool, typer.Option("--env", help="Check the installed packages")] = True,
-) -> None:
-    """Check what bvblend needs on this machine. Example: bvblend doctor --env"""
-    from rich.table import Table
-
-    table = Table(title="packages", title_style="bold")
-    for name in ("package", "wanted", "found", ""):
-        table.add_column(name)
-    checks = check_packages()
-    for check in checks:
-        verdict = (
-            f"[red]{check.problem}[/red]"
-            if check.problem
-            else ("[green]ok[/green]" if check.found else "[dim]not needed[/dim]")
-        )
-        table.add_row(check.name, check.wanted, check.found or "–", verdict)
-    console.print(table)
-    if any(check.problem for check in checks):
-        raise EnvironmentProblemError("the environment is wrong or half made: see the last column")
 
 
 def main() -> None:

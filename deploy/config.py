@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from actors.config import PromptConfig, RolloutConfig, SamplingConfig
 from actors.group_sizes import SMALLEST
 from deploy.mirror_store import refuse_unknown_uri
+from deploy.run_directory import RunDirectory
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
@@ -159,6 +160,19 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
     return _validated(raw)
+
+
+def find_run(path: Path) -> RunDirectory:
+    """The run of that directory. Raises ConfigError where there is none."""
+    directory = RunDirectory(path)
+    if not directory.config.exists():
+        raise ConfigError(f"{directory.path}: no run there (no config.yaml in it)")
+    return directory
+
+
+def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run was started with. Raises ConfigError where this version does not know all of it."""
+    return load_recipe(directory.config, overrides)
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

@@ -35,6 +35,8 @@ class RolloutFleet:
         self._load = [0] * len(self.actors)
         self._serving = [False] * len(self.actors)
         self.restarts = 0
+        self.starts = 0
+        """How often an actor began to serve."""
         # The newest weights, kept for actors that come back; None while the starting policy serves.
         self.latest_update: Any = None
 
@@ -113,3 +115,4 @@ class RolloutFleet:
                 "its log says how far it came"
             ) from None
         self._serving[actor] = True
+        self.starts += 1

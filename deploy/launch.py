@@ -171,7 +171,8 @@ async def _started(
             asyncio.to_thread(prompt_set, config, pool.train), starting_learner, fleet.start()
         )
         await moments.fit_clusters.remote(prompts)
-        display.name_clusters(cluster_names(pool, await moments.assign.remote(prompts)))
+        names = cluster_names(pool, await moments.assign.remote(prompts))
+        display.name_clusters(names)
         rows = () if prompts.embeddings is None else zip(prompts.prompt_ids, prompts.embeddings, strict=True)
         embeddings = dict(rows)
         feed = PromptFeed(
@@ -182,10 +183,11 @@ async def _started(
             config.prompts.order,
         )
         dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
-        run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation)
+        run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation, names)
         if checkpoint is not None:
             await run.restore(checkpoint)
         await run.inform_feed()
+        await run.show_services(force=True)
         yield run
     finally:
         if run is not None:

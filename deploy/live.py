@@ -13,7 +13,8 @@ from rich.text import Text
 
 PHASES = ("generate", "score", "moments", "learn", "publish")
 _SPARKS = "▁▂▃▄▅▆▇█"
-_HISTORY = 60
+HISTORY = 60
+"""Steps that the curves show."""
 _CLUSTERS_SHOWN = 12
 
 
@@ -69,14 +70,10 @@ class PlainDisplay:
 
 
 class LiveDisplay:
-    """A view that is redrawn in place: progress, curves, families, phases, clusters."""
+    """A view that is redrawn in place."""
 
     def __init__(self, console: Console, steps: int) -> None:
-        self._steps = steps
-        self._names: Sequence[str] = ()
-        self._pass_at_1: deque[float] = deque(maxlen=_HISTORY)
-        self._sources: dict[str, deque[float]] = {}
-        self._signal: deque[tuple[float, float]] = deque(maxlen=_HISTORY)
+        self._view = RunView(steps)
         self._live = Live(Text("starting …"), console=console, refresh_per_second=4, transient=False)
         self._live.start()
 
@@ -84,20 +81,40 @@ class LiveDisplay:
         self._live.console.print(f"[dim]·[/dim] {text}", highlight=False)
 
     def name_clusters(self, names: Sequence[str]) -> None:
-        self._names = names
+        self._view.names = names
 
     def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
+        self._view.add(row)
+        self._live.update(self._view.draw(stats))
+
+    def close(self) -> None:
+        self._live.stop()
+
+
+class RunView:
+    """A run in one picture: progress, curves, families, phases, clusters."""
+
+    def __init__(self, steps: int) -> None:
+        """steps: of the whole run."""
+        self.names: Sequence[str] = ()
+        """What each cluster holds, in a few words."""
+        self._steps = steps
+        self._row: dict[str, Any] = {}
+        self._pass_at_1: deque[float] = deque(maxlen=HISTORY)
+        self._sources: dict[str, deque[float]] = {}
+        self._signal: deque[tuple[float, float]] = deque(maxlen=HISTORY)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """A step ended. row: its line of metrics.jsonl."""
+        self._row = row
         self._pass_at_1.append(row["reward/pass_at_1"])
         self._signal.append((row["signal/own"], row["signal/grpo"]))
         for key, value in row.items():
             if key.startswith("pass_at_1/"):
                 self._sources.setdefault(key.removeprefix("pass_at_1/"), deque(maxlen=10)).append(value)
-        self._live.update(self._draw(row, stats))
 
-    def close(self) -> None:
-        self._live.stop()
-
-    def _draw(self, row: dict[str, Any], stats: dict[str, Any]) -> RenderableType:
+    def draw(self, stats: dict[str, Any]) -> RenderableType:
+        """The picture after the last step that was added, at least one. stats: of the moments service."""
         columns = Table.grid(expand=True, padding=(0, 1))
         columns.add_column(ratio=2)
         columns.add_column(ratio=3)
@@ -106,8 +123,8 @@ class LiveDisplay:
             Panel(self._clusters(stats), title="clusters and their moments", border_style="dim"),
         )
         return Panel(
-            Group(self._head(row), columns),
-            title=f"bvblend · step {row['step'] + 1} of {self._steps}",
+            Group(self._head(self._row), columns),
+            title=f"bvblend · step {self._row['step'] + 1} of {self._steps}",
             border_style="cyan",
         )
 
@@ -148,7 +165,7 @@ class LiveDisplay:
         moments = stats["clusters"]
         heaviest = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])[:_CLUSTERS_SHOWN]
         for k in sorted(heaviest):  # by number, so that rows stay where they are
-            name = self._names[k] if k < len(self._names) else ""
+            name = self.names[k] if k < len(self.names) else ""
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
         return table

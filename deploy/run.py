@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from deploy.live import Display
 from deploy.live_file import LiveFile
 from deploy.mirror import Mirror
 from deploy.run_directory import RunDirectory
+from deploy.whereabouts import RunProcess, driver_process, locate
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
 from moments_service.batch import Batch
@@ -64,6 +66,7 @@ class Run:
         dispatcher: Dispatcher,
         display: Display,
         incarnation: int,
+        cluster_names: Sequence[str] = (),
     ) -> None:
         self.config = config
         self.directory = directory
@@ -77,6 +80,8 @@ class Run:
         self.incarnation = incarnation
         self.live = LiveFile(directory.live)
         self.mirror: Mirror | None = None
+        self.cluster_names = cluster_names
+        self.processes: list[RunProcess] = []
         self.step = 0
         self.policy_version = 0
         self.stopping = False
@@ -85,6 +90,8 @@ class Run:
         """The phase that a cancellation fell into; a checkpoint is only whole outside of the phases that change state."""
         self._phases: dict[str, float] = defaultdict(float)
         self._last_checkpoint = -1
+        # Actors are asked where they are at the start, and again once one came back.
+        self._located_at = -1
         self._step_started = time.perf_counter()
 
     @contextmanager
@@ -188,16 +195,31 @@ class Run:
         }
         self.step += 1
         self.directory.append_metrics(row)
-        stats = await self.moments.stats.remote()
-        self.display.show_step(row, stats)
-        self.live.write(self._services() | {"moments": stats}, force=self.step >= self.config.steps)
+        self.display.show_step(row, await self.show_services(force=self.step >= self.config.steps))
         due = time.perf_counter()
         await self._when_due()
         # A step's time holds neither evaluations nor checkpoints.
         self._step_started += time.perf_counter() - due
 
+    async def show_services(self, force: bool = False) -> dict[str, Any]:
+        """Write the parts of the run as they stand, for people who watch. Returns what the moments service says of itself.
+
+        force: write even where that takes more than its share of the time.
+        """
+        if self._located_at != self.fleet.starts:
+            self._located_at = self.fleet.starts
+            self.processes = [driver_process(), *await locate(self._actors())]
+        stats: dict[str, Any] = await self.moments.stats.remote()
+        self.live.write(self._services() | {"moments": stats}, force)
+        return stats
+
+    def _actors(self) -> dict[str, Any]:
+        ranks = {f"learner rank {rank}": actor for rank, actor in enumerate(self.learner.ranks)}
+        serving = enumerate(self.fleet.actors)
+        rollouts = {f"rollout actor {index}": actor for index, actor in serving if self.fleet.serving(index)}
+        return {"moments service": self.moments} | ranks | rollouts
+
     def _services(self) -> dict[str, Any]:
-        """The parts of the run as they stand, for people who watch."""
         return {
             "step": self.step,
             "incarnation": self.incarnation,
@@ -206,6 +228,8 @@ class Run:
             **self.dispatcher.depths(),
             "actors": self.fleet.states(),
             "restarts": self.fleet.restarts,
+            "cluster_names": self.cluster_names,
+            "processes": [asdict(process) for process in self.processes],
         }
 
     def start_clock(self) -> None:

@@ -13,6 +13,7 @@ from deploy.evaluation import Evaluation
 from moments_service.health import Alarm
 
 CHECKPOINT_PREFIX = "step-"
+_TAIL_BYTES = 2**18
 
 
 class RunDirectory:
@@ -76,6 +77,19 @@ class RunDirectory:
         rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
         return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
 
+    def last_metrics(self, most: int) -> list[dict[str, Any]]:
+        """Up to `most` of the newest whole rows, oldest first, read from the end of the file.
+
+        Without steps that were run again; fewer where so many rows are longer than `_TAIL_BYTES`.
+        """
+        rows: list[dict[str, Any]] = []
+        for row in last_lines(self.metrics, _TAIL_BYTES):
+            if type(row.get("step")) is int:
+                while rows and rows[-1]["step"] >= row["step"]:
+                    rows.pop()
+                rows.append(row)
+        return rows[-most:]
+
     def append_alarm(self, step: int, alarm: Alarm) -> None:
         """Add one alarm's line."""
         with self.alarms.open("a") as file:
@@ -119,3 +133,21 @@ class RunDirectory:
 
     def _complete(self) -> Iterator[Path]:
         return (path for path in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
+
+
+def last_lines(path: Path, most_bytes: int) -> list[dict[str, Any]]:
+    """JSON objects of the whole lines in the last `most_bytes` of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most_bytes))
+        lines = file.read().rpartition(b"\n")[0].splitlines()
+    rows = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # the first line of the tail is cut
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows

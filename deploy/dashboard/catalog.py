@@ -1,6 +1,5 @@
 """All runs of a directory of runs: which there are, and the few that are open."""
 
-import json
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -12,7 +11,6 @@ from deploy.run_directory import RunDirectory
 
 MEMORY_BYTES = 120 * 2**20
 """What the indexes of all open runs may take together; the run that was looked at longest ago goes first."""
-_TAIL_BYTES = 2**17
 
 
 class NoRunError(LookupError):
@@ -75,7 +73,7 @@ class Catalog:
 
 def _summary(name: str, directory: RunDirectory) -> dict[str, Any]:
     config = read_config(directory)
-    last = last_line(directory.metrics)
+    last = next(iter(directory.last_metrics(1)), {})
     evaluations = [row for row in read_lines(directory.evaluations) if row.get("split") == "held_out"]
     return {
         "name": name,
@@ -87,20 +85,3 @@ def _summary(name: str, directory: RunDirectory) -> dict[str, Any]:
         "held_out": [row.get("pass_at_1") for row in (evaluations[0], evaluations[-1])] if evaluations else None,
         "started": directory.config.stat().st_mtime,
     }
-
-
-def last_line(path: Path) -> dict[str, Any]:
-    """The newest whole line of a metrics file, read from its end; empty where there is none."""
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().rpartition(b"\n")[0].splitlines()
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # the first line of the tail is cut
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            return row
-    return {}
