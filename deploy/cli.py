@@ -17,6 +17,7 @@ from deploy.config import ConfigError, RunConfig, dump_config, find_run, load_re
 from deploy.environment import EnvironmentProblemError, require_packages
 from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
+from deploy.redaction import redacted
 from deploy.run_directory import RunDirectory
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _train(
         watchdog = connect(config, address)
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
     except Exception:
-        (directory.path / "error.txt").write_text(traceback.format_exc())
+        directory.error.write_text(redacted(traceback.format_exc()))
         raise
     finally:
         display.close()
@@ -176,7 +177,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(redacted(message), style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

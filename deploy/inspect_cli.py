@@ -119,5 +119,5 @@ def doctor(
         out = out or Path(f"bvblend-doctor-{directory.path.name}.zip")
         for line in write_bundle(directory, out, packages, checks):
             console.print(line, markup=False, soft_wrap=True)
-    if any(check.problem for check in (*packages, *checks)):
+    if any(check.problem for check in packages) or any(check.problem for check in checks):
         raise EnvironmentProblemError("the environment is wrong or half made: see the last column")

@@ -28,6 +28,7 @@ class RunDirectory:
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
     summary.{json,md,png}
+    error.txt         why the run ended early, if it did
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,6 +44,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.summary = self.path / "summary.json"
+        self.error = self.path / "error.txt"
 
     @classmethod
     def create(cls, runs_dir: Path, name: str, config: str) -> "RunDirectory":
