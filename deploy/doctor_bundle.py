@@ -21,6 +21,7 @@ from deploy.doctor import MachineCheck
 from deploy.environment import PackageCheck, machine, versions
 from deploy.redaction import redacted
 from deploy.run_directory import RunDirectory
+from deploy.whereabouts import processes_here
 from moments_service.ledger import RunLedger
 
 TAIL_BYTES = 2**20
@@ -42,7 +43,7 @@ def write_bundle(
     """Write the zip; returns what to tell the person."""
     run = OpenRun(directory)
     run.catch_up(TAIL_BYTES)
-    processes = _processes_here(run.live())
+    processes = processes_here(run.live())
     secrets = [_environment(process["pid"]) for process in processes]
     about = {
         "taken": time.strftime("%Y-%m-%d %H:%M:%S %z"),
@@ -76,28 +77,6 @@ def write_bundle(
             f"{elsewhere} more are not here, or have ended; on another machine of the cluster, run it there too"
         )
     return lines
-
-
-def _processes_here(live: dict[str, Any]) -> list[dict[str, Any]]:
-    """What the driver last said of its processes, of those that are on this machine and run."""
-    found = []
-    for process in live.get("processes", ()):
-        status = Path(f"/proc/{process['pid']}/status")
-        if not _is_of_a_run(process["pid"]):
-            continue
-        fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
-        wanted = {"State": "state", "VmRSS": "resident", "VmHWM": "most_resident", "Threads": "threads"}
-        found.append(process | {name: fields.get(key, "").strip() for key, name in wanted.items()})
-    return found
-
-
-def _is_of_a_run(pid: int) -> bool:
-    """Whether a process of that number still is what it was: a Ray worker, or a driver."""
-    try:
-        line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
-    return b"ray::" in line or b"bvblend" in line or b"deploy.cli" in line
 
 
 def _environment(pid: int) -> dict[str, str]:

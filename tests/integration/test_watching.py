@@ -41,7 +41,7 @@ def test_a_live_run_shows_its_state_and_its_stacks_and_no_secret(
     assert SECRET not in "".join(texts.values()) and "[redacted WANDB_API_KEY]" in texts["run/config.yaml"]
     processes = {row["role"]: row for row in json.loads(texts["processes.json"])}
     assert set(processes) == {"driver", "moments service", "learner rank 0", "rollout actor 0"}
-    assert all(row["resident"].endswith("kB") for row in processes.values())
+    assert all(row["resident"] > 50e6 for row in processes.values())
     assert "deploy/cli.py" in texts["stacks/driver.txt"]
     for role in processes:
         assert "Thread" in texts[f"stacks/{role.replace(' ', '-')}.txt"], role
