@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 import asyncio
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,6 +60,9 @@ def train(
         Path | None, typer.Option(help="Begin with a codebook that `bvblend clusters fit` wrote")
     ] = None,
     address: Address = None,
+    dashboard: Annotated[
+        str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
+    ] = None,
 ) -> None:
     """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
     if (recipe is None) == (resume is None):
@@ -78,7 +82,7 @@ def train(
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
-    _train(config, directory if resume is not None else None, checkpoint, address, start)
+    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard)
 
 
 def _train(
@@ -87,6 +91,7 @@ def _train(
     checkpoint: Path | None,
     address: str | None,
     start: "WarmStart | None" = None,
+    dashboard: str | None = None,
 ) -> None:
     import ray
 
@@ -95,6 +100,11 @@ def _train(
     from deploy.mirror import refuse_unwritable_mirror
     from deploy.summary import rich_table, signal_sentence
 
+    show = None
+    if dashboard is not None:
+        from deploy.dashboard.actor import entrance_of, start_dashboard
+
+        show = partial(start_dashboard, *entrance_of(dashboard))
     pool = read_pool(config)
     refuse_unwritable_mirror(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
@@ -106,6 +116,9 @@ def _train(
         display.note(f"going on from {checkpoint}")
     try:
         watchdog = connect(config, address)
+        if show is not None:
+            _keep, page = show(directory.path.parent)
+            display.note(f"dashboard: {page}")
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
     except Exception:
         directory.error.write_text(redacted(traceback.format_exc()))

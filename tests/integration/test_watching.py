@@ -1,7 +1,9 @@
 """A live run, looked at from outside: by `top`, and by `doctor` as somebody would who was asked for help."""
 
 import json
+import re
 import signal
+import urllib.request
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ def test_a_live_run_shows_its_state_and_its_stacks_and_no_secret(
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     recipe = ROOT / "deploy" / "recipes" / "cold_start.yaml"
     quick = settings(steps=1000, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path, name=SECRET)
-    command = bvblend("train", recipe, *quick)
+    command = bvblend("train", recipe, *quick, "--dashboard", "0")
     command.wait_for("step    3/", START_S)
     monkeypatch.delenv("WANDB_API_KEY")  # whoever helps does not have it
     run = tmp_path / "latest"
@@ -32,6 +34,11 @@ def test_a_live_run_shows_its_state_and_its_stacks_and_no_secret(
     assert "running" in top.output() and "1 of 1 actors serve" in top.output() and "pass@1" in top.output()
     runs = bvblend("runs", tmp_path)
     assert runs.wait(60) == 0 and "running" in runs.output(), runs.output()
+
+    (page,) = re.findall(r"dashboard: (http://127\.0\.0\.1:\d+/)", command.output())
+    with urllib.request.urlopen(f"{page}api/run?name={run.resolve().name}", timeout=30) as answer:
+        shown = json.load(answer)
+    assert shown["state"] == "running" and shown["steps"] >= 2 and shown["histograms"]["staleness"] == {"0": 1.0}
 
     bundle = tmp_path / "help.zip"
     doctor = bvblend("doctor", run, "--out", bundle)
