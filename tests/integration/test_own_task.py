@@ -29,7 +29,10 @@ rollout: {{engine: transformers}}
 """
 
 
-def test_own_prompts_and_verifier_in_ten_lines(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+def test_own_prompts_and_verifier_in_ten_lines(
+    bvblend: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "my_task.py").write_text(VERIFIER)
     (tmp_path / "my_recipe.yaml").write_text(RECIPE)
     lines = [{"question": f"{a} + {b} = ", "answer": f"Add them. #### {a + b}"} for a in range(5) for b in range(5)]
@@ -40,6 +43,11 @@ def test_own_prompts_and_verifier_in_ten_lines(bvblend: Callable[..., Command], 
     assert command.wait(300) == 0, command.output()
     rows = [json.loads(line) for line in (tmp_path / "runs" / "latest" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["reward/errors"] == 0 for row in rows)
+    # Beside the run directory there are the cache of embeddings, Ray's token and what matplotlib keeps for itself.
+    own = {"my_task.py", "my_recipe.yaml", "sums.jsonl", "output-0.log", "output-1.log"}
+    assert {path.name for path in tmp_path.iterdir()} - own - {"__pycache__"} == {"runs", "home"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} <= {".cache", ".ray", ".config"}
+    assert (tmp_path / "home" / ".cache" / "bvblend" / "embeddings").is_dir()
 
 
 def test_a_verifier_that_is_not_there_is_named_before_the_first_step(

@@ -1,4 +1,4 @@
-"""The floors of the house: imports only go down."""
+"""The house: imports only go down, data is never code, and the configuration stays small."""
 
 import ast
 import subprocess
@@ -39,6 +39,21 @@ def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
+    """What lies in a run directory, an export or a model's directory is data."""
+    unpickle = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    loaders = {("torch", "load"), ("np", "load"), ("numpy", "load"), ("dcp", "FileSystemReader")}
+    found = []
+    for path in (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")):
+        found += [(path.name, name) for name in imported_packages(path) & unpickle]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                found += [(path.name, node.attr)] if (node.value.id, node.attr) in loaders else []
+            if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
+                found += [(path.name, node.arg)]
+    assert not found
 
 
 def test_the_configuration_stays_small() -> None:
