@@ -114,6 +114,8 @@ def _train(
     watchdog = None
     if checkpoint is not None:
         display.note(f"going on from {checkpoint}")
+    elif directory.metrics.exists():
+        display.note("this run has no checkpoint yet; it begins again")
     try:
         watchdog = connect(config, address)
         if show is not None:

@@ -1,0 +1,75 @@
+"""The documentation: its links lead somewhere, its commands exist, the site builds."""
+
+import re
+import shlex
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import typer
+
+from deploy.cli import app
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.unit
+
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def fenced(page: Path, languages: tuple[str, ...] = ("", "bash")) -> list[str]:
+    """Code blocks of a page in these languages."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    return [text for language, text in blocks if language in languages]
+
+
+def anchors(page: Path) -> set[str]:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in link]
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+COMMANDS = sorted(
+    {
+        line[line.index("bvblend ") :]
+        for page in PAGES
+        for block in fenced(page)
+        for line in block.replace("\\\n", " ").splitlines()
+        if re.search(r"(^|-- |&& )bvblend ", line)
+    }
+)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_are_such_as_there_are(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    command = typer.main.get_command(app)
+    while inner := getattr(command, "commands", None):
+        command = inner[words.pop(0)]
+    command.make_context(str(command.name), words)  # what is unknown, missing or of the wrong kind raises
+
+
+def test_there_are_commands_in_the_docs() -> None:
+    assert len(COMMANDS) > 20
+
+
+@pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    pages = {path.stem for path in tmp_path.glob("*.html")}
+    assert pages >= {page.stem for page in PAGES if page.name != "README.md"}
+    assert "cdn" not in (tmp_path / "index.html").read_text().lower()
