@@ -107,7 +107,7 @@ class RolloutWorker:
                 versions=tuple(completion.versions for completion in completions),
                 temperature=self._sampling.temperature,
             ),
-            transcript=self._transcript(ticket, texts),
+            transcript=self._transcript(ticket, texts, scores),
             timings={
                 "generate_s": generate_s,
                 "score_s": sum(score.seconds for score in scores),
@@ -212,12 +212,17 @@ class RolloutWorker:
             status=GroupStatus.SCORED if rewarded else GroupStatus.ERROR,
         )
 
-    def _transcript(self, ticket: Ticket, texts: Iterable[str]) -> Transcript | None:
+    def _transcript(self, ticket: Ticket, texts: Iterable[str], scores: Sequence[Score]) -> Transcript | None:
         # By the group's id alone: the same groups are kept whoever samples them.
         if derive_seed(0, "transcript", ticket.group_id) >= self._text_share * 2**63:
             return None
         cut = self._text_chars
-        return Transcript(prompt=ticket.prompt.text[:cut], completions=tuple(text[:cut] for text in texts))
+        parts = tuple(score.parts for score in scores)
+        return Transcript(
+            prompt=ticket.prompt.text[:cut],
+            completions=tuple(text[:cut] for text in texts),
+            reward_parts=parts if any(parts) else None,
+        )
 
     async def _evaluate(
         self, prompt: Prompt, prompt_ids: tuple[int, ...], temperature: float, n: int

@@ -28,6 +28,8 @@ class Score:
 
     reward: float | None
     error: str | None
+    parts: dict[str, float] | None = None
+    """What the reward is the sum of, where the verifier says."""
     seconds: float = field(default=0.0, compare=False)
     """How long the verifier worked on it; waiting for other groups does not count."""
 
@@ -111,11 +113,11 @@ class Scorer:
             for _ in completions:
                 answer = child.receive(self._timeout_s)
                 now = time.perf_counter()
-                scores.append(Score(answer["reward"], answer["error"], now - started))
+                scores.append(Score(answer["reward"], answer["error"], answer.get("parts"), now - started))
                 started = now
         except _ChildDiedError as death:
             self._refuse_if_closed()
-            scores.append(Score(None, f"verifier {death}", time.perf_counter() - started))
+            scores.append(Score(None, f"verifier {death}", seconds=time.perf_counter() - started))
         return scores
 
     def _ready_child(self) -> "_Child":

@@ -9,6 +9,7 @@ import numbers
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -18,6 +19,8 @@ from actors.verifiers import Verifier, get_verifier
 GRACE_S = 5.0
 """How much later than the parent's deadline the kernel ends a verifier, for when there is no parent left to do it."""
 MAX_REASON = 200
+MAX_PARTS = 16
+MAX_NAME = 40
 
 
 def main(handle: int, timeout_s: float) -> None:
@@ -58,9 +61,11 @@ def judge(verifier: Verifier, prompt: Prompt, completion: str) -> dict[str, Any]
     """The reward, or the reason why there is none: never both, never neither."""
     try:
         value = verifier(prompt, completion)
-        if not isinstance(value, numbers.Real):
-            return {"reward": None, "error": f"verifier returned {type(value).__name__}, not a number"}
-        reward = float(value)
+        parts = _parts(value) if isinstance(value, Mapping) else None
+        whole = math.fsum(parts.values()) if parts is not None else value
+        if not isinstance(whole, numbers.Real):
+            return {"reward": None, "error": f"verifier returned {type(whole).__name__}, not a number"}
+        reward = float(whole)
     except (
         Exception,
         SystemExit,
@@ -68,7 +73,18 @@ def judge(verifier: Verifier, prompt: Prompt, completion: str) -> dict[str, Any]
         return {"reward": None, "error": f"verifier raised {_reason(error)}"}
     if not math.isfinite(reward):
         return {"reward": None, "error": f"verifier returned {reward}"}
-    return {"reward": reward, "error": None}
+    return {"reward": reward, "error": None, "parts": parts}
+
+
+def _parts(value: Mapping[Any, Any]) -> dict[str, float]:
+    if not 1 <= len(value) <= MAX_PARTS:
+        raise ValueError(f"a reward of {len(value)} parts; there may be 1 to {MAX_PARTS}")
+    for name, part in value.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not isinstance(part, numbers.Real):
+            raise ValueError(
+                f"{name!r}: {part!r} is no part of a reward; a name of up to {MAX_NAME} characters and a number is"
+            )
+    return {name: float(part) for name, part in value.items()}
 
 
 def _reason(error: BaseException) -> str:

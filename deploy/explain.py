@@ -25,7 +25,7 @@ def explanation(found: Explanation, estimator: str) -> RenderableType:
         f"policy versions {group.policy_versions[0]} to {group.policy_versions[1]}, incarnation {found.incarnation}\n"
     )
     if found.texts is not None:
-        head.append(f"\n{found.texts[0].strip()}\n", style="italic")
+        head.append(f"\n{found.texts.prompt.strip()}\n", style="italic")
     if found.texts_dropped:
         head.append("its texts, if any were kept, were dropped by the ledger's retention\n", style="yellow")
     if found.step is None:
@@ -44,16 +44,21 @@ def explanation(found: Explanation, estimator: str) -> RenderableType:
 
 def _completions(found: Explanation, estimator: str) -> Table:
     assert found.recorded is not None and found.grpo is not None
-    group, texts = found.group, found.texts[1] if found.texts is not None else None
+    group, texts = found.group, found.texts.completions if found.texts is not None else None
+    parts = found.texts.reward_parts if found.texts is not None else None
     table = Table(title=f"step {found.step}", title_style="bold", title_justify="left")
     for name in ("reward", f"advantage ({estimator})", "under GRPO", "tokens"):
         table.add_column(name, justify="right")
+    if parts is not None:
+        table.add_column("parts of the reward")
     table.add_column("completion" if texts is not None else "error")
     for i, reward in enumerate(group.rewards):
         said = group.errors[i] if reward is None else (texts[i].strip() if texts is not None else "")
         table.add_row(
             _number(reward), _number(found.recorded.advantages[i]), _number(found.grpo.advantages[i]),
-            f"{group.lengths[i]}{' (cut)' if group.truncated[i] else ''}", Text(said or ""),
+            f"{group.lengths[i]}{' (cut)' if group.truncated[i] else ''}",
+            *([] if parts is None else [Text("\n".join(f"{name} {_number(part)}" for name, part in (parts[i] or {}).items()))]),
+            Text(said or ""),
         )  # fmt: skip
     return table
 

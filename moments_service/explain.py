@@ -8,7 +8,7 @@ import numpy as np
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.groups import ScoredGroup
+from moments_service.groups import ScoredGroup, Transcript
 from moments_service.ledger import LedgerReader, RunLedger
 from moments_service.rebuild import rebuild
 from moments_service.table import GroupTable
@@ -47,7 +47,7 @@ class Explanation:
     cluster: int
     step: int | None
     """The step that folded it into history; None if none did."""
-    texts: tuple[str, list[str]] | None
+    texts: Transcript | None
     """Prompt and completions, if they were kept."""
     texts_dropped: bool
     """Whether retention dropped them, if they were kept at first."""

@@ -75,6 +75,8 @@ class Transcript:
 
     prompt: str
     completions: tuple[str, ...]
+    reward_parts: tuple[dict[str, float] | None, ...] | None = None
+    """What each reward is the sum of; None where the verifier says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)

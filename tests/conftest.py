@@ -8,9 +8,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.watchdog import marked_processes
+
+# How long an example takes says how busy the machine is, and nothing of the code.
+hypothesis.settings.register_profile("bvblend", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("bvblend")
 
 ROOT = Path(__file__).parents[1]
 MARK = "BVBLEND_TEST_PROCESS"

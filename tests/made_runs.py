@@ -152,7 +152,8 @@ class MadeRun:
         )
         self._sequence += 1
         prompt = f"{self.prompts.sources[row].replace('_', ' ').capitalize()}: what comes out of number {row}?"
-        return group, Transcript(prompt, tuple(completions))
+        parts = tuple({"right": 0.75 * reward, "<b>form</b>": 0.25 * reward} for reward in rewards)
+        return group, Transcript(prompt, tuple(completions), parts)
 
     def _metrics(self, batch: Batch) -> dict[str, Any]:
         jitter = self._random.normal(size=8)

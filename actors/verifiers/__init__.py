@@ -2,12 +2,14 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from actors.prompts import Prompt
 
-Verifier = Callable[[Prompt, str], float]
-"""Judges one completion of a prompt. Anything but a finite number, and any exception, is an error and no reward.
+Verifier = Callable[[Prompt, str], float | Mapping[str, float]]
+"""Judges one completion of a prompt: its reward, or the named parts of it, whose sum is the reward.
+
+Anything but finite numbers, and any exception, is an error and no reward.
 
 A completion is hostile input: a verifier must not let it reach `eval`, a shell or a path.
 """

@@ -199,7 +199,7 @@ def _exemplars(run: OpenRun, cluster: int) -> list[dict[str, Any]]:
         row = run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence])[hit.twin]
         texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
         if texts is not None:
-            prompts.append({"source": row.group.source, "prompt": excerpt(texts[0].strip(), limit=EXEMPLAR_CHARS)})
+            prompts.append({"source": row.group.source, "prompt": excerpt(texts.prompt.strip(), limit=EXEMPLAR_CHARS)})
         if len(prompts) == EXEMPLARS:
             break
     return prompts

@@ -105,7 +105,8 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
     """One group in full, texts cut to their beginnings. incarnation: None for the newest. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
     texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
-    completions = texts[1] if texts is not None else []
+    completions = texts.completions if texts is not None else ()
+    parts = texts.reward_parts if texts is not None else None
     dropped = texts is None and run.ledger.texts_were_dropped(row.incarnation, row.group.sequence, row.group.group_id)
     return _listed(row) | {
         "sequence": row.group.sequence,
@@ -115,10 +116,11 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
         "baseline": row.baseline,
         "scale": row.scale,
         "texts_dropped": dropped,
-        "prompt": excerpt(texts[0]) if texts is not None else None,
+        "prompt": excerpt(texts.prompt) if texts is not None else None,
         "completions": [
             {
                 "reward": reward,
+                "parts": parts[i] if parts is not None else None,
                 "error": None if row.group.errors[i] is None else excerpt(str(row.group.errors[i])),
                 "advantage": row.advantages[i] if row.advantages is not None else None,
                 "tokens": row.group.lengths[i],
@@ -134,9 +136,9 @@ def more_text(run: OpenRun, group_id: str, incarnation: int | None, completion: 
     """The next part of a completion, or of the prompt for -1. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
     texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
-    if texts is None or not -1 <= completion < len(texts[1]) or offset < 0:
+    if texts is None or not -1 <= completion < len(texts.completions) or offset < 0:
         raise GroupUnknownError(f"group {group_id} has no text {completion} there")
-    return excerpt(texts[0] if completion < 0 else texts[1][completion], offset, MORE_CHARS)
+    return excerpt(texts.prompt if completion < 0 else texts.completions[completion], offset, MORE_CHARS)
 
 
 def recomputed(run: OpenRun, group_id: str, incarnation: int | None, patient: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moments_service.groups import Transcript
 from moments_service.ledger import FoldedGroup, LedgerReader, RunLedger, ledger_directories
 
 _OLD_FILE = "ledger.sqlite"
@@ -118,8 +119,8 @@ class LedgerRows:
                 return int(rows[0][0])
         return None
 
-    def texts(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
-        """Prompt and completions of a group; None where they were not kept."""
+    def texts(self, incarnation: int, sequence: int, group_id: str) -> Transcript | None:
+        """The texts of a group; None where they were not kept."""
         with self._asking() as ledger:
             return ledger.transcript(incarnation, sequence, group_id)
 

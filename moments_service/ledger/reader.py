@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup
+from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger.parts import PartConnections, part_paths
 from moments_service.ledger.schema import DROPPED, Row
 from moments_service.ledger.seals import LedgerDamagedError
@@ -173,12 +173,14 @@ class LedgerReader:
         )
         return Counts(groups, completions, errors, lost + died, trained)
 
-    def transcript(self, incarnation: int, sequence: int, group_id: str) -> tuple[str, list[str]] | None:
-        """Prompt and completions of a group, if its texts were kept."""
-        rows = self.query(
-            f"SELECT prompt, completions FROM transcripts WHERE {_SAME}", (incarnation, sequence, group_id)
-        )
-        return (rows[0][0], json.loads(rows[0][1])) if rows else None
+    def transcript(self, incarnation: int, sequence: int, group_id: str) -> Transcript | None:
+        """The texts of a group, if they were kept."""
+        query = f"SELECT prompt, completions, reward_parts FROM transcripts WHERE {_SAME}"
+        for prompt, completions, parts in self.query(query, (incarnation, sequence, group_id)):
+            return Transcript(
+                prompt, tuple(json.loads(completions)), None if parts is None else tuple(json.loads(parts))
+            )
+        return None
 
     def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:
         """Whether retention dropped the texts of what was written together with a group."""

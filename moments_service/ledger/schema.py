@@ -41,7 +41,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "transcripts": (
         "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt TEXT NOT NULL",
-        "completions TEXT NOT NULL",
+        "completions TEXT NOT NULL", "reward_parts TEXT",
     ),
     "losses": ("incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL"),
     "folds": (

@@ -91,6 +91,7 @@ class Ledger:
                 table.group_ids[row],
                 text.prompt,
                 json.dumps(text.completions),
+                None if text.reward_parts is None else json.dumps(text.reward_parts),
             )
             for row, text in enumerate(transcripts or ())
             if text is not None

@@ -1,5 +1,6 @@
 """Verifiers that misbehave in every way a completion can ask for. The completion says what happens."""
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,8 @@ def obey(prompt: Prompt, completion: str) -> Any:
             raise RuntimeError(argument)
         case "return":
             return {"nan": float("nan"), "inf": float("inf"), "text": "1.0", "none": None, "true": True}[argument]
+        case "parts":
+            return json.loads(argument)
         case "exit":
             os._exit(int(argument))
         case "sys.exit":

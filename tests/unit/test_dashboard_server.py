@@ -143,10 +143,14 @@ def test_groups_by_what_they_are(client: TestClient) -> None:
     assert client.get("/api/groups", params={"name": "first", "before": "1.2"}).status_code == 422
 
 
+PARTS = {"right": 0.75, "<b>form</b>": 0.25}
+
+
 def test_a_group_in_full_with_its_advantages_computed_again(client: TestClient) -> None:
     group = get(client, "groups", name="first", step=20)["groups"][0]
     full = get(client, "group", name="first", id=group["id"])
     assert [completion["reward"] for completion in full["completions"]] == group["rewards"]
+    assert full["completions"][0]["parts"] == {name: share * group["rewards"][0] for name, share in PARTS.items()}
     assert full["prompt"]["text"] and full["baseline"] is not None and not full["superseded"]
     again = get(client, "group/recomputed", name="first", id=group["id"])
     assert again["state"] == "done" and again["same"]

@@ -1,14 +1,17 @@
 """Rebuilding, explaining and replaying: the same numbers from what was written down alone."""
 
 import json
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.explain import explanation
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.bv_blend import create_bv_blend
@@ -24,6 +27,8 @@ from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, group
 
 pytestmark = pytest.mark.unit
 
+TEXT = Transcript("2+2=", ("[b]4",) * 4, ({"[i]right": 0.75, "form": 0.25}, None, None, None))
+
 
 async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsService:
     """Three steps in incarnation 0, then a resume from after the second and two more steps."""
@@ -34,7 +39,7 @@ async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsServi
     async def step(number: int) -> None:
         for sequence in range(4 * number, 4 * number + 4):
             rewards = (*generator.integers(0, 2, 3).astype(float).tolist(), None)[sequence % 2 :]
-            await service.submit(group(sequence, rewards, where=sequence % 3), "p", Transcript("2+2=", ("[b]4",) * 4))
+            await service.submit(group(sequence, rewards, where=sequence % 3), "p", TEXT)
         await service.next_batch(number, 3)
         await service.mark_lost((group(4 * number + 3).group_id,))
         await service.commit(number, number + 1, PolicyMove(0.01 * number, 0.1))
@@ -77,6 +82,10 @@ async def test_an_explanation_recomputes_what_the_learner_was_given(tmp_path: Pa
         (found,) = explain(CONFIG, tmp_path, group(sequence).group_id)
         assert found.recorded is not None and found.recomputed == found.recorded
         assert found.grpo is not None and found.past is not None
+        assert found.texts == TEXT
+        with (console := Console(width=200, file=StringIO())).capture() as shown:
+            console.print(explanation(found, "bv_blend"))
+        assert "[i]right 0.75" in shown.get() and "[b]4" in shown.get()
     # Step 2 was done twice: once past the checkpoint, once again after the resume.
     twice = explain(CONFIG, tmp_path, group(8).group_id)
     assert [found.incarnation for found in twice] == [0, 1]

@@ -57,6 +57,12 @@ async def test_rewards_come_back_in_order(scorer: Scorer) -> None:
         ("return inf", "verifier returned inf"),
         ("return text", "verifier returned str, not a number"),
         ("return none", "verifier returned NoneType, not a number"),
+        ("parts {}", "verifier raised ValueError: a reward of 0 parts; there may be 1 to 16"),
+        (
+            'parts {"right": "1"}',
+            "verifier raised ValueError: 'right': '1' is no part of a reward; a name of up to 40 characters and a number is",
+        ),
+        ('parts {"right": NaN}', "verifier returned nan"),
         ("exit 0", "verifier ended its process with exit code 0"),
         ("sys.exit 3", "verifier raised SystemExit: 3"),
         ("segfault", "verifier was killed by SIGSEGV"),
@@ -76,6 +82,11 @@ async def test_a_hanging_verifier_is_killed_and_the_others_are_scored(
     scores = await scorer.score(prompt(), ["0.25", completion, "1"])
     await scorer.close()
     assert scores == [Score(0.25, None), Score(None, "verifier timed out after 2 s"), Score(1.0, None)]
+
+
+async def test_a_reward_may_have_parts(scorer: Scorer) -> None:
+    scores = await scorer.score(prompt(), ['parts {"right": 1, "format": 0.25}', "0.5"])
+    assert scores == [Score(1.25, None, {"right": 1.0, "format": 0.25}), Score(0.5, None)]
 
 
 async def test_reasons_are_short(scorer: Scorer) -> None:

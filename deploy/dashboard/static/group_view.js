@@ -69,9 +69,9 @@ class Completion {
   constructor(key, completion, place, estimator) {
     this.again = h("dd", {}, "…");
     this.grpo = h("dd", {}, "…");
-    const rows = [["Reward", completion.reward === null ? "none" : number(completion.reward)], [`A (${estimator})`, fixed(completion.advantage, 4)]];
-    const numbers = h("dl", { class: "numbers" }, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]),
-      h("dt", {}, "computed again"), this.again, h("dt", {}, "under GRPO"), this.grpo,
+    const parts = Object.entries(completion.parts ?? {}).map(([name, part]) => [h("dt", { class: "part" }, name), h("dd", { class: "part" }, number(part))]);
+    const numbers = h("dl", { class: "numbers" }, h("dt", {}, "Reward"), h("dd", {}, completion.reward === null ? "none" : number(completion.reward)), parts,
+      h("dt", {}, `A (${estimator})`), h("dd", {}, fixed(completion.advantage, 4)), h("dt", {}, "computed again"), this.again, h("dt", {}, "under GRPO"), this.grpo,
       h("dt", {}, "Tokens"), h("dd", {}, `${count(completion.tokens)}${completion.truncated ? ", cut" : ""}`));
     const text = completion.error ? h("p", { class: "warn text" }, completion.error.text)
       : completion.text ? new LongText(key, place, completion.text).element : h("p", { class: "soft" }, "The text was not kept.");
