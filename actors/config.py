@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from moments_service.config import StrictModel
 
@@ -101,8 +101,6 @@ class RolloutConfig(StrictModel):
     """CPUs reserved for each actor."""
     gpus: float = Field(0, ge=0)
     """GPUs reserved for each actor; also the tensor-parallel size where above 1."""
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Further Ray resources reserved for each actor, by name: `{rollout_node: 1}` keeps actors on nodes that offer it."""
     placement: Placement = "spread"
     """How the actors share the nodes: over as many as can be (`spread`), or together on few (`pack`); `strict_` insists."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"

@@ -17,7 +17,7 @@ MAX_CONCURRENCY = 100_000
 
 def rollout_part(config: RolloutConfig) -> Part:
     """What the rollout actors ask of the cluster."""
-    each = bundle(config.cpus, config.gpus, config.resources)
+    each = bundle(config.cpus, config.gpus)
     return Part("rollout actor", "rollout", config.actors, each, config.placement)
 
 
@@ -46,7 +46,6 @@ def spawn_rollout_actors(
     options = {
         "num_cpus": config.cpus,
         "num_gpus": config.gpus,
-        "resources": config.resources,
         "runtime_env": {"env_vars": environment},
         "max_restarts": -1,
         # Calls made while Ray restarts the actor wait for it; those that must not run twice say so themselves.

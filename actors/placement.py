@@ -47,10 +47,9 @@ class Part:
         return f"{self.count} x {self.what} with {each} each ({self.section}.placement: {self.placement})"
 
 
-def bundle(cpus: float, gpus: float, resources: Mapping[str, float]) -> dict[str, float]:
+def bundle(cpus: float, gpus: float) -> dict[str, float]:
     """Ray resources of one actor."""
-    amounts = {"CPU": cpus, "GPU": gpus, **resources}
-    return {name: amount for name, amount in amounts.items() if amount > 0}
+    return {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount > 0}
 
 
 def alive_nodes() -> list[Node]:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat
+from pydantic import Field
 
 from actors.config import Placement
 from moments_service.config import StrictModel
@@ -47,8 +47,6 @@ class LearnerConfig(StrictModel):
     """CPUs reserved for each rank; also its torch threads."""
     gpus: float = Field(0, ge=0)
     """GPUs reserved for each rank; 0 trains on gloo, above 0 on NCCL."""
-    resources: dict[str, PositiveFloat] = Field(default_factory=dict)
-    """Further Ray resources reserved for each rank, by name: `{learner_node: 1}` keeps ranks on nodes that offer it."""
     placement: Placement = "pack"
     """How the ranks share the nodes: together on few (`pack`), or over many (`spread`); `strict_` insists on one, or one each."""
     dtype: Literal["float32", "bfloat16"] = "float32"

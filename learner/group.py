@@ -22,7 +22,7 @@ DEATH_NOTICE_S = 5.0
 
 def learner_part(config: LearnerConfig) -> Part:
     """What the learner ranks ask of the cluster."""
-    each = bundle(config.cpus, config.gpus, config.resources)
+    each = bundle(config.cpus, config.gpus)
     return Part("learner rank", "learner", config.world_size, each, config.placement)
 
 
@@ -150,7 +150,6 @@ def _start_rank(
     options = {
         "num_cpus": config.cpus,
         "num_gpus": config.gpus,
-        "resources": config.resources,
         "runtime_env": {"env_vars": environment},
         "scheduling_strategy": place_in(places, rank),
     }
