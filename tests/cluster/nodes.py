@@ -10,6 +10,7 @@ from pathlib import Path
 RAY = str(Path(sys.executable).parent / "ray")
 PORT = 6379
 START_S = 180.0
+STARTS = 3
 
 
 class Nodes:
@@ -53,10 +54,17 @@ class Nodes:
             options += ["--head", f"--port={PORT}", f"--temp-dir={self._temp_dir}", "--include-dashboard=false"]
         else:
             options += [f"--address={self.head}"]
-        done = subprocess.run(
-            [*self.inside(name), RAY, "start", *options], capture_output=True, text=True, timeout=START_S, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        self._start_ray(name, options)
+
+    def _start_ray(self, name: str, options: list[str]) -> None:
+        """Ray gives a node 30 s, which may not be enough on a busy machine: then once more, with nothing left of it."""
+        command = [*self.inside(name), RAY, "start", *options]
+        for left in reversed(range(STARTS)):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+            if done.returncode == 0:
+                return
+            self.remove(name)
+            assert left and "timed out during startup" in done.stderr, done.stdout + done.stderr
 
     def processes(self, name: str) -> dict[int, str]:
         """Command lines of everything that runs on a node."""
