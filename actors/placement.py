@@ -53,11 +53,12 @@ def bundle(cpus: float, gpus: float) -> dict[str, float]:
 
 
 def alive_nodes() -> list[Node]:
-    """The nodes of the cluster that this process is connected to, the driver's own first."""
+    """The nodes of the cluster that this process is connected to: its own, then the others by address."""
     # The one way to the free resources of each node; developer API in Ray 2.60, whose version is pinned.
     free = ray._private.state.available_resources_per_node()
     here = ray.get_runtime_context().get_node_id()
-    alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeID"] != here)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    alive.sort(key=lambda node: (node["NodeID"] != here, node["NodeManagerAddress"]))
     return [Node(node["NodeManagerAddress"], node["Resources"], free.get(node["NodeID"], {})) for node in alive]
 
 
