@@ -120,7 +120,7 @@ def _train(
         watchdog = connect(config, address)
         if not wait_for_nodes:
             refuse_what_does_not_fit(config, alive_nodes())
-        if (reason := busy(config, alive_nodes())) is not None:
+        if watchdog is None and (reason := busy(config, alive_nodes())) is not None:
             display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
     except Exception:

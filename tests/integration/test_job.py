@@ -1,6 +1,7 @@
 """`bvblend submit` against a real `ray start --head`: follow, let go, stop, resume, and what a refusal looks like."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -97,7 +98,7 @@ def test_a_job_is_followed_let_go_stopped_with_a_checkpoint_and_resumed(
     submitted.wait_for("step    2/1000  pass@1", START_S)
     submitted.process.send_signal(signal.SIGINT)
     assert submitted.wait(30) == 130, submitted.output()
-    (job_id,) = {word.rstrip(";") for word in submitted.output().split() if word.startswith("raysubmit_")}
+    (job_id,) = set(re.findall(r"raysubmit_\w+", submitted.output()))
     assert f"{job_id} goes on" in submitted.output() and TOKEN not in submitted.output()
 
     client = JobSubmissionClient(address)
