@@ -4,13 +4,11 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-RAY = str(Path(sys.executable).parent / "ray")
+from tests.ray_start import start_ray
+
 PORT = 6379
-START_S = 180.0
-STARTS = 3
 
 
 class Nodes:
@@ -54,17 +52,7 @@ class Nodes:
             options += ["--head", f"--port={PORT}", f"--temp-dir={self._temp_dir}", "--include-dashboard=false"]
         else:
             options += [f"--address={self.head}"]
-        self._start_ray(name, options)
-
-    def _start_ray(self, name: str, options: list[str]) -> None:
-        """Ray gives a node 30 s, which may not be enough on a busy machine: then once more, with nothing left of it."""
-        command = [*self.inside(name), RAY, "start", *options]
-        for left in reversed(range(STARTS)):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-            if done.returncode == 0:
-                return
-            self.remove(name)
-            assert left and "timed out during startup" in done.stderr, done.stdout + done.stderr
+        start_ray(options, clean_up=lambda: self.remove(name), prefix=self.inside(name))
 
     def processes(self, name: str) -> dict[int, str]:
         """Command lines of everything that runs on a node."""

@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,10 +19,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from deploy.run_directory import RunDirectory
 from deploy.watchdog import marked_processes
 from tests.conftest import MARK, ROOT, Command, settings
+from tests.ray_start import start_ray
 
 pytestmark = pytest.mark.integration
 
-RAY = str(Path(sys.executable).parent / "ray")
 COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
 START_S = 400.0
 TOKEN = "a-token-for-this-test-only-0123456789"
@@ -44,13 +43,20 @@ def address() -> Iterator[str]:
             # The job's `bvblend` is the one beside this Python.
             path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
             environment = os.environ | {MARK: mark, "PATH": path, "OMP_NUM_THREADS": "1"}
-            subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
+            start_ray(start, lambda: end(mark), environment=environment)
             wait_for_agent(agent, timeout_s=120)
             yield f"http://127.0.0.1:{dashboard}"
         finally:
-            for pid in marked_processes(MARK, mark):
-                os.kill(pid, signal.SIGKILL)
+            end(mark)
             shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def end(mark: str) -> None:
+    for pid in marked_processes(MARK, mark):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # it ended by itself
 
 
 def free_ports(count: int) -> list[int]:
