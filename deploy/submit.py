@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
@@ -107,7 +108,7 @@ class Job:
                 entrypoint_num_gpus=driver.gpus,
                 entrypoint_resources=driver.others,
             )
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, AuthenticationError) as error:
             raise EnvironmentProblemError(f"no job at {address}: {error}") from None
         return cls(client, job_id, address)
 
