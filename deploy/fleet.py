@@ -97,8 +97,9 @@ class RolloutFleet:
         Raises TimeoutError if nobody serves past `start_timeout_s`.
         """
         self.restarts += 1
-        serving, all_actors = len(self._now_serving()), len(self.actors)
-        logger.warning("rollout actor %d died; going on with %d of %d until it is back", actor, serving, all_actors)
+        left = len(self._now_serving())
+        meanwhile = f"going on with {left} of {len(self.actors)}" if left else "nobody samples"
+        logger.warning("rollout actor %d died; %s until it is back", actor, meanwhile)
         returning = asyncio.ensure_future(self._ready(actor))
         try:
             while not (await asyncio.wait([returning], timeout=self._config.start_timeout_s))[0]:
