@@ -6,6 +6,9 @@ from pydantic import Field
 
 from moments_service.config import StrictModel
 
+Placement = Literal["pack", "strict_pack", "spread", "strict_spread"]
+"""How actors of one kind share the nodes: on as few as can be or on as many; strictly on one, or on one each."""
+
 
 class _Source(StrictModel):
     name: str
@@ -94,10 +97,12 @@ class RolloutConfig(StrictModel):
     """Number of rollout actors, one engine each."""
     engine: Literal["vllm", "transformers"] = "vllm"
     """What generates: vLLM, or transformers where vLLM cannot run."""
-    cpus: float = Field(1, ge=0)
+    cpus: float = Field(1, gt=0)
     """CPUs reserved for each actor."""
     gpus: float = Field(0, ge=0)
     """GPUs reserved for each actor; also the tensor-parallel size where above 1."""
+    placement: Placement = "spread"
+    """How the actors share the nodes: over as many as can be (`spread`), or together on few (`pack`); `strict_` insists."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the engine's weights."""
     max_model_len: int = Field(1024, ge=8)

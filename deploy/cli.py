@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 """
 
 import asyncio
+import os
 import sys
 import traceback
 from functools import partial
@@ -63,6 +64,9 @@ def train(
     dashboard: Annotated[
         str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
     ] = None,
+    wait_for_nodes: Annotated[
+        bool, typer.Option("--wait-for-nodes", help="Nodes are still to come: wait for room, do not refuse at once")
+    ] = False,
 ) -> None:
     """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
     if (recipe is None) == (resume is None):
@@ -82,7 +86,7 @@ def train(
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
-    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard)
+    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard, wait_for_nodes)
 
 
 def _train(
@@ -92,12 +96,15 @@ def _train(
     address: str | None,
     start: "WarmStart | None" = None,
     dashboard: str | None = None,
+    wait_for_nodes: bool = False,
 ) -> None:
     import ray
 
+    from actors.placement import alive_nodes
     from deploy.launch import connect, read_pool, run_training
     from deploy.live import create_display
     from deploy.mirror import refuse_unwritable_mirror
+    from deploy.placement import busy, refuse_what_does_not_fit
     from deploy.summary import rich_table, signal_sentence
 
     show = None
@@ -118,6 +125,10 @@ def _train(
         display.note("this run has no checkpoint yet; it begins again")
     try:
         watchdog = connect(config, address)
+        if not wait_for_nodes:
+            refuse_what_does_not_fit(config, alive_nodes())
+        if watchdog is None and (reason := busy(config, alive_nodes())) is not None:
+            display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
         if show is not None:
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
@@ -136,8 +147,14 @@ def _train(
 
 
 @app.command()
-def plan(recipe: Recipe, override: Overrides = None) -> None:
-    """Print what a recipe would run, and start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
+def plan(
+    recipe: Recipe,
+    override: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to plan for; without it RAY_ADDRESS, else this machine")
+    ] = None,
+) -> None:
+    """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.launch import read_pool
     from deploy.plan import arithmetic_table, processes_table
 
@@ -145,6 +162,67 @@ def plan(recipe: Recipe, override: Overrides = None) -> None:
     pool = read_pool(config)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))
+    if address is not None or os.environ.get("RAY_ADDRESS"):
+        _plan_places(config, address)
+
+
+def _plan_places(config: RunConfig, address: str | None) -> None:
+    import ray
+
+    from actors.placement import alive_nodes
+    from deploy.launch import join
+    from deploy.placement import busy, places_table, refuse_what_does_not_fit
+
+    join(address)
+    try:
+        nodes = alive_nodes()
+    finally:
+        ray.shutdown()
+    refuse_what_does_not_fit(config, nodes)
+    console.print(places_table(config, nodes))
+    if (reason := busy(config, nodes)) is not None:
+        console.print(f"Not now, others use the cluster: {reason}", style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
+    address: Annotated[
+        str, typer.Option(help="The cluster's dashboard", envvar="RAY_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    override: Overrides = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this run, which the cluster sees under this path")
+    ] = None,
+    working_dir: Annotated[
+        Path | None, typer.Option(help="Directory that the job gets a copy of, with the recipe")
+    ] = None,
+    runtime_env: Annotated[Path | None, typer.Option(help="Ray's runtime environment, a YAML or JSON file")] = None,
+    entrypoint_num_cpus: Annotated[float | None, typer.Option(help="CPUs to reserve for the driver")] = None,
+    entrypoint_num_gpus: Annotated[float | None, typer.Option(help="GPUs to reserve for the driver")] = None,
+    entrypoint_resources: Annotated[
+        str | None, typer.Option(help='Other resources for the driver: {"head": 1}')
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log to the end of the job")] = True,
+) -> None:
+    """Train as a job of a Ray cluster. Example: bvblend submit my.yaml --address http://HEAD:8265 --working-dir ."""
+    from deploy import submit as jobs
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("name a recipe, or a run to --resume, and not both")
+    if recipe is not None:
+        jobs.refuse_relative_runs_dir(load_recipe(recipe, override or ()))
+    elif (directory := RunDirectory(resume or Path())).config.exists():  # it may lie where only the cluster sees it
+        load_run_config(directory, override or ())
+    job = jobs.Job.submit(
+        address,
+        jobs.train_command(recipe, resume, override or (), working_dir),
+        jobs.runtime_environment(runtime_env, working_dir),
+        jobs.driver_resources(entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_resources),
+    )
+    console.print(f"submitted {job.job_id}; {job.hint()}", markup=False, soft_wrap=True)
+    if wait:
+        raise typer.Exit(job.follow(console))
 
 
 @app.command()

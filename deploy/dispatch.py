@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,7 @@ class Dispatcher:
         self._failure: BaseException | None = None
         self._unscored_in_a_row = 0
         self.tally = GenerationTally()
+        fleet.on_death = self.bring_back
 
     def restore(self, tickets: Iterable[Ticket]) -> None:
         """Dispatch these first: they were in flight when the run was checkpointed."""
@@ -139,9 +140,12 @@ class Dispatcher:
             ticket = self._waiting.popleft()
             self._free_slots -= 1
             self._in_flight[ticket.group_id] = (ticket, actor)
-            task = asyncio.create_task(self._sample(ticket, actor), name=f"rollout {ticket.group_id}")
-            self._tasks.add(task)
-            task.add_done_callback(self._finished)
+            self._start(self._sample(ticket, actor), f"rollout {ticket.group_id}")
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -160,7 +164,8 @@ class Dispatcher:
                 "(rollout.group_timeout_s)"
             ) from None
         except RayActorError:
-            await self._actor_died(ticket, actor)
+            self.bring_back(actor)  # while this group still counts as one of the actor's
+            self._retry(ticket)
             return
         finally:
             self._fleet.done(actor)
@@ -174,18 +179,27 @@ class Dispatcher:
             self._free_slots += 1
             self._admit()
 
-    async def _actor_died(self, ticket: Ticket, actor: int) -> None:
-        """Its payloads died with it: close them as lost, sample all their prompts again, and bring the actor back."""
-        first_notice = self._fleet.serving(actor)
-        self._fleet.suspend(actor)
-        admitted = {**self._in_flight, **self._scored}
-        orphans = tuple(group_id for group_id, (_, owner) in admitted.items() if owner == actor)
+    def _retry(self, ticket: Ticket) -> None:
+        """The group died with its actor: its prompt is sampled again, by whoever serves."""
         del self._in_flight[ticket.group_id]
         self._free_slots += 1
         self._waiting.append(ticket.next_attempt())
         self.tally.redispatched += 1
-        if not first_notice:
-            return  # another group of the same actor brings it back already
+        self._admit()
+
+    def bring_back(self, actor: int) -> None:
+        """An actor died: close the groups it had as lost, sample their prompts again, and wait for its restart.
+
+        Whoever notices says so; the first notice counts.
+        """
+        if not self._fleet.serving(actor):
+            return
+        self._fleet.suspend(actor)
+        admitted = {**self._in_flight, **self._scored}
+        orphans = tuple(group_id for group_id, (_, owner) in admitted.items() if owner == actor)
+        self._start(self._revive(actor, orphans), f"revival of rollout actor {actor}")
+
+    async def _revive(self, actor: int, orphans: tuple[str, ...]) -> None:
         self.lose(await self._moments.mark_lost.remote(orphans))
         started = time.monotonic()
         await self._fleet.revive(actor)

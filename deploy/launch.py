@@ -17,10 +17,12 @@ import numpy as np
 import ray
 from tokenizers import Tokenizer
 
+from actors.placement import addresses
 from actors.prompts import Prompt, PromptFeed
 from actors.sources import PromptPool, load_prompts
 from deploy.config import ConfigError, RunConfig
 from deploy.dispatch import Dispatcher
+from deploy.environment import EnvironmentProblemError
 from deploy.evaluation import Evaluation
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
@@ -69,6 +71,14 @@ def read_pool(config: RunConfig) -> PromptPool:
     return pool
 
 
+def join(address: str | None) -> None:
+    """Connect to the Ray cluster at `address`, or at RAY_ADDRESS. Raises EnvironmentProblemError where there is none."""
+    try:
+        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
+    except ConnectionError as error:
+        raise EnvironmentProblemError(f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}") from None
+
+
 def connect(config: RunConfig, address: str | None) -> "subprocess.Popen[bytes] | None":
     """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither.
 
@@ -77,7 +87,7 @@ def connect(config: RunConfig, address: str | None) -> "subprocess.Popen[bytes] 
     # A private Ray on loopback needs no lecture about its token.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     if address is not None or os.environ.get("RAY_ADDRESS"):
-        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
+        join(address)
         return None
     wanted = config.rollout.actors * config.rollout.cpus + config.learner.world_size * config.learner.cpus
     watchdog = start_watchdog()
@@ -154,6 +164,7 @@ async def _started(
     moments = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
+    # Tasks begin in the order in which they were made: the learner's places, which are harder to find, are asked for first.
     starting_learner = asyncio.create_task(
         LearnerGroup.start(
             config.learner,
@@ -165,11 +176,13 @@ async def _started(
             measure_move=fades_by_move(config.moments),
         )
     )
+    starting_fleet = asyncio.create_task(fleet.start())
     run: Run | None = None
     try:
         prompts, learner, _ = await asyncio.gather(
-            asyncio.to_thread(prompt_set, config, pool.train), starting_learner, fleet.start()
+            asyncio.to_thread(prompt_set, config, pool.train), starting_learner, starting_fleet
         )
+        display.note(whereabouts(learner, fleet))
         await moments.fit_clusters.remote(prompts)
         names = cluster_names(pool, await moments.assign.remote(prompts))
         display.name_clusters(names)
@@ -193,13 +206,25 @@ async def _started(
         if run is not None:
             await run.close()
         else:
-            await _abandon(fleet, moments, starting_learner)
+            await _abandon(fleet, moments, starting_fleet, starting_learner)
 
 
-async def _abandon(fleet: RolloutFleet, moments: Any, starting_learner: "asyncio.Task[LearnerGroup]") -> None:
+def whereabouts(learner: LearnerGroup, fleet: RolloutFleet) -> str:
+    """Which node holds what."""
+    ranks, actors = (", ".join(map(str, nodes)) for nodes in (addresses(learner.places), fleet.nodes()))
+    return f"learner ranks on {ranks}; rollout actors on {actors}; moments service on {ray.util.get_node_ip_address()}"
+
+
+async def _abandon(
+    fleet: RolloutFleet,
+    moments: Any,
+    starting_fleet: "asyncio.Task[None]",
+    starting_learner: "asyncio.Task[LearnerGroup]",
+) -> None:
     """End what a failed start left behind."""
+    starting_fleet.cancel()
     starting_learner.cancel()
-    await asyncio.wait([starting_learner])
+    await asyncio.wait([starting_fleet, starting_learner])
     if not starting_learner.cancelled() and starting_learner.exception() is None:
         await starting_learner.result().close()
     await fleet.close(0.0)

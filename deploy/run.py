@@ -128,9 +128,8 @@ class Run:
             ) from None
 
     async def publish(self, version: int) -> None:
-        """Send the learner's weights to every rollout actor."""
-        await self.learner.publish(version, to=self.fleet.actors, timeout_s=self.config.rollout.update_timeout_s)
-        self.fleet.latest_update = self.learner.latest_update
+        """Send the learner's weights to every rollout actor that serves."""
+        await self.fleet.publish(self.learner, version)
         self.policy_version = version
 
     async def gather(self) -> None:

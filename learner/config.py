@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from actors.config import Placement
 from moments_service.config import StrictModel
 
 
@@ -46,6 +47,8 @@ class LearnerConfig(StrictModel):
     """CPUs reserved for each rank; also its torch threads."""
     gpus: float = Field(0, ge=0)
     """GPUs reserved for each rank; 0 trains on gloo, above 0 on NCCL."""
+    placement: Placement = "pack"
+    """How the ranks share the nodes: together on few (`pack`), or over many (`spread`); `strict_` insists on one, or one each."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward; master weights and reductions stay float32."""
     trainable: str = ".*"

@@ -2,14 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from actors.placement import Part, bundle, place_in, reserve
 from learner.actor import LearnerActor
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
@@ -20,6 +20,12 @@ DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
 
+def learner_part(config: LearnerConfig) -> Part:
+    """What the learner ranks ask of the cluster."""
+    each = bundle(config.cpus, config.gpus)
+    return Part("learner rank", "learner", config.world_size, each, config.placement)
+
+
 class LearnerGroup:
     """Async handle on `world_size` ranks in one placement group. One call at a time; after a LearnerError only `close`.
 
@@ -27,10 +33,10 @@ class LearnerGroup:
     each wait with a deadline. Ends: by `close`, or with the driver.
     """
 
-    def __init__(self, config: LearnerConfig, rollout_dtype: str, placement: PlacementGroup, ranks: list[Any]) -> None:
+    def __init__(self, config: LearnerConfig, rollout_dtype: str, places: PlacementGroup, ranks: list[Any]) -> None:
         self.config = config
         self.rollout_dtype = rollout_dtype
-        self.placement = placement
+        self.places = places
         self.ranks = ranks
         # Reference to the newest published WeightUpdate, for rollout actors that start later; None before the first.
         self.latest_update: ray.ObjectRef | None = None
@@ -49,20 +55,13 @@ class LearnerGroup:
         """Reserve resources, start the ranks, load and shard the policy.
 
         total_steps: policy steps of the whole run, for the schedule.    rollout_dtype: torch name of the dtype in which
-        weights are published and exported.    measure_move: see `LearnerRank`. Raises LearnerError past `start_timeout_s`
-        for any part of it, or when a rank fails.
+        weights are published and exported.    measure_move: see `LearnerRank`. Raises NoRoomError where no nodes hold the
+        ranks in `start_timeout_s`, LearnerError past it for any other part, or when a rank fails.
         """
-        bundle = {"CPU": config.cpus} | ({"GPU": config.gpus} if config.gpus > 0 else {})
-        placement = placement_group([bundle] * config.world_size, strategy="PACK")
-        group = cls(config, rollout_dtype, placement, [])
+        group = cls(config, rollout_dtype, await reserve(learner_part(config), start_timeout_s), [])
         try:
-            if not await asyncio.to_thread(placement.wait, start_timeout_s):
-                raise LearnerError(
-                    f"no room for the learner in {start_timeout_s:g} s: {config.world_size} ranks of {bundle}; "
-                    "lower learner.world_size, learner.cpus or learner.gpus, or add nodes"
-                )
             group.ranks = [
-                _start_rank(config, policy_path, rank, total_steps, seed, measure_move, placement)
+                _start_rank(config, policy_path, rank, total_steps, seed, measure_move, group.places)
                 for rank in range(config.world_size)
             ]
             (address, port), *_ = await group._gather(
@@ -91,23 +90,22 @@ class LearnerGroup:
         metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
         return metrics[0] | {"open_s": open_s}
 
-    async def publish(self, version: int, to: Sequence[Any], timeout_s: float) -> dict[str, float]:
+    async def publish(self, version: int, to: Mapping[int, Any], timeout_s: float) -> list[int]:
         """Send the policy as `version` to rollout actors: `actor.update_weights.remote(ref_of_WeightUpdate)` for each.
 
-        The update goes from rank 0's object store straight to the actors and is freed when the next one is published. Returns seconds:
-        `pack_s` and `transfer_s`. Raises LearnerError naming the rollout actors that did not take it in `timeout_s`.
+        to: actors by number. The update goes from rank 0's object store straight to them and is freed when the next one is
+        published. Returns the numbers of those that died before they had taken it. Raises LearnerError naming the ones that
+        did not take it in `timeout_s`.
         """
         exports = [
             rank.export_weights.options(num_returns=2).remote(version, self.rollout_dtype) for rank in self.ranks
         ]
-        seconds = await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
-        started = time.perf_counter()
+        await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
         update = exports[0][0]
-        results = [actor.update_weights.remote(update) for actor in to]
+        taking = {number: actor.update_weights.remote(update) for number, actor in to.items()}
         self.latest_update = update
         del update, exports
-        await _gather("rollout actor", results, f"taking policy version {version}", timeout_s)
-        return {"pack_s": seconds[0], "transfer_s": time.perf_counter() - started}
+        return await _taken(taking, version, timeout_s)
 
     async def save(self, directory: str) -> None:
         """Write a checkpoint into `directory`, on a file system that all ranks see."""
@@ -128,13 +126,13 @@ class LearnerGroup:
         for rank in self.ranks:
             ray.kill(rank, no_restart=True)
         self.ranks = []
-        await asyncio.to_thread(remove_placement_group, self.placement)
+        await asyncio.to_thread(remove_placement_group, self.places)
 
     async def _all(self, method: str, doing: str, timeout_s: float, *arguments: Any) -> list[Any]:
         return await self._gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)
 
     async def _gather(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
-        return await _gather("learner rank", refs, doing, timeout_s)
+        return await _gather(refs, doing, timeout_s)
 
 
 def _start_rank(
@@ -144,7 +142,7 @@ def _start_rank(
     total_steps: int,
     seed: int,
     measure_move: bool,
-    placement: PlacementGroup,
+    places: PlacementGroup,
 ) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.cpus)))}
     if config.gpus == 0:
@@ -153,14 +151,34 @@ def _start_rank(
         "num_cpus": config.cpus,
         "num_gpus": config.gpus,
         "runtime_env": {"env_vars": environment},
-        "scheduling_strategy": PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+        "scheduling_strategy": place_in(places, rank),
     }
     actor = ray.remote(LearnerActor).options(**options)
     return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed, measure_move)
 
 
-async def _gather(who: str, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
-    """Results of all refs, or a LearnerError that names who failed or who is late."""
+async def _taken(taking: Mapping[int, ray.ObjectRef], version: int, timeout_s: float) -> list[int]:
+    """Wait for rollout actors to take an update; the numbers of those that died over it."""
+    if not taking:
+        return []
+    waiting = {number: asyncio.wrap_future(ref.future()) for number, ref in taking.items()}
+    await asyncio.wait(waiting.values(), timeout=timeout_s)
+    late = [number for number, future in waiting.items() if not future.done()]
+    if late:
+        raise LearnerError(
+            f"rollout actor {', '.join(map(str, late))} did not take policy version {version} in {timeout_s:g} s"
+        )
+    errors = {number: error for number, future in waiting.items() if (error := future.exception()) is not None}
+    for number, error in errors.items():
+        if not isinstance(error, RayActorError):
+            raise LearnerError(
+                f"rollout actor {number} failed while taking policy version {version}: {_reason(error)}"
+            ) from error
+    return list(errors)
+
+
+async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
+    """Results of all refs, one of each rank, or a LearnerError that names the rank that failed or is late."""
     if not refs:
         return []
     waiting = [asyncio.wrap_future(ref.future()) for ref in refs]
@@ -175,9 +193,9 @@ async def _gather(who: str, refs: Sequence[ray.ObjectRef], doing: str, timeout_s
         # A rank that died takes its neighbours' collectives down; it is the cause, they are the echo.
         index, error = min(failures, key=lambda failure: (not isinstance(failure[1], RayActorError), failure[0]))
         verb = "died" if isinstance(error, RayActorError) else "failed"
-        raise LearnerError(f"{who} {index} {verb} while {doing}: {_reason(error)}") from error
+        raise LearnerError(f"learner rank {index} {verb} while {doing}: {_reason(error)}") from error
     if late_ones:
-        raise LearnerError(f"{who} {', '.join(map(str, late_ones))} did not finish {doing} in {timeout_s:g} s")
+        raise LearnerError(f"learner rank {', '.join(map(str, late_ones))} did not finish {doing} in {timeout_s:g} s")
     return [future.result() for future in waiting]
 
 

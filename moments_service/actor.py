@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
@@ -52,7 +53,9 @@ class RemoteShard:
     """A `ShardActor` as the service sees it. It ends with the process that made it, and is not restarted."""
 
     def __init__(self, directory: Path, incarnation: int, after_step: int, limits: LedgerLimits) -> None:
-        actor = ray.remote(ShardActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+        actor = ray.remote(ShardActor).options(
+            num_cpus=0, max_restarts=0, max_concurrency=1000, scheduling_strategy=_on_this_node()
+        )
         self._actor: Any = actor.remote(str(directory), incarnation, after_step, limits)
         # The service reads what all shards hold; from here on this one is open, and cut where its end was torn.
         self.add_commits([])
@@ -143,6 +146,13 @@ class MomentsActor:
 def spawn_moments_actor(
     config: MomentsConfig, directory: Path, seed: int, incarnation: int, snapshot: Path | None
 ) -> Any:
-    """Start the service of a run. It is not restarted by Ray: without its buffer the run must resume from a checkpoint."""
-    actor = ray.remote(MomentsActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000)
+    """Start the service of a run, on this node. It is not restarted by Ray: without its buffer the run must resume from a checkpoint."""
+    actor = ray.remote(MomentsActor).options(
+        num_cpus=0, max_restarts=0, max_concurrency=1000, scheduling_strategy=_on_this_node()
+    )
     return actor.remote(config, str(directory), seed, incarnation, str(snapshot) if snapshot is not None else None)
+
+
+def _on_this_node() -> NodeAffinitySchedulingStrategy:
+    """Ray puts an actor that asks for no CPU on any node; the ledger must stay where its files are locked and fast."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -24,13 +24,14 @@ MARK = "BVBLEND_TEST_PROCESS"
 class Command:
     """One `bvblend` process, with everything that it starts."""
 
-    def __init__(self, arguments: tuple[str, ...], log: Path, cwd: Path) -> None:
+    def __init__(self, arguments: tuple[str, ...], log: Path, cwd: Path, prefix: Sequence[str] = ()) -> None:
+        """prefix: what the command line begins with, to run it on another node."""
         self.mark = uuid.uuid4().hex
         self.log = log
         environment = os.environ | {MARK: self.mark, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with log.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy.cli", *arguments],
+                [*prefix, sys.executable, "-m", "deploy.cli", *arguments],
                 cwd=cwd,
                 env=environment,
                 stdout=output,
@@ -83,8 +84,8 @@ def bvblend(tmp_path: Path) -> Iterator[Callable[..., Command]]:
     """Start the command with the given arguments; whatever is left of it ends with the test."""
     started: list[Command] = []
 
-    def start(*arguments: object, cwd: Path = ROOT) -> Command:
-        command = Command(tuple(map(str, arguments)), tmp_path / f"output-{len(started)}.log", cwd)
+    def start(*arguments: object, cwd: Path = ROOT, prefix: Sequence[str] = ()) -> Command:
+        command = Command(tuple(map(str, arguments)), tmp_path / f"output-{len(started)}.log", cwd, prefix)
         started.append(command)
         return command
 

@@ -1,55 +1,77 @@
-"""`ray job submit` against a real `ray start --head`."""
+"""`bvblend submit` against a real `ray start --head`: follow, let go, stop, resume, and what a refusal looks like."""
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy.run_directory import RunDirectory
 from deploy.watchdog import marked_processes
-from tests.conftest import MARK, ROOT, settings
+from tests.conftest import MARK, ROOT, Command, settings
+from tests.ray_start import RAY, start_ray
 
 pytestmark = pytest.mark.integration
 
-RAY = str(Path(sys.executable).parent / "ray")
+COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
+START_S = 400.0
+TOKEN = "a-token-for-this-test-only-0123456789"
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """A head node on loopback with a token of its own; yields the environment that a client needs."""
-    mark = uuid.uuid4().hex
-    environment = os.environ | {
-        MARK: mark,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "a-token-for-this-test-only-0123456789",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-    }
-    start = ["--head", "--node-ip-address=127.0.0.1", "--port=6399", "--dashboard-host=127.0.0.1", "--dashboard-port=8299",
-             "--dashboard-agent-listen-port=8298",
-        "--num-cpus=2", f"--temp-dir=/tmp/bvblend-{os.getpid()}", "--disable-usage-stats"]  # fmt: skip
-    try:
-        subprocess.run([RAY, "start", *start], env=environment, check=True, capture_output=True, timeout=120)
-        wait_for_agent(8298, environment["RAY_AUTH_TOKEN"], timeout_s=120)
-        yield environment | {"RAY_ADDRESS": "http://127.0.0.1:8299"}
-    finally:
-        for pid in marked_processes(MARK, mark):
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """A head node on loopback with a token of its own, which clients find in their environment; yields where jobs go."""
+    mark, temp_dir = uuid.uuid4().hex, f"/tmp/bvblend-{os.getpid()}"
+    dashboard, agent, client = free_ports(3)
+    start = ["--head", "--node-ip-address=127.0.0.1", "--port=0", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
+             "--num-cpus=2", f"--temp-dir={temp_dir}", "--disable-usage-stats"]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", TOKEN)
+        try:
+            # The job's `bvblend` is the one beside this Python.
+            path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+            environment = os.environ | {MARK: mark, "PATH": path, "OMP_NUM_THREADS": "1"}
+            start_ray(start, lambda: end(mark), environment=environment)
+            wait_for_agent(agent, timeout_s=120)
+            yield f"http://127.0.0.1:{dashboard}"
+        finally:
+            end(mark)
+            shutil.rmtree(temp_dir, ignore_errors=True)
+
+
+def end(mark: str) -> None:
+    for pid in marked_processes(MARK, mark):
+        try:
             os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(f"/tmp/bvblend-{os.getpid()}", ignore_errors=True)
+        except ProcessLookupError:
+            continue  # it ended by itself
 
 
-def wait_for_agent(port: int, token: str, timeout_s: float) -> None:
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on at the moment."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports
+
+
+def wait_for_agent(port: int, timeout_s: float) -> None:
     """`ray start` returns before the node's agent, which takes jobs, listens."""
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/local_raylet_healthz", headers={"Authorization": f"Bearer {token}"}
+        f"http://127.0.0.1:{port}/api/local_raylet_healthz", headers={"Authorization": f"Bearer {TOKEN}"}
     )
     deadline = time.monotonic() + timeout_s
     while True:
@@ -61,16 +83,60 @@ def wait_for_agent(port: int, token: str, timeout_s: float) -> None:
             time.sleep(0.2)
 
 
-def test_a_recipe_runs_as_a_ray_job_with_a_readable_log(cluster: dict[str, str], tmp_path: Path) -> None:
-    command = ["bvblend", "train", "deploy/recipes/cold_start.yaml",
-               *settings(steps=3, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path)]  # fmt: skip
-    submitted = subprocess.run(
-        [RAY, "job", "submit", "--working-dir", str(ROOT), "--", *command],
-        env=cluster, capture_output=True, text=True, timeout=400, check=False,
-    )  # fmt: skip
-    log = submitted.stdout + submitted.stderr
-    assert submitted.returncode == 0, log
-    assert "succeeded" in log
-    for step in (1, 2, 3):
-        assert f"step    {step}/3  pass@1" in log
-    assert (tmp_path / "latest" / "summary.json").exists()
+def ray_job(verb: str, address: str, job_id: str) -> str:
+    """Ray's own command, as somebody else would use it."""
+    command = [RAY, "job", verb, "--address", address, job_id]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
+    return done.stdout + done.stderr
+
+
+def test_a_job_is_followed_let_go_stopped_with_a_checkpoint_and_resumed(
+    address: str, bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    to = ("--address", address, "--working-dir", ROOT)
+    short = settings(
+        rollout__engine="transformers", evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path
+    )
+    submitted = bvblend(
+        "submit", COLD_START, *to, "--entrypoint-num-cpus", 0.01, *short, *settings(steps=1000, rollout__cpus=0.5)
+    )
+    submitted.wait_for("step    2/1000  pass@1", START_S)
+    submitted.process.send_signal(signal.SIGINT)
+    assert submitted.wait(30) == 130, submitted.output()
+    (job_id,) = set(re.findall(r"raysubmit_\w+", submitted.output()))
+    assert f"{job_id} goes on" in submitted.output() and TOKEN not in submitted.output()
+
+    assert "RUNNING" in ray_job("status", address, job_id)
+    assert "was stopped" in ray_job("stop", address, job_id)
+    run = RunDirectory((tmp_path / "latest").resolve())
+    (step,) = run.checkpoint_steps()
+    assert step >= 2 and "going on" not in submitted.output()
+
+    resumed = bvblend("submit", "--resume", run.path, *to, *settings(steps=step + 2))
+    assert resumed.wait(START_S) == 0, resumed.output()
+    assert f"going on from {run.checkpoint(step)}" in resumed.output() and "SUCCEEDED" in resumed.output()
+    assert [row["step"] for row in run.read_metrics()] == list(range(step + 2))
+    assert (run.path / "summary.json").exists()
+
+
+def test_what_the_job_says_about_the_cluster_is_the_exit_code_of_the_command(
+    address: str, bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    refused = bvblend(
+        "submit",
+        COLD_START,
+        "--address",
+        address,
+        "--working-dir",
+        ROOT,
+        *settings(runs_dir=tmp_path, rollout__actors=99),
+    )
+    assert refused.wait(START_S) == 3, refused.output()
+    assert "no room for 99 x rollout actor" in refused.output() and "FAILED" in refused.output()
+
+
+def test_nobody_at_the_address_is_an_environment_problem(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    alone = bvblend("submit", COLD_START, "--address", f"http://127.0.0.1:{port}", *settings(runs_dir=tmp_path))
+    assert alone.wait(START_S) == 3, alone.output()
+    assert f"no job at http://127.0.0.1:{port}" in alone.output()

@@ -1,6 +1,7 @@
 """The house: imports only go down, data is never code, and the configuration stays small."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,8 @@ def test_the_configuration_stays_small() -> None:
 
     visit(RunConfig)
     fields = [(model.__name__, name, field) for model in seen for name, field in model.model_fields.items()]
-    assert len(fields) < 120
+    # What two kinds of a thing inherit is written, explained and learned once.
+    assert len({(_defined_in(model, name), name) for model in seen for name in model.model_fields}) < 120
     sections = {model.__name__ for model in seen}
     undocumented = [
         f"{model}.{name}"
@@ -80,6 +82,10 @@ def test_the_configuration_stays_small() -> None:
         if not field.description and not _is_section(field.annotation) and name != "kind"
     ]
     assert sections and not undocumented
+
+
+def _defined_in(model: type, name: str) -> type:
+    return next(base for base in reversed(model.__mro__) if name in inspect.get_annotations(base))
 
 
 def _is_section(annotation: object) -> bool:

@@ -1,0 +1,153 @@
+"""The rollout fleet while actors die and come back: weights, evaluation, who serves. The actors are fakes that never sleep."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+
+from actors.prompts import Prompt
+from deploy import fleet as fleet_module
+from deploy.fleet import RolloutFleet
+from tests.unit.test_placement import recipe
+
+pytestmark = pytest.mark.unit
+
+PROMPTS = [Prompt(prompt_id=str(i), source="sums", text=f"{i}", answer="", verifier="exact") for i in range(5)]
+
+
+class Method:
+    """`actor.method.remote(...)`"""
+
+    def __init__(self, call: Any) -> None:
+        self.remote = call
+
+
+class FakeActor:
+    """Takes the newest weights in `ready` once it is up; dies when told to."""
+
+    def __init__(self) -> None:
+        self.up = asyncio.Event()
+        self.up.set()
+        self.dead = False
+        self.weights: list[object] = []
+        self.ready = Method(self._ready)
+        self.evaluate = Method(self._evaluate)
+
+    async def _ready(self, update: object) -> int:
+        await self.up.wait()
+        self.dead = False
+        self.weights.append(update)
+        return 0
+
+    async def _evaluate(self, prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
+        if self.dead:
+            raise RayActorError
+        return [[float(prompt.prompt_id)] * n for prompt in prompts]
+
+    def die(self) -> None:
+        self.dead = True
+        self.up.clear()
+
+
+class FakeLearner:
+    """Publishes when the test lets it."""
+
+    def __init__(self) -> None:
+        self.latest_update: object = None
+        self.may_end = asyncio.Event()
+        self.may_end.set()
+        self.sent_to: list[list[int]] = []
+
+    async def publish(self, version: int, to: dict[int, FakeActor], timeout_s: float) -> list[int]:
+        self.sent_to.append(list(to))
+        await self.may_end.wait()
+        self.latest_update = f"version {version}"
+        return [number for number, actor in to.items() if actor.dead]
+
+
+@pytest.fixture
+def actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeActor]]:
+    made = [FakeActor(), FakeActor()]
+
+    async def reserve(part: object, timeout_s: float) -> None: ...
+
+    monkeypatch.setattr(fleet_module, "reserve", reserve)
+    monkeypatch.setattr(fleet_module, "spawn_rollout_actors", lambda *_, **__: made)
+    monkeypatch.setattr(RolloutFleet, "nodes", lambda self: ["10.0.0.1"] * 2)
+    yield made
+
+
+@pytest.fixture
+async def fleet(actors: list[FakeActor]) -> RolloutFleet:
+    fleet = RolloutFleet(recipe(rollout__actors=2, start_timeout_s=0.01), [])
+    await fleet.start()
+    return fleet
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for_them(
+    fleet: RolloutFleet, actors: list[FakeActor]
+) -> None:
+    learner = FakeLearner()
+    learner.may_end.clear()
+    fleet.suspend(1)
+    publishing = asyncio.create_task(fleet.publish(learner, 1))  # type: ignore[arg-type]
+    await settle()
+    returning = asyncio.create_task(fleet.revive(1))
+    await settle()
+    assert learner.sent_to == [[0]] and not fleet.serving(1)
+    learner.may_end.set()
+    await asyncio.gather(publishing, returning)
+    assert fleet.serving(1) and actors[1].weights[-2:] == [None, "version 1"]
+
+
+async def test_whoever_dies_over_new_weights_is_told_of_and_the_others_have_them(
+    fleet: RolloutFleet, actors: list[FakeActor]
+) -> None:
+    died: list[int] = []
+    fleet.on_death = died.append
+    actors[0].die()
+    await fleet.publish(FakeLearner(), 3)  # type: ignore[arg-type]
+    assert died == [0] and fleet.latest_update == "version 3"
+
+
+async def test_an_evaluation_gives_the_share_of_a_dead_actor_to_the_others(
+    fleet: RolloutFleet, actors: list[FakeActor]
+) -> None:
+    actors[1].die()
+    samples = recipe().evaluation.samples
+    assert await fleet.evaluate(PROMPTS) == [[float(i)] * samples for i in range(5)]
+    assert not fleet.serving(1)
+
+
+async def test_an_evaluation_waits_where_nobody_serves(fleet: RolloutFleet, actors: list[FakeActor]) -> None:
+    for actor in actors:
+        actor.die()
+    evaluating = asyncio.create_task(fleet.evaluate(PROMPTS))
+    await settle()
+    assert not evaluating.done()
+    actors[0].up.set()
+    await fleet.revive(0)
+    assert len(await evaluating) == 5
+
+
+async def test_a_missing_actor_is_waited_for_while_others_serve_and_ends_the_run_when_none_does(
+    fleet: RolloutFleet, actors: list[FakeActor], caplog: pytest.LogCaptureFixture
+) -> None:
+    actors[1].die()
+    fleet.suspend(1)
+    returning = asyncio.create_task(fleet.revive(1))
+    while "goes on without it" not in caplog.text:  # noqa: ASYNC110 - the log is all that tells
+        await asyncio.sleep(0.001)
+    assert "rollout actor 1 died; going on with 1 of 2" in caplog.text
+    fleet.suspend(0)
+    with pytest.raises(
+        TimeoutError, match="no rollout actor serves, and rollout actor 1 did not start its engine again"
+    ):
+        await returning
