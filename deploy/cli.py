@@ -18,6 +18,7 @@ from deploy.environment import EnvironmentProblemError, require_packages
 from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
 from deploy.run_directory import RunDirectory
+from deploy.watching.trackers import refuse_missing_trackers
 
 if TYPE_CHECKING:
     from moments_service.portable import WarmStart
@@ -74,6 +75,7 @@ def train(
         assert recipe is not None
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
+    refuse_missing_trackers(config.trackers)
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
@@ -153,6 +155,7 @@ def compare(
     comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
     for engine in {variant.config.rollout.engine for variant in comparison.variants}:
         require_packages(engine)
+    refuse_missing_trackers(config.trackers)
     comparison.run(console)
     console.print(comparison.table())
     console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)

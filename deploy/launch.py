@@ -31,6 +31,7 @@ from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
 from deploy.train import train
 from deploy.watchdog import start_watchdog
+from deploy.watching.watchers import Watchers
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
@@ -136,7 +137,7 @@ async def _evaluated_training(
 async def _evaluate(run: Run, watched: dict[str, tuple[Prompt, ...]]) -> dict[str, Evaluation]:
     results = {split: await run.evaluate(prompts) for split, prompts in watched.items()}
     for split, evaluation in results.items():
-        run.directory.append_evaluation(run.step, split, evaluation)
+        run.report(split, evaluation)
     return results
 
 
@@ -186,6 +187,7 @@ async def _started(
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation, names)
         if checkpoint is not None:
             await run.restore(checkpoint)
+        run.watchers = Watchers.open(config, directory, run.step, display.note)
         await run.inform_feed()
         await run.show_services(force=True)
         yield run

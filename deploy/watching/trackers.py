@@ -1,0 +1,110 @@
+"""Trackers by name, and what stands between one and the training loop."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.util import find_spec
+from typing import assert_never
+
+from deploy.config import TrackerName
+from deploy.environment import EnvironmentProblemError
+from deploy.watching.sink import Numbers, Sink, TrackedRun
+
+MODULES: dict[TrackerName, tuple[str, ...]] = {
+    "tensorboard": ("tensorboard",),
+    "wandb": ("wandb",),
+    "mlflow": ("mlflow", "sqlalchemy", "alembic"),
+}
+"""What each tracker imports; the extra of the same name installs it."""
+MOST_WAITING = 1000
+"""Calls that a tracker may be behind before it is given up."""
+
+
+def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
+    """Raise EnvironmentProblemError where the packages of a tracker are not installed."""
+    for name in names:
+        missing = [module for module in MODULES[name] if find_spec(module) is None]
+        if missing:
+            raise EnvironmentProblemError(
+                f"trackers: {name} needs {' and '.join(missing)}, not installed here; the extra has it: "
+                f"pip install -c deploy/constraints.txt -e '.[{name}]', or `make install-trackers` for all of them"
+            )
+
+
+def open_tracker(name: TrackerName, run: TrackedRun) -> Sink:
+    """Open a tracker for a run; takes seconds, most of them imports. Raises whatever the tracker raises."""
+    if name == "tensorboard":
+        from deploy.watching.tensorboard import TensorBoardSink
+
+        return TensorBoardSink(run)
+    if name == "wandb":
+        from deploy.watching.wandb import WandbSink
+
+        return WandbSink(run)
+    if name == "mlflow":
+        from deploy.watching.mlflow import MlflowSink
+
+        return MlflowSink(run)
+    assert_never(name)
+
+
+class Tracking:
+    """A tracker in a thread of its own, so that neither its imports nor its network hold up a step.
+
+    Producer: the training loop, which never waits. Consumer: the thread. Bound: MOST_WAITING calls. A tracker that fails, or
+    is that far behind, is said once and left alone for the rest of the run; the run goes on. At the end `close` asks for what
+    waits to be written, and `wait` bounds that; the thread is a daemon.
+    """
+
+    def __init__(self, name: str, opened: Callable[[], Sink], say: Callable[[str], None]) -> None:
+        """say: called from the thread."""
+        self.name = name
+        self._say = say
+        self._calls: queue.Queue[Callable[[Sink], None]] = queue.Queue(MOST_WAITING)
+        self._given_up = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(opened,), name=f"tracker {name}", daemon=True)
+        self._thread.start()
+
+    def log(self, step: int, numbers: Numbers) -> None:
+        self._call(lambda sink: sink.log(step, numbers))
+
+    def alarm(self, step: int, text: str) -> None:
+        self._call(lambda sink: sink.alarm(step, text))
+
+    def close(self, finished: bool) -> None:
+        """Does not wait for it; see `wait`."""
+        self._call(partial(self._close, finished))
+
+    def wait(self, deadline: float) -> None:
+        """Wait until everything is written or given up. deadline: of time.monotonic()."""
+        if not self._ended.wait(max(0.0, deadline - time.monotonic())) and not self._given_up:
+            self._give_up(f"did not end in time; about {self._calls.qsize()} reports may be missing there")
+
+    def _call(self, call: Callable[[Sink], None]) -> None:
+        if self._given_up:
+            return
+        try:
+            self._calls.put_nowait(call)
+        except queue.Full:
+            self._give_up(f"is {MOST_WAITING} reports behind")
+
+    def _close(self, finished: bool, sink: Sink) -> None:
+        sink.close(finished)
+        self._ended.set()
+
+    def _work(self, opened: Callable[[], Sink]) -> None:
+        try:
+            sink = opened()
+            while not self._ended.is_set() and not self._given_up:
+                self._calls.get()(sink)
+        except Exception as error:  # each tracker raises errors of its own kind
+            self._give_up(f"{type(error).__name__}: {error}")
+        finally:
+            self._ended.set()
+
+    def _give_up(self, why: str) -> None:
+        self._given_up = True
+        self._say(f"tracker {self.name}: {why}; the run goes on without it, metrics.jsonl has everything")
