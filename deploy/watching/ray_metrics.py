@@ -11,7 +11,6 @@ from ray.util.metrics import Gauge
 from deploy.watching.metric_table import METRICS, PREFIX, Metric, readings
 from deploy.watching.sink import Numbers
 
-
 REFRESH_S = 2.0
 """Ray exports only the gauges that were set since its last export, so they are set again and again, however long a step takes."""
 
@@ -60,9 +59,10 @@ class RayMetrics:
         self._keep({"alarms": self._alarms})
 
     def close(self, finished: bool) -> None:
-        """Must come before Ray is shut down."""
+        """Must come before Ray is shut down, which exports once more; on a cluster the last step is seen by that."""
         self._ended.set()
         self._thread.join()
+        self.publish()
         self._target.unlink(missing_ok=True)
 
     def _keep(self, numbers: Numbers) -> None:
