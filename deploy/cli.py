@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 import asyncio
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,7 @@ from deploy.config import ConfigError, RunConfig, dump_config, find_run, load_re
 from deploy.environment import EnvironmentProblemError, require_packages
 from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
+from deploy.redaction import redacted
 from deploy.run_directory import RunDirectory
 from deploy.watching.trackers import refuse_missing_trackers
 
@@ -59,6 +61,9 @@ def train(
         Path | None, typer.Option(help="Begin with a codebook that `bvblend clusters fit` wrote")
     ] = None,
     address: Address = None,
+    dashboard: Annotated[
+        str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
+    ] = None,
 ) -> None:
     """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
     if (recipe is None) == (resume is None):
@@ -79,7 +84,7 @@ def train(
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
-    _train(config, directory if resume is not None else None, checkpoint, address, start)
+    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard)
 
 
 def _train(
@@ -88,6 +93,7 @@ def _train(
     checkpoint: Path | None,
     address: str | None,
     start: "WarmStart | None" = None,
+    dashboard: str | None = None,
 ) -> None:
     import ray
 
@@ -96,6 +102,11 @@ def _train(
     from deploy.mirror import refuse_unwritable_mirror
     from deploy.summary import rich_table, signal_sentence
 
+    show = None
+    if dashboard is not None:
+        from deploy.dashboard.actor import entrance_of, start_dashboard
+
+        show = partial(start_dashboard, *entrance_of(dashboard))
     pool = read_pool(config)
     refuse_unwritable_mirror(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
@@ -107,9 +118,12 @@ def _train(
         display.note(f"going on from {checkpoint}")
     try:
         watchdog = connect(config, address)
+        if show is not None:
+            _keep, page = show(directory.path.parent)
+            display.note(f"dashboard: {page}")
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
     except Exception:
-        (directory.path / "error.txt").write_text(traceback.format_exc())
+        directory.error.write_text(redacted(traceback.format_exc()))
         raise
     finally:
         display.close()
@@ -179,7 +193,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(redacted(message), style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(code)
 
 

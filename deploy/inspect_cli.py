@@ -63,14 +63,13 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Any but loopback asks for a token")] = "127.0.0.1",
 ) -> None:
     """Watch runs in the browser, live or finished. Example: bvblend dashboard runs"""
-    from deploy.dashboard.serve import TOKEN_VARIABLE, door, listen, serve
+    from deploy.dashboard.serve import TOKEN_VARIABLE, address_of, door, listen, serve
 
     if not runs_dir.is_dir():
         raise ConfigError(f"{runs_dir}: no such directory; name the one that runs are made in (runs_dir of the recipe)")
     entrance = door(host)
     bound = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    console.print(f"dashboard of {runs_dir}: http://{shown}:{bound.getsockname()[1]}/", markup=False, soft_wrap=True)
+    console.print(f"dashboard of {runs_dir}: {address_of(host, bound)}", markup=False, soft_wrap=True)
     if entrance.made_here:
         console.print(f"token, unless {TOKEN_VARIABLE} names one: {entrance.token}", markup=False, soft_wrap=True)
     serve(runs_dir, entrance, bound)
@@ -119,5 +118,5 @@ def doctor(
         out = out or Path(f"bvblend-doctor-{directory.path.name}.zip")
         for line in write_bundle(directory, out, packages, checks):
             console.print(line, markup=False, soft_wrap=True)
-    if any(check.problem for check in (*packages, *checks)):
+    if any(check.problem for check in packages) or any(check.problem for check in checks):
         raise EnvironmentProblemError("the environment is wrong or half made: see the last column")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import shutil
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -50,6 +50,12 @@ def policy_move(learned: dict[str, float]) -> PolicyMove | None:
     if "move_kl" not in learned:
         return None
     return PolicyMove(kl=learned["move_kl"], log_ratio=learned["move_log_ratio"])
+
+
+def staleness_shares(batch: Batch, policy_version: int) -> dict[str, float]:
+    """Share of the batch's groups by how many versions their oldest token is behind the policy that was trained."""
+    behind = Counter((policy_version - batch.table.policy_versions[:, 0]).tolist())
+    return {f"staleness/{versions}": count / behind.total() for versions, count in sorted(behind.items())}
 
 
 class Run:
@@ -193,6 +199,7 @@ class Run:
             "phases": phases,
             "tokens_per_s": tally.tokens / seconds,
             "groups_redispatched": tally.redispatched,
+            **staleness_shares(batch, self.policy_version - 1),
             **batch.metrics,
             **{f"learner/{name}": value for name, value in learned.items()},
         }

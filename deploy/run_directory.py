@@ -30,6 +30,7 @@ class RunDirectory:
     trackers/         what TensorBoard, wandb and MLflow write, if the configuration names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
+    error.txt         why the run ended early, if it did
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,6 +48,7 @@ class RunDirectory:
         self.trackers = self.path / "trackers"
         self.scrape_target = self.path / "prometheus.json"
         self.summary = self.path / "summary.json"
+        self.error = self.path / "error.txt"
 
     @classmethod
     def create(cls, runs_dir: Path, name: str, config: str) -> "RunDirectory":

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -42,3 +43,31 @@ async def locate(actors: Mapping[str, Any]) -> list[RunProcess]:
 
 def _here(_: Any) -> tuple[int, str]:
     return os.getpid(), ray.util.get_node_ip_address()
+
+
+def processes_here(live: dict[str, Any]) -> list[dict[str, Any]]:
+    """{role, pid, node, state, resident, most_resident, threads} of the processes in live.json that run on this machine."""
+    found = []
+    for process in live.get("processes", ()):
+        try:
+            fields = _status(process["pid"])
+        except OSError:
+            continue  # it has ended, or is on another machine
+        if fields is not None:
+            found.append(process | fields)
+    return found
+
+
+def _status(pid: int) -> dict[str, Any] | None:
+    """Memory in bytes and the like; None where another process has taken that number."""
+    line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    if not any(title in line for title in (b"ray::", b"bvblend", b"deploy.cli")):
+        return None
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    return {
+        "state": fields["State"],
+        "resident": int(fields["VmRSS"].split()[0]) * 1024,
+        "most_resident": int(fields["VmHWM"].split()[0]) * 1024,
+        "threads": int(fields["Threads"]),
+    }

@@ -1,11 +1,18 @@
-"""Learner checkpoints: policy, AdamW state and schedule through torch's distributed checkpoints, for any world size."""
+"""Learner checkpoints: policy, AdamW state and schedule through torch's distributed checkpoints, for any world size.
+
+They are safetensors, one file a rank: torch's own format has its index pickled, and whoever can write into a run directory
+could then run code in the learner.
+"""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
+from learner.errors import LearnerError
 from learner.optimizer import Optimizer
 from learner.policy import Policy, named_tensors, trainable_parameters
 
@@ -20,17 +27,27 @@ def _entries(policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
 
 def save_checkpoint(directory: str | Path, policy: Policy, optimizer: Optimizer, step: int) -> None:
     """Write a checkpoint. Collective: every rank calls it with the same directory, on a file system they all see."""
-    counters = {"step": torch.tensor(step), "updates": torch.tensor(optimizer.updates)}
-    dcp.save(_entries(policy, optimizer) | counters, checkpoint_id=str(directory))
+    counters = _counters(step, optimizer.updates, dist.get_world_size())
+    counters[f"rank.{dist.get_rank()}"] = torch.tensor(dist.get_rank())  # so that every rank writes a file
+    writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+    dcp.save(_entries(policy, optimizer) | counters, storage_writer=writer)
 
 
 def load_checkpoint(directory: str | Path, policy: Policy, optimizer: Optimizer) -> int:
     """Read a checkpoint in place and return its step. Collective. The world size may differ from the one that saved.
 
     Raises torch's CheckpointException where a tensor is missing or has another shape: another policy, or a
-    `learner.trainable` that matches other parameters.
+    `learner.trainable` that matches other parameters; LearnerError where files are missing.
     """
-    counters = {"step": torch.tensor(0), "updates": torch.tensor(0)}
-    dcp.load(_entries(policy, optimizer) | counters, checkpoint_id=str(directory))
+    counters = _counters(0, 0, 0)
+    reader = HuggingFaceStorageReader(str(directory))
+    dcp.load(_entries(policy, optimizer) | counters, storage_reader=reader)
+    found, wanted = len(list(Path(directory).glob("*.safetensors"))), int(counters["files"])
+    if found != wanted:  # what stood in them would be left as it is in memory, without a word
+        raise LearnerError(f"checkpoint {directory}: {found} of its {wanted} files are there; go on from another one")
     optimizer.resume_at(int(counters["updates"]))
     return int(counters["step"])
+
+
+def _counters(step: int, updates: int, files: int) -> dict[str, torch.Tensor]:
+    return {"step": torch.tensor(step), "updates": torch.tensor(updates), "files": torch.tensor(files)}

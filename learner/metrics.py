@@ -5,7 +5,16 @@ import torch
 from learner.config import LossConfig
 from learner.loss import LOG_RATIO_LIMIT, kl_k3
 
-SUMS = ("loss", "tokens", "entropy", "clip_low", "clip_high", "approx_kl", "reference_kl", "mismatch_k3")
+MISMATCH_EDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Of the histogram of |trainer's - rollout engine's log-prob|, in nats."""
+MISMATCH_BINS = (
+    *(f"mismatch_share/<{edge:g}" for edge in MISMATCH_EDGES),
+    f"mismatch_share/>={MISMATCH_EDGES[-1]:g}",
+)
+SUMS = (
+    *("loss", "tokens", "entropy", "clip_low", "clip_high", "approx_kl", "reference_kl", "mismatch_k3"),
+    *MISMATCH_BINS,
+)
 MAXIMA = ("ratio_max", "mismatch_max")
 
 
@@ -24,7 +33,8 @@ def token_metrics(
 
     All tensors [N]. `clip_low` and `clip_high` count tokens whose gradient the clip removed; `approx_kl` is k3 of
     KL(old || new); `mismatch_*` compares the trainer's log-probs before the update with the rollout engine's: k3 of
-    KL(rollout || old), and the largest |difference| in nats.
+    KL(rollout || old), the largest |difference| in nats, and how many tokens have one below each of MISMATCH_EDGES but
+    not below the edge before it.
     """
     kept = weights > 0
     drift = torch.clamp(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
@@ -32,6 +42,7 @@ def token_metrics(
     difference = old_logprobs - rollout_logprobs
     mismatch = torch.clamp(difference, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     reference = torch.zeros_like(logprobs) if reference_logprobs is None else kl_k3(logprobs, reference_logprobs)
+    bins = torch.bucketize(difference.abs(), torch.tensor(MISMATCH_EDGES, device=difference.device), right=True)
     sums = torch.stack(
         [
             torch.ones_like(logprobs),
@@ -41,6 +52,7 @@ def token_metrics(
             torch.exp(drift) - 1.0 - drift,
             reference,
             torch.exp(mismatch) - 1.0 - mismatch,
+            *((bins == number).float() for number in range(len(MISMATCH_BINS))),
         ]
     )
     maxima = torch.stack([ratio, difference.abs()])

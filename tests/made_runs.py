@@ -12,6 +12,7 @@ import numpy as np
 from deploy.config import dump_config, load_recipe
 from deploy.live_file import LiveFile
 from deploy.run_directory import RunDirectory
+from learner.metrics import MISMATCH_BINS
 from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
 from moments_service.groups import GroupStatus, ScoredGroup, Transcript
@@ -162,4 +163,6 @@ class MadeRun:
             "groups_redispatched": 0, **batch.metrics, "learner/entropy": 0.5 + 0.04 * jitter[3],
             "learner/approx_kl": abs(1e-3 * jitter[4]), "learner/grad_norm": 1.5 + 0.2 * jitter[5],
             "learner/mismatch_k3": 1e-7 * abs(jitter[6]), "learner/mismatch_max": 1e-5 * abs(jitter[7]),
+            **dict(zip((f"learner/{name}" for name in MISMATCH_BINS), (0.7, 0.2, 0.06, 0.03, 0.01, 0.0), strict=True)),
+            "staleness/0": 1.0,
         }  # fmt: skip

@@ -141,9 +141,8 @@ def state_of(directory: RunDirectory, steps: int, seconds_a_step: float | None) 
     summary = _changed_ns(directory.summary) / 1e9
     if summary and summary >= newest - QUIET_AFTER_S:
         return "done"
-    error = directory.path / "error.txt"
-    if _changed_ns(error) / 1e9 >= newest:
-        return "stopped" if b"StoppedByHandError" in error.read_bytes() else "failed"
+    if _changed_ns(directory.error) / 1e9 >= newest:
+        return "stopped" if b"StoppedByHandError" in directory.error.read_bytes() else "failed"
     if directory.paused.exists():
         return "paused"
     return "stopped" if quiet else "running"

@@ -5,8 +5,10 @@ from typing import Any
 from deploy.dashboard.open_run import OpenRun, read_lines
 from deploy.live import PHASES
 
-PHASE_STEPS = 10
-"""Steps that the times of the phases are averaged over."""
+LAST_STEPS = 10
+"""Steps that phases and histograms are averaged over."""
+HISTOGRAMS = {"mismatch": "learner/mismatch_share/", "staleness": "staleness/"}
+"""Series that are the bins of one histogram, by what they begin with."""
 ALARMS_SHOWN = 6
 EVALUATIONS_SHOWN = 12
 
@@ -18,6 +20,7 @@ def overview(run: OpenRun) -> dict[str, Any]:
     return run.status() | {
         "series": run.metrics.names(),
         "phases": phases(run),
+        "histograms": {name: shares(run, prefix) for name, prefix in HISTOGRAMS.items()},
         "alarms": alarms[-ALARMS_SHOWN:][::-1],
         "alarm_count": len(alarms),
         "evaluations": [
@@ -31,5 +34,13 @@ def phases(run: OpenRun) -> dict[str, float]:
     """Mean seconds of each phase over the last steps, in the order of a step."""
     known = {name.removeprefix("phases/") for name in run.metrics.names() if name.startswith("phases/")}
     names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
-    means = {name: run.metrics.mean_of_last(f"phases/{name}", PHASE_STEPS) for name in names}
+    means = {name: run.metrics.mean_of_last(f"phases/{name}", LAST_STEPS) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def shares(run: OpenRun, prefix: str) -> dict[str, float]:
+    """Mean share of each bin of a histogram over the last steps, in their order; none where the run does not say."""
+    bins = [name.removeprefix(prefix) for name in run.metrics.names() if name.startswith(prefix)]
+    bins.sort(key=lambda name: (name.startswith(">"), float(name.lstrip("<>="))))
+    means = {name: run.metrics.mean_of_last(prefix + name, LAST_STEPS) for name in bins}
     return {name: mean for name, mean in means.items() if mean is not None}

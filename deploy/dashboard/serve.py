@@ -73,12 +73,24 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def serve(runs_dir: Path, entrance: Door, bound: socket.socket) -> None:
-    """Serve until SIGINT or SIGTERM. Lines of requests are not logged."""
+def create_server(runs_dir: Path, entrance: Door) -> uvicorn.Server:
+    """The server of a directory of runs, not started. Lines of requests are not logged."""
     app = create_app(runs_dir, entrance.token, entrance.hosts)
-    config = uvicorn.Config(
-        app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
+        )
     )
+
+
+def serve(runs_dir: Path, entrance: Door, bound: socket.socket) -> None:
+    """Serve until SIGINT or SIGTERM."""
     # It is the usual way to end it; uvicorn has closed everything, and only says how it was asked to.
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[bound])
+        create_server(runs_dir, entrance).run(sockets=[bound])
+
+
+def address_of(host: str, bound: socket.socket) -> str:
+    """What a person types into the browser."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{bound.getsockname()[1]}/"

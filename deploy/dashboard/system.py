@@ -7,6 +7,7 @@ from typing import Any
 from deploy.dashboard.ledger_rows import OldLedgerError
 from deploy.dashboard.open_run import NoLedgerError, OpenRun
 from deploy.environment import versions
+from deploy.whereabouts import processes_here
 
 
 def overview(run: OpenRun) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def overview(run: OpenRun) -> dict[str, Any]:
     return {
         "incarnations": _incarnations(run),
         "services": _services(live),
+        "processes": _processes(live),
         "age_s": max(0.0, time.time() - live["written_at"]) if isinstance(live.get("written_at"), float) else None,
         "policy_version": run.metrics.last_row.get("policy_version"),
         "versions": summary.get("versions") or versions(),
@@ -29,6 +31,12 @@ def _services(live: dict[str, Any]) -> dict[str, Any]:
     found = {key: live[key] for key in ("slots", "in_flight", "scored", "actors", "restarts") if key in live}
     stats = live.get("moments")
     return found | {key: stats[key] for key in ("ready", "counts") if isinstance(stats, dict) and key in stats}
+
+
+def _processes(live: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process of the run; with its memory where it is on this machine."""
+    here = {process["pid"]: process for process in processes_here(live)}
+    return [{"resident": None, "threads": None} | here.get(one["pid"], one) for one in live.get("processes", ())]
 
 
 def _incarnations(run: OpenRun) -> list[dict[str, Any]]:

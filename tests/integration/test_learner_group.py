@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -184,6 +185,14 @@ async def test_save_with_two_ranks_resumes_with_one(policy_path: str, tmp_path: 
             if step == 1:
                 await group.save(checkpoint)
         straight = await published(group)
+    files = sorted((tmp_path / "checkpoint").iterdir())
+    assert [path.suffix for path in files] == [".safetensors"] * 2, "nothing that has to be unpickled"
+    async with running_group(policy_path, config_for(1)) as group:
+        half = tmp_path / "half"
+        half.mkdir()
+        shutil.copy(files[0], half)
+        with pytest.raises(LearnerError):
+            await group.load(str(half))
     async with running_group(policy_path, config_for(1)) as group:
         assert await group.load(checkpoint) == 2
         for step in (2, 3):

@@ -1,6 +1,7 @@
 """Loss, log-probs, metrics and schedule against float64 numpy and finite differences."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from learner.config import LossConfig, OptimizerConfig
 from learner.logprobs import token_logprobs
 from learner.loss import kl_k3, policy_loss, ppo_clip
-from learner.metrics import SUMS, token_means, token_metrics
+from learner.metrics import MISMATCH_BINS, MISMATCH_EDGES, SUMS, token_means, token_metrics
 from learner.optimizer import Optimizer, lr_share
 
 pytestmark = pytest.mark.unit
@@ -130,7 +131,7 @@ def test_entropy_carries_no_gradient_unless_it_is_in_the_loss() -> None:
 def test_metrics_match_numpy_and_ignore_tokens_of_weight_zero() -> None:
     config = LossConfig(clip_low=0.2, clip_high=0.3, kl_coef=0.1)
     logprobs, old, reference, advantages, entropy, weights = draw(4)
-    rollout = old + 0.01 * np.random.default_rng(5).normal(size=old.size)
+    rollout = old + 10.0 ** np.random.default_rng(5).uniform(-6, 0.5, size=old.size)
     weights[:10] = 0.0
     logprobs[0] = 5.0
     tensors = [torch.from_numpy(a) for a in (logprobs, entropy, old, reference, rollout, advantages, weights)]
@@ -152,6 +153,10 @@ def test_metrics_match_numpy_and_ignore_tokens_of_weight_zero() -> None:
         "ratio_max": ratio.max(),
         "mismatch_max": np.abs(gap).max(),
     }
+    edges = [0.0, *MISMATCH_EDGES, np.inf]
+    shares = [((low <= np.abs(gap)) & (np.abs(gap) < high)).mean() for low, high in pairwise(edges)]
+    assert all(shares)
+    expected |= dict(zip(MISMATCH_BINS, shares, strict=True))
     assert set(named) == set(expected) and expected["clip_low"] > 0 and expected["clip_high"] > 0
     for name, value in expected.items():
         assert named[name] == pytest.approx(value, rel=1e-6), name

@@ -38,7 +38,7 @@ export function chartsFor(names) {
 /** Series that no chart shows: each gets one when it is asked for. */
 export function otherSeries(names) {
   const drawn = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => line.name)));
-  return names.filter((name) => !drawn.has(name) && !["step", "incarnation"].includes(name) && !name.startsWith("pass_at_1/"));
+  return names.filter((name) => !drawn.has(name) && !["step", "incarnation"].includes(name) && !/^(pass_at_1|staleness|learner\/mismatch_share)\//.test(name));
 }
 
 /** Series of one chart of its own. */

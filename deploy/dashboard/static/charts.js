@@ -3,7 +3,7 @@
 import uPlot from "/static/vendor/uPlot.esm.js";
 import { themed } from "/static/color.js";
 import { h, s, setText } from "/static/dom.js";
-import { number } from "/static/format.js";
+import { number, percent } from "/static/format.js";
 
 const PALETTE = 8;
 const sync = uPlot.sync("steps");
@@ -172,6 +172,16 @@ export function stackedBar(parts, format) {
     names.append(h("span", {}, h("i", { class: `swatch b${i % PALETTE}` }), name, h("b", {}, format(value))));
   });
   return h("div", { class: "section" }, bar, names);
+}
+
+/** A histogram as rows of bars. bins: [name, share of all], in order. */
+export function histogram(bins, label) {
+  const most = Math.max(...bins.map(([, share]) => share), 1e-9);
+  return h("dl", { class: "histogram", "aria-label": label }, bins.map(([name, share]) => {
+    const bar = h("div", { class: "b0" });
+    bar.style.width = `${(100 * share) / most}%`;
+    return h("div", {}, h("dt", {}, name), h("dd", {}, h("div", { class: "track" }, bar), h("span", { class: "num" }, percent(share))));
+  }));
 }
 
 function around(_, low, high) {

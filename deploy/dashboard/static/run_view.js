@@ -1,7 +1,7 @@
 // One run from its first step to its newest.
 
 import { follow, get, throttled } from "/static/api.js";
-import { Chart, spark, stackedBar } from "/static/charts.js";
+import { Chart, histogram, spark, stackedBar } from "/static/charts.js";
 import { chartsFor, otherSeries, single, SOURCE } from "/static/chart_specs.js";
 import { fill, h, setText, table } from "/static/dom.js";
 import { count, duration, fixed, number, percent } from "/static/format.js";
@@ -33,13 +33,14 @@ class RunPage {
     this.sourcesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "pass@1 by source"), this.sources);
     this.phases = h("div", {});
     this.phasesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "A step's phases, mean of the last ten"), this.phases);
+    this.histograms = h("div", { class: "pair" });
     this.evaluations = h("section", { class: "card section narrow", hidden: true });
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
     this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.alarms,
       h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
-      this.grid, this.sourcesCard, this.phasesCard, this.evaluations);
+      this.grid, this.sourcesCard, this.phasesCard, this.histograms, this.evaluations);
     this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
   }
 
@@ -64,6 +65,7 @@ class RunPage {
     showState(run);
     this.ensureCharts(run.series);
     this.showPhases(run.phases);
+    this.showHistograms(run.histograms);
     this.showAlarms(run.alarms, run.alarm_count);
     this.showEvaluations(run.evaluations);
   }
@@ -121,6 +123,15 @@ class RunPage {
     const parts = Object.entries(phases);
     this.phasesCard.hidden = parts.length === 0;
     fill(this.phases, stackedBar(parts, duration));
+  }
+
+  showHistograms({ mismatch, staleness }) {
+    const versions = (behind) => (behind === "0" ? "the same version" : `${behind} version${behind === "1" ? "" : "s"} behind`);
+    const shown = [
+      ["Tokens by mismatch of sampler and learner (nats)", Object.entries(mismatch)],
+      ["Groups by staleness", Object.entries(staleness).map(([behind, share]) => [versions(behind), share])],
+    ].filter(([, bins]) => bins.length);
+    fill(this.histograms, shown.map(([title, bins]) => h("section", { class: "card section" }, h("h2", {}, title), histogram(bins, title))));
   }
 
   showAlarms(alarms, all) {

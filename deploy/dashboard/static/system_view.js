@@ -3,7 +3,7 @@
 import { follow, get, throttled } from "/static/api.js";
 import { Chart, stackedBar } from "/static/charts.js";
 import { facts, fill, h, table } from "/static/dom.js";
-import { count, duration, NONE } from "/static/format.js";
+import { count, duration, fixed, NONE } from "/static/format.js";
 import { showState } from "/static/head.js";
 
 const REFRESH_MS = 1000;
@@ -24,9 +24,10 @@ class SystemPage {
     this.services = h("section", { class: "card section narrow" });
     this.phases = h("section", { class: "card section" });
     this.grid = h("div", { class: "charts" });
+    this.processes = h("section", { class: "card section narrow", hidden: true });
     this.starts = h("section", { class: "card section narrow" });
     this.versions = h("section", { class: "card section" });
-    this.element = h("div", { class: "section" }, h("h1", {}, "System"), this.services, this.phases, this.grid, this.starts, this.versions);
+    this.element = h("div", { class: "section" }, h("h1", {}, "System"), this.services, this.processes, this.phases, this.grid, this.starts, this.versions);
     this.refresh = throttled(() => this.load().catch(() => {}), REFRESH_MS);
   }
 
@@ -40,6 +41,7 @@ class SystemPage {
     const [found, run] = await Promise.all([get("system", { name: this.name }), get("run", { name: this.name })]);
     if (this.closed) return;
     this.showServices(found);
+    this.showProcesses(found);
     fill(this.phases, h("h2", {}, "Where a step's time goes, mean of the last ten"), stackedBar(Object.entries(run.phases), duration));
     this.showStarts(found);
     fill(this.versions, h("h2", {}, "Stands on"), facts(Object.entries(found.versions)),
@@ -55,6 +57,12 @@ class SystemPage {
     const actors = services.actors ?? [];
     fill(this.services, h("div", { class: "row apart" }, h("h2", {}, "Services"), h("span", { class: "soft small" }, age === null ? "this run did not write live.json" : `as of ${duration(age)} ago`)), facts(pairs),
       actors.length ? table("Rollout actors", [["Rollout actor"], ["State"], ["Groups", "num"]], actors.map((actor, i) => [String(i), actor.serving ? "serves" : "comes back", count(actor.load)])) : null);
+  }
+
+  showProcesses({ processes }) {
+    this.processes.hidden = processes.length === 0;
+    fill(this.processes, h("h2", {}, "Processes"), table("Processes", [["Process"], ["Node"], ["Pid", "num"], ["Memory", "num"], ["Threads", "num"]],
+      processes.map((one) => [one.role, one.node, String(one.pid), one.resident === null ? NONE : `${fixed(one.resident / 2 ** 30)} GiB`, one.threads === null ? NONE : String(one.threads)])));
   }
 
   showStarts({ incarnations }) {
