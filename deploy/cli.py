@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 import asyncio
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,7 @@ from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
 from deploy.redaction import redacted
 from deploy.run_directory import RunDirectory
-from deploy.watching.trackers import refuse_missing_trackers
+from deploy.watching.trackers import TrackerName, chosen_trackers
 
 if TYPE_CHECKING:
     from moments_service.portable import WarmStart
@@ -64,6 +65,7 @@ def train(
     dashboard: Annotated[
         str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
     ] = None,
+    track: Annotated[str | None, typer.Option(help="Also log to tensorboard,wandb,mlflow, or some of them")] = None,
 ) -> None:
     """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
     if (recipe is None) == (resume is None):
@@ -80,11 +82,11 @@ def train(
         assert recipe is not None
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
-    refuse_missing_trackers(config.trackers)
+    trackers = chosen_trackers(track, directory if resume is not None else None)
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
-    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard)
+    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard, trackers)
 
 
 def _train(
@@ -94,6 +96,7 @@ def _train(
     address: str | None,
     start: "WarmStart | None" = None,
     dashboard: str | None = None,
+    trackers: Sequence[TrackerName] = (),
 ) -> None:
     import ray
 
@@ -121,7 +124,7 @@ def _train(
         if show is not None:
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
-        result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
+        result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
     except Exception:
         directory.error.write_text(redacted(traceback.format_exc()))
         raise
@@ -169,7 +172,6 @@ def compare(
     comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
     for engine in {variant.config.rollout.engine for variant in comparison.variants}:
         require_packages(engine)
-    refuse_missing_trackers(config.trackers)
     comparison.run(console)
     console.print(comparison.table())
     console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)

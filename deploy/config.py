@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -16,8 +16,6 @@ from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
 from moments_service.suggestions import nearest
 from moments_service.teaching import can_teach
-
-TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 
 class ConfigError(ValueError):
@@ -80,8 +78,6 @@ class RunConfig(StrictModel):
     """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""
     mirror: str | None = None
     """A copy of the run grows under this fsspec URI (`s3://bucket/runs`, `file:///backup`); credentials come from the environment."""
-    trackers: tuple[TrackerName, ...] = ()
-    """Where metrics go besides the run directory; each is an extra to install, and writes below `trackers/` there (docs/metrics.md)."""
     stall_timeout_s: float = Field(900.0, gt=0)
     """A phase that takes longer stops the run and says what it was waiting for."""
     prompts: PromptConfig

@@ -27,7 +27,7 @@ class RunDirectory:
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
-    trackers/         what TensorBoard, wandb and MLflow write, if the configuration names them
+    trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
     error.txt         why the run ended early, if it did

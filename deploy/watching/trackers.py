@@ -6,11 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
-from typing import assert_never
+from typing import Literal, assert_never, get_args
 
-from deploy.config import TrackerName
+from deploy.config import ConfigError
 from deploy.environment import EnvironmentProblemError
+from deploy.run_directory import RunDirectory
 from deploy.watching.sink import Numbers, Sink, TrackedRun
+from moments_service.suggestions import nearest
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow"]
 
 MODULES: dict[TrackerName, tuple[str, ...]] = {
     "tensorboard": ("tensorboard",),
@@ -22,13 +26,28 @@ MOST_WAITING = 1000
 """Calls that a tracker may be behind before it is given up."""
 
 
-def refuse_missing_trackers(names: Sequence[TrackerName]) -> None:
-    """Raise EnvironmentProblemError where the packages of a tracker are not installed."""
+def chosen_trackers(track: str | None, resumed: RunDirectory | None) -> tuple[TrackerName, ...]:
+    """The trackers that `--track` names, and those that a resumed run had.
+
+    They are no part of the configuration: a run is the same run, whoever watches. Raises ConfigError for a name that there is
+    not, and EnvironmentProblemError for a tracker that is not installed.
+    """
+    known = get_args(TrackerName)
+    named = track.split(",") if track is not None else []
+    if unknown := [name for name in named if name not in known]:
+        raise ConfigError(f"--track {track}: there is no {unknown[0]}{nearest(unknown[0], known)}")
+    had = {path.name for path in resumed.trackers.glob("*")} if resumed is not None else set()
+    names = tuple(name for name in known if name in named or name in had)
+    _refuse_missing(names)
+    return names
+
+
+def _refuse_missing(names: Sequence[TrackerName]) -> None:
     for name in names:
         missing = [module for module in MODULES[name] if find_spec(module) is None]
         if missing:
             raise EnvironmentProblemError(
-                f"trackers: {name} needs {' and '.join(missing)}, not installed here; the extra has it: "
+                f"--track {name}: it needs {' and '.join(missing)}, not installed here; the extra has it: "
                 f"pip install -c deploy/constraints.txt -e '.[{name}]', or `make install-trackers` for all of them"
             )
 

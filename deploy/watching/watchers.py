@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +11,7 @@ from deploy.evaluation import Evaluation
 from deploy.run_directory import RunDirectory
 from deploy.watching.ray_metrics import RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
-from deploy.watching.trackers import Tracking, open_tracker
+from deploy.watching.trackers import TrackerName, Tracking, open_tracker
 from moments_service.health import Alarm
 
 CLOSE_TIMEOUT_S = 20.0
@@ -26,7 +26,14 @@ class Watchers:
         self._sinks: tuple[Sink, ...] = (*((metrics,) if metrics is not None else ()), *trackers)
 
     @classmethod
-    def open(cls, config: RunConfig, directory: RunDirectory, step: int, note: Callable[[str], None]) -> "Watchers":
+    def open(
+        cls,
+        config: RunConfig,
+        directory: RunDirectory,
+        step: int,
+        names: Sequence[TrackerName],
+        note: Callable[[str], None],
+    ) -> "Watchers":
         """Watchers of a run that has made `step` steps. Ray must be connected.
 
         note: shows a line to people; called in the event loop that this is called in.
@@ -39,7 +46,7 @@ class Watchers:
 
         shown = config.model_dump(mode="json")
         trackers = []
-        for name in config.trackers:
+        for name in names:
             place = directory.trackers / name
             place.mkdir(parents=True, exist_ok=True)
             tracked = TrackedRun(directory.path.name, place, shown, step)

@@ -28,7 +28,16 @@ def test_the_documented_table_is_the_real_one() -> None:
 def test_names_are_unique_and_labels_are_few() -> None:
     assert len({metric.name for metric in METRICS}) == len({metric.reads for metric in METRICS}) == len(METRICS)
     assert all(re.fullmatch(r"[a-z][a-z0-9_]*", metric.name) and metric.description for metric in METRICS)
-    assert {metric.label for metric in METRICS} == {None, "phase", "source", "split", "kind", "state", "count"}
+    assert {metric.label for metric in METRICS} == {
+        None,
+        "phase",
+        "source",
+        "split",
+        "kind",
+        "state",
+        "count",
+        "versions",
+    }
 
 
 def test_numbers_become_readings() -> None:

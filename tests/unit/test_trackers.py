@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from deploy.config import ConfigError, TrackerName, load_recipe
+from deploy.config import ConfigError, load_recipe
 from deploy.environment import EnvironmentProblemError
 from deploy.evaluation import Evaluation
 from deploy.run_directory import RunDirectory
 from deploy.watching import trackers, watchers
 from deploy.watching.sink import Numbers, numbers_of
-from deploy.watching.trackers import MODULES, Tracking, refuse_missing_trackers
+from deploy.watching.trackers import MODULES, TrackerName, Tracking, chosen_trackers
 from deploy.watching.watchers import Watchers
 from moments_service.health import Alarm
 from tests.conftest import ROOT, settings
@@ -36,7 +36,7 @@ SERVICES = {
 
 def needs(name: TrackerName) -> None:
     try:
-        refuse_missing_trackers([name])
+        chosen_trackers(name, None)
     except EnvironmentProblemError as problem:
         pytest.skip(str(problem))
 
@@ -44,8 +44,8 @@ def needs(name: TrackerName) -> None:
 async def track(directory: RunDirectory, name: TrackerName, first: int, last: int, wanted: int) -> list[str]:
     """A start of a run with one tracker, from step `first` to `last`. Returns what was said."""
     said: list[str] = []
-    config = load_recipe(RECIPE, [f"trackers=[{name}]", f"steps={wanted}"])
-    watching = Watchers.open(config, directory, first, said.append)
+    config = load_recipe(RECIPE, [f"steps={wanted}"])
+    watching = Watchers.open(config, directory, first, [name], said.append)
     watching.evaluation(first, "held_out", Evaluation(0.5, {"a, b": 0.5}, 4, 0))
     for step in range(first, last):
         watching.step({"step": step, **ROW, "reward/mean": step / 10}, SERVICES)
@@ -248,7 +248,7 @@ def test_a_tracker_that_hangs_holds_up_neither_the_steps_nor_the_end(monkeypatch
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_missing_tracker_is_refused_before_anything_starts(tmp_path: Path, name: TrackerName) -> None:
-    arguments = ["bvblend", "train", str(RECIPE), *settings(trackers=f"[{name}]", runs_dir=tmp_path)]
+    arguments = ["bvblend", "train", str(RECIPE), *settings(runs_dir=tmp_path), "--track", name]
     code = (
         "import sys, importlib.util as machinery\n"
         "found = machinery.find_spec\n"
@@ -257,13 +257,25 @@ def test_a_missing_tracker_is_refused_before_anything_starts(tmp_path: Path, nam
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 3, done.stderr
-    assert f"trackers: {name} needs {MODULES[name][0]}" in done.stderr and f"'.[{name}]'" in done.stderr
+    assert f"--track {name}: it needs {MODULES[name][0]}" in done.stderr and f"'.[{name}]'" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unknown_tracker_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="trackers"):
-        load_recipe(RECIPE, ["trackers=[comet]"])
+def test_an_unknown_tracker_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="there is no wanddb; did you mean wandb"):
+        chosen_trackers("wanddb", None)
+
+
+def test_a_resume_goes_on_with_the_trackers_of_the_run(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda module: module)
+    assert chosen_trackers(None, directory) == ()
+    (directory.trackers / "mlflow").mkdir(parents=True)
+    (directory.trackers / "something else").mkdir()
+    assert chosen_trackers(None, directory) == ("mlflow",)
+    assert chosen_trackers("tensorboard,mlflow", directory) == ("tensorboard", "mlflow")
+    assert chosen_trackers(None, None) == ()
 
 
 def test_numbers_are_what_metrics_jsonl_has() -> None:
