@@ -83,6 +83,7 @@ class Tracking:
         self._say = say
         self._calls: queue.Queue[Callable[[Sink], None]] = queue.Queue(MOST_WAITING)
         self._given_up = False
+        self._lock = threading.Lock()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, args=(opened,), name=f"tracker {name}", daemon=True)
         self._thread.start()
@@ -99,7 +100,7 @@ class Tracking:
 
     def wait(self, deadline: float) -> None:
         """Wait until everything is written or given up. deadline: of time.monotonic()."""
-        if not self._ended.wait(max(0.0, deadline - time.monotonic())) and not self._given_up:
+        if not self._ended.wait(max(0.0, deadline - time.monotonic())):
             self._give_up(f"did not end in time; about {self._calls.qsize()} reports may be missing there")
 
     def _call(self, call: Callable[[Sink], None]) -> None:
@@ -125,5 +126,7 @@ class Tracking:
             self._ended.set()
 
     def _give_up(self, why: str) -> None:
-        self._given_up = True
-        self._say(f"tracker {self.name}: {why}; the run goes on without it, metrics.jsonl has everything")
+        with self._lock:  # the thread may fail while the driver stops waiting for it
+            known, self._given_up = self._given_up, True
+        if not known:
+            self._say(f"tracker {self.name}: {why}; the run goes on without it, metrics.jsonl has everything")

@@ -8,6 +8,9 @@ from deploy.watching.sink import Numbers, TrackedRun
 STEP = "policy_step"
 """wandb's own step can only grow; a resume may go back, so the steps of the run are a number like others."""
 
+INIT_TIMEOUT_S = 20.0
+"""A server that does not answer by then is given up; a process that ends sooner is held up by wandb until then."""
+
 
 class WandbSink:
     """One wandb run, with the same id after a resume.
@@ -31,6 +34,7 @@ class WandbSink:
             root_dir=str(run.directory),
             console="off",
             silent=True,
+            init_timeout=INIT_TIMEOUT_S,
             disable_git=True,
             disable_code=True,
             disable_job_creation=True,
