@@ -11,6 +11,9 @@ from deploy.watching.sink import Numbers, TrackedRun
 
 _PARAMS_AT_ONCE = 100
 """As many as MLflow takes in one call."""
+_METRICS_AT_ONCE = 1000
+FLUSH_S = 10.0
+"""Numbers are sent together, no more often than that: MLflow spends milliseconds on each call."""
 
 
 class MlflowSink:
@@ -28,6 +31,8 @@ class MlflowSink:
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         self._metric = Metric
+        self._waiting: list[Any] = []
+        self._sent_at = time.monotonic()
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.directory / 'mlflow.db'}")
         remembered = run.directory / "run_id"
         if remembered.exists():
@@ -50,13 +55,21 @@ class MlflowSink:
 
     def log(self, step: int, numbers: Numbers) -> None:
         now = int(time.time() * 1000)
-        metrics = [self._metric(_allowed(name), value, now, step) for name, value in numbers.items()]
-        self._client.log_batch(self._id, metrics=metrics)
+        self._waiting += [self._metric(_allowed(name), value, now, step) for name, value in numbers.items()]
+        if time.monotonic() - self._sent_at > FLUSH_S:
+            self._send()
+
+    def _send(self) -> None:
+        for start in range(0, len(self._waiting), _METRICS_AT_ONCE):
+            self._client.log_batch(self._id, metrics=self._waiting[start : start + _METRICS_AT_ONCE])
+        self._waiting.clear()
+        self._sent_at = time.monotonic()
 
     def alarm(self, step: int, text: str) -> None:
         self._client.set_tag(self._id, "last alarm", f"after step {step}: {text}")
 
     def close(self, finished: bool) -> None:
+        self._send()
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
