@@ -102,7 +102,7 @@ def measure(run: RunDirectory, steps: int) -> list[dict[str, Any]]:
     for name, (opening, each) in trackers.items():
         figures.append((f"CPU of {name}", 1e6 * each, "us/step", None))
         figures.append((f"CPU of {name}, share of a step of the demo", each / step_s, "1", None))
-        figures.append((f"CPU of opening {name}, once, beside the start of the run", opening, "s", None))
+        figures.append((f"CPU of opening {name} once, without its imports", opening, "s", None))
     figures.append(("all of it together, every tracker too, share of a step of the demo", everything, "1", None))
     return [
         {"name": name, "value": value, "unit": unit, "better": "lower", "target": target}
