@@ -11,7 +11,7 @@ TORCH_GPU := $(if $(UV_FIND_LINKS),,--torch-backend auto)
 # Compiled here and once: where Python may not write bytecode, every process would compile vLLM again.
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c deploy/constraints.txt
 
-.PHONY: help install install-gpu install-dev demo demo-llm test lint policy clean
+.PHONY: help install install-gpu install-trackers install-dev demo demo-llm test lint policy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,7 @@ policy: $(VENV)/.cpu  ## rebuild the cold-start policy that ships with the recip
 
 install: $(VENV)/.cpu  ## environment for laptops and CI (vLLM on CPU)
 install-gpu: $(VENV)/.gpu  ## environment for CUDA machines
+install-trackers: $(VENV)/.trackers  ## adds TensorBoard, wandb and MLflow
 install-dev: $(VENV)/.dev  ## environment with everything that the tests need
 
 clean:  ## remove the environment
@@ -58,6 +59,9 @@ $(VENV)/.gpu: pyproject.toml deploy/constraints.txt | $(UV)
 $(VENV)/.smollm2: $(VENV)/.cpu
 	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2]'
 	@touch $@
+$(VENV)/.trackers: pyproject.toml deploy/constraints.txt | $(UV)
+	$(INSTALL) tensorboard wandb mlflow-skinny sqlalchemy alembic
+	@touch $@
 $(VENV)/.dev: $(VENV)/.cpu
-	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,trl,dev]'
+	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,trl,tensorboard,wandb,mlflow,dev]'
 	@touch $@

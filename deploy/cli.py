@@ -7,6 +7,7 @@ import asyncio
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,6 +22,7 @@ from deploy.inspect_cli import inspect_app
 from deploy.moments_cli import moments_app
 from deploy.redaction import redacted
 from deploy.run_directory import RunDirectory
+from deploy.watching.trackers import TrackerName, chosen_trackers
 
 if TYPE_CHECKING:
     from moments_service.portable import WarmStart
@@ -64,6 +66,7 @@ def train(
     dashboard: Annotated[
         str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
     ] = None,
+    track: Annotated[str | None, typer.Option(help="Also log to tensorboard,wandb,mlflow, or some of them")] = None,
     wait_for_nodes: Annotated[
         bool, typer.Option("--wait-for-nodes", help="Nodes are still to come: wait for room, do not refuse at once")
     ] = False,
@@ -83,10 +86,14 @@ def train(
         assert recipe is not None
         config = load_recipe(recipe, override or ())
     require_packages(config.rollout.engine)
+    trackers = chosen_trackers(track, directory if resume is not None else None)
     from deploy.warm_start import read_warm_start
 
     start = read_warm_start(config, warm_start, codebook, discount)
-    _train(config, directory if resume is not None else None, checkpoint, address, start, dashboard, wait_for_nodes)
+    run = directory if resume is not None else None
+    _train(
+        config, run, checkpoint, address, start, dashboard=dashboard, trackers=trackers, wait_for_nodes=wait_for_nodes
+    )
 
 
 def _train(
@@ -94,9 +101,11 @@ def _train(
     directory: RunDirectory | None,
     checkpoint: Path | None,
     address: str | None,
-    start: "WarmStart | None" = None,
-    dashboard: str | None = None,
-    wait_for_nodes: bool = False,
+    start: "WarmStart | None",
+    *,
+    dashboard: str | None,
+    trackers: Sequence[TrackerName],
+    wait_for_nodes: bool,
 ) -> None:
     import ray
 
@@ -132,7 +141,7 @@ def _train(
         if show is not None:
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
-        result = asyncio.run(run_training(config, directory, pool, display, checkpoint))
+        result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
     except Exception:
         directory.error.write_text(redacted(traceback.format_exc()))
         raise

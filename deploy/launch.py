@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
 from deploy.train import train
 from deploy.watchdog import start_watchdog
+from deploy.watching.trackers import TrackerName
+from deploy.watching.watchers import Watchers
 from learner.group import LearnerGroup
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
@@ -101,15 +103,20 @@ def connect(config: RunConfig, address: str | None) -> "subprocess.Popen[bytes] 
 
 
 async def run_training(
-    config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None = None
+    config: RunConfig,
+    directory: RunDirectory,
+    pool: PromptPool,
+    display: Display,
+    checkpoint: Path | None = None,
+    trackers: Sequence[TrackerName] = (),
 ) -> RunResult:
-    """Train from the start or from a checkpoint to the end. Ray must be connected.
+    """Train from the start or from a checkpoint to the end, and tell `trackers` about it. Ray must be connected.
 
     Raises StoppedByHandError on SIGINT and SIGTERM, after everything was written that a resume needs.
     """
     async with (
         mirrored(config, directory, display.note) as mirror,
-        _started(config, directory, pool, display, checkpoint) as run,
+        _started(config, directory, pool, display, checkpoint, trackers) as run,
     ):
         run.mirror = mirror
         watched = _watched_prompts(config, pool)
@@ -146,13 +153,18 @@ async def _evaluated_training(
 async def _evaluate(run: Run, watched: dict[str, tuple[Prompt, ...]]) -> dict[str, Evaluation]:
     results = {split: await run.evaluate(prompts) for split, prompts in watched.items()}
     for split, evaluation in results.items():
-        run.directory.append_evaluation(run.step, split, evaluation)
+        run.report(split, evaluation)
     return results
 
 
 @asynccontextmanager
 async def _started(
-    config: RunConfig, directory: RunDirectory, pool: PromptPool, display: Display, checkpoint: Path | None
+    config: RunConfig,
+    directory: RunDirectory,
+    pool: PromptPool,
+    display: Display,
+    checkpoint: Path | None,
+    trackers: Sequence[TrackerName],
 ) -> AsyncIterator[Run]:
     """All parts of a run, started side by side and ended together."""
     # A start that died before its first group has left its clusters only.
@@ -199,6 +211,7 @@ async def _started(
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation, names)
         if checkpoint is not None:
             await run.restore(checkpoint)
+        run.watchers = Watchers.open(config, directory, run.step, trackers, display.note)
         await run.inform_feed()
         await run.show_services(force=True)
         yield run

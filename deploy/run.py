@@ -21,6 +21,7 @@ from deploy.live import Display
 from deploy.live_file import LiveFile
 from deploy.mirror import Mirror
 from deploy.run_directory import RunDirectory
+from deploy.watching.watchers import Watchers
 from deploy.whereabouts import RunProcess, driver_process, locate
 from learner.errors import PayloadLostError
 from learner.group import LearnerGroup
@@ -86,6 +87,7 @@ class Run:
         self.incarnation = incarnation
         self.live = LiveFile(directory.live)
         self.mirror: Mirror | None = None
+        self.watchers = Watchers()
         self.cluster_names = cluster_names
         self.processes: list[RunProcess] = []
         self.step = 0
@@ -145,6 +147,7 @@ class Run:
         for alarm in alarms:
             self.display.note(f"step {self.step}: ALARM: {alarm}")
             self.directory.append_alarm(self.step, alarm)
+            self.watchers.alarm(self.step, alarm)
         reaction = self.config.moments.health.reaction
         if not alarms or reaction == "log":
             return
@@ -201,14 +204,16 @@ class Run:
         }
         self.step += 1
         self.directory.append_metrics(row)
-        self.display.show_step(row, await self.show_services(force=self.step >= self.config.steps))
+        services = await self.show_services(force=self.step >= self.config.steps)
+        self.display.show_step(row, services["moments"])
+        self.watchers.step(row, services)
         due = time.perf_counter()
         await self._when_due()
         # A step's time holds neither evaluations nor checkpoints.
         self._step_started += time.perf_counter() - due
 
     async def show_services(self, force: bool = False) -> dict[str, Any]:
-        """Write the parts of the run as they stand, for people who watch. Returns what the moments service says of itself.
+        """Write the parts of the run as they stand, for people who watch. Returns them.
 
         force: write even where that takes more than its share of the time.
         """
@@ -216,8 +221,9 @@ class Run:
             self._located_at = self.fleet.starts
             self.processes = [driver_process(), *await locate(self._actors())]
         stats: dict[str, Any] = await self.moments.stats.remote()
-        self.live.write(self._services() | {"moments": stats}, force)
-        return stats
+        services = self._services() | {"moments": stats}
+        self.live.write(services, force)
+        return services
 
     def _actors(self) -> dict[str, Any]:
         ranks = {f"learner rank {rank}": actor for rank, actor in enumerate(self.learner.ranks)}
@@ -245,6 +251,11 @@ class Run:
     async def evaluate(self, prompts: tuple[Prompt, ...]) -> Evaluation:
         """pass@1 of the current policy on `prompts`, overall and per source."""
         return measure(prompts, await self.bounded(self.fleet.evaluate(prompts)))
+
+    def report(self, split: str, evaluation: Evaluation) -> None:
+        """Write an evaluation of the current policy down, and tell whoever watches."""
+        self.directory.append_evaluation(self.step, split, evaluation)
+        self.watchers.evaluation(self.step, split, evaluation)
 
     async def checkpoint(self) -> None:
         """Write everything that the next step depends on; complete or absent. Only between two steps."""
@@ -286,7 +297,12 @@ class Run:
     async def close(self) -> None:
         """End every actor of the run. Safe after errors."""
         await self.dispatcher.close()
-        await asyncio.gather(self.fleet.close(CLOSE_TIMEOUT_S), self.learner.close(), self._close_moments())
+        await asyncio.gather(
+            self.fleet.close(CLOSE_TIMEOUT_S),
+            self.learner.close(),
+            self._close_moments(),
+            self.watchers.close(finished=self.step >= self.config.steps),
+        )
 
     async def _close_moments(self) -> None:
         import ray
@@ -298,8 +314,7 @@ class Run:
     async def _when_due(self) -> None:
         every = self.config.evaluation.every
         if every and self.step % every == 0 and self.step < self.config.steps:
-            evaluation = await self.evaluate(self.pool.held_out)
-            self.directory.append_evaluation(self.step, "held_out", evaluation)
+            self.report("held_out", await self.evaluate(self.pool.held_out))
         if self._checkpoint_is_due(self.step):
             await self.checkpoint()
         if self.mirror is not None:

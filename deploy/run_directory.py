@@ -27,6 +27,8 @@ class RunDirectory:
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
+    trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
+    prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
     error.txt         why the run ended early, if it did
     """
@@ -43,6 +45,8 @@ class RunDirectory:
         self.final_moments = self.moments / "final"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
+        self.trackers = self.path / "trackers"
+        self.scrape_target = self.path / "prometheus.json"
         self.summary = self.path / "summary.json"
         self.error = self.path / "error.txt"
 

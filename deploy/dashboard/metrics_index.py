@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from deploy.dashboard.thinning import MOST_POINTS, Floats, Places, Thinning, rounded
+from deploy.watching.sink import numbers_of
 
 _CHUNK_BYTES = 2 * 2**20
 _MOST_SERIES = 2000
@@ -152,7 +153,7 @@ class MetricsIndex:
 
     def _append(self, rows: list[dict[str, Any]]) -> None:
         start, end = self._rows, self._rows + len(rows)
-        flat = [_flattened(row) for row in rows]
+        flat = [numbers_of(row) for row in rows]
         names = set(self._columns).union(*flat)
         for name in sorted(names - set(self._columns))[: _MOST_SERIES - len(self._columns)]:
             self._columns[name] = np.full(len(self._steps), np.nan, dtype=np.float32)
@@ -168,12 +169,3 @@ class MetricsIndex:
             column[start:end] = [row.get(name, np.nan) for row in flat]
         self._rows = end
         self._last_row = rows[-1]
-
-
-def _flattened(row: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a line by name; other values are left out."""
-    flat = {name: value for name, value in row.items() if type(value) in (int, float)}
-    phases = row.get("phases")
-    if isinstance(phases, dict):
-        flat |= {f"phases/{name}": value for name, value in phases.items() if type(value) in (int, float)}
-    return flat
