@@ -167,9 +167,7 @@ async def _started(
     trackers: Sequence[TrackerName],
 ) -> AsyncIterator[Run]:
     """All parts of a run, started side by side and ended together."""
-    # A start that died before its first group has left its clusters only.
-    seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
-    incarnation = max(last_incarnation(directory.moments), seen) + 1
+    incarnation = _next_incarnation(directory)
     snapshot = checkpoint / "moments" if checkpoint is not None else None
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
@@ -177,17 +175,7 @@ async def _started(
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
     # Tasks begin in the order in which they were made: the learner's places, which are harder to find, are asked for first.
-    starting_learner = asyncio.create_task(
-        LearnerGroup.start(
-            config.learner,
-            config.policy,
-            config.steps,
-            config.seed,
-            config.rollout.dtype,
-            start_timeout_s=config.start_timeout_s,
-            measure_move=fades_by_move(config.moments),
-        )
-    )
+    starting_learner = asyncio.create_task(_start_learner(config))
     starting_fleet = asyncio.create_task(fleet.start())
     run: Run | None = None
     try:
@@ -220,6 +208,24 @@ async def _started(
             await run.close()
         else:
             await _abandon(fleet, moments, starting_fleet, starting_learner)
+
+
+def _next_incarnation(directory: RunDirectory) -> int:
+    # A start that died before its first group has left its clusters only.
+    seen = ClusterVersions(directory.moments, incarnation=0).last_incarnation()
+    return max(last_incarnation(directory.moments), seen) + 1
+
+
+async def _start_learner(config: RunConfig) -> LearnerGroup:
+    return await LearnerGroup.start(
+        config.learner,
+        config.policy,
+        config.steps,
+        config.seed,
+        config.rollout.dtype,
+        start_timeout_s=config.start_timeout_s,
+        measure_move=fades_by_move(config.moments),
+    )
 
 
 def whereabouts(learner: LearnerGroup, fleet: RolloutFleet) -> str:
