@@ -67,7 +67,7 @@ def write_bundle(
         add("processes.json", _json(processes))
         for process in processes:
             name = process["role"].replace(" ", "-")
-            add(f"stacks/{name}.txt", _stacks(process["pid"]))
+            add(f"stacks/{name}.txt", stacks(process["pid"]))
             for log in _logs(process["pid"]):
                 add(f"logs/{name}-{log.suffix.removeprefix('.')}.txt", _tail(log))
     elsewhere = len(run.live().get("processes", ())) - len(processes)
@@ -88,7 +88,7 @@ def _environment(pid: int) -> dict[str, str]:
     return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
-def _stacks(pid: int) -> str:
+def stacks(pid: int) -> str:
     """Python stacks of a process and of those below it, or why there are none."""
     tool = Path(sys.executable).with_name("py-spy")
     command = [str(tool), "dump", "--subprocesses", "--pid", str(pid)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from deploy.doctor_bundle import stacks
 from deploy.watchdog import marked_processes
 
 # How long an example takes says how busy the machine is, and nothing of the code.
@@ -40,7 +41,14 @@ class Command:
             )
 
     def wait(self, timeout_s: float) -> int:
-        return self.process.wait(timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError("\n".join([f"not done in {timeout_s} s:", self.output(), *self.stacks()])) from None
+
+    def stacks(self) -> list[str]:
+        """What every process of it is doing."""
+        return [f"{line}:\n{stacks(pid)}" for pid, line in self.alive().items()]
 
     def output(self) -> str:
         return self.log.read_text()

@@ -6,6 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from deploy.doctor_bundle import stacks
 from tests.ray_start import start_ray
 
 PORT = 6379
@@ -63,6 +64,11 @@ class Nodes:
             except (FileNotFoundError, ProcessLookupError):
                 continue  # it ended while we looked
         return lines
+
+    def stacks(self) -> str:
+        """What every actor on every node is doing."""
+        found = [(pid, line) for name in self._names for pid, line in self.processes(name).items()]
+        return "\n".join(f"{line}:\n{stacks(pid)}" for pid, line in found if "ray::" in line)
 
     def remove(self, name: str) -> None:
         """Take a node away: all its processes at once, without a word to anybody."""
