@@ -70,6 +70,7 @@ class RolloutActor:
         self._changing = asyncio.Lock()
         self._serving = asyncio.Event()
         self._closed = False
+        self._ended = asyncio.Event()
 
     async def ready(self, update: WeightUpdate | None = None) -> int:
         """Start the engine if it is not, load `update` if it is newer, and serve. Returns the policy version.
@@ -115,9 +116,15 @@ class RolloutActor:
             return await worker.evaluate(prompts, temperature, n)
 
     @ray.method(max_task_retries=0)
+    async def live(self) -> None:
+        """Returns when the actor is closed. A call that dies tells the driver of the actor's death, whatever else it waits for."""
+        await self._ended.wait()
+
+    @ray.method(max_task_retries=0)
     async def close(self) -> None:
         """End the engine and the verifiers; what is running fails. The process stays until it is killed."""
         self._closed = True
+        self._ended.set()
         if self._worker is not None:
             await self._worker.close()
 

@@ -2,13 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.actor import Receipt
@@ -35,6 +35,9 @@ class RolloutFleet:
         self._load = [0] * config.rollout.actors
         self._serving = [False] * config.rollout.actors
         self._somebody_serves = asyncio.Event()
+        # Of each actor, a call that fails when it dies, and a future that is done then.
+        self._watches: dict[int, asyncio.Task[None]] = {}
+        self._deaths: dict[int, asyncio.Future[None]] = {}
         self.restarts = 0
         self.starts = 0
         """How often an actor began to serve."""
@@ -82,6 +85,8 @@ class RolloutFleet:
     def suspend(self, actor: int) -> None:
         """Give it nothing until it is back."""
         self._serving[actor] = False
+        if (death := self._deaths.get(actor)) is not None and not death.done():
+            death.set_result(None)
         if not self._now_serving():
             self._somebody_serves.clear()
 
@@ -116,9 +121,20 @@ class RolloutFleet:
     def log_revival(self, actor: int, seconds: float) -> None:
         logger.warning("rollout actor %d serves again after %.0f s, on %s", actor, seconds, self.nodes()[actor])
 
-    def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Awaitable[Receipt]:
-        """Sample, score and submit one group; the receipt comes after the moments service acknowledged it."""
-        return self.actors[actor].rollout.remote(ticket, embedding, moments)
+    async def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Receipt:
+        """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
+
+        Raises RayActorError where the actor dies before that. Ray keeps a call to an actor that it is restarting for the next
+        life of that actor, which may never come, so such a call is taken back.
+        """
+        call = self.actors[actor].rollout.remote(ticket, embedding, moments)
+        receipt, death = asyncio.ensure_future(call), self._deaths[actor]
+        await asyncio.wait({receipt, death}, return_when=asyncio.FIRST_COMPLETED)
+        if receipt.done():
+            return receipt.result()
+        receipt.cancel()
+        ray.cancel(call)
+        raise ActorUnavailableError(f"rollout actor {actor} died before it took group {ticket.group_id}", None)
 
     async def publish(self, learner: LearnerGroup, version: int) -> None:
         """Give the learner's weights as `version` to every actor that serves; one that dies over it comes back with them."""
@@ -143,6 +159,8 @@ class RolloutFleet:
 
     async def close(self, timeout_s: float) -> None:
         """End engines and verifiers, then the actors, and give their places back."""
+        for watch in self._watches.values():
+            watch.cancel()
         closing = [actor.close.remote() for actor in self.actors]
         if closing:
             await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=timeout_s)
@@ -198,7 +216,16 @@ class RolloutFleet:
             async with self._publishing:
                 self._serving[actor] = update is self.latest_update
         self.starts += 1
+        self._deaths[actor] = asyncio.get_running_loop().create_future()
+        self._watches[actor] = asyncio.create_task(self._watch(actor))
         self._somebody_serves.set()
+
+    async def _watch(self, actor: int) -> None:
+        """Waits for: the actor's end. A death between two calls would go unnoticed: Ray keeps calls until its restart."""
+        try:
+            await self.actors[actor].live.remote()
+        except RayActorError:
+            self.on_death(actor)
 
     def _why_missing(self, actor: int) -> str:
         timeout_s = self._config.start_timeout_s

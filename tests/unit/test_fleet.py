@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts import Prompt
+from actors.prompts import Prompt, Ticket
 from deploy import fleet as fleet_module
 from deploy.fleet import RolloutFleet
 from tests.unit.test_placement import recipe
@@ -34,12 +34,24 @@ class FakeActor:
         self.weights: list[object] = []
         self.ready = Method(self._ready)
         self.evaluate = Method(self._evaluate)
+        self.live = Method(self._live)
+        self.rollout = Method(self._rollout)
+        self.death = asyncio.Event()
 
     async def _ready(self, update: object) -> int:
         await self.up.wait()
         self.dead = False
         self.weights.append(update)
         return 0
+
+    async def _live(self) -> None:
+        await self.death.wait()
+        raise RayActorError
+
+    async def _rollout(self, *_: object) -> str:
+        if self.dead:  # Ray keeps the call for the next life
+            await self.up.wait()
+        return "receipt"
 
     async def _evaluate(self, prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
         if self.dead:
@@ -49,6 +61,8 @@ class FakeActor:
     def die(self) -> None:
         self.dead = True
         self.up.clear()
+        self.death.set()
+        self.death = asyncio.Event()
 
 
 class FakeLearner:
@@ -89,6 +103,34 @@ async def fleet(actors: list[FakeActor]) -> RolloutFleet:
 async def settle() -> None:
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def test_a_death_between_two_calls_is_noticed(fleet: RolloutFleet, actors: list[FakeActor]) -> None:
+    died: list[int] = []
+    fleet.on_death = died.append
+    await settle()
+    actors[1].die()
+    await settle()
+    assert died == [1]
+
+
+async def test_a_call_that_ray_keeps_for_the_next_life_of_an_actor_is_taken_back(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken_back: list[object] = []
+    monkeypatch.setattr(fleet_module.ray, "cancel", taken_back.append)
+    ticket = Ticket(PROMPTS[0], epoch=0, occurrence=0, sequence=0, group_size=2)
+    assert await fleet.rollout(1, ticket, None, None) == "receipt"
+    await settle()
+    actors[1].die()
+    sampling = asyncio.create_task(fleet.rollout(1, ticket, None, None))
+    await settle()
+    with pytest.raises(RayActorError, match="rollout actor 1 died before it took group"):
+        await sampling
+    assert len(taken_back) == 1 and not fleet.serving(1)
+    actors[1].up.set()
+    await fleet.revive(1)
+    assert await fleet.rollout(1, ticket, None, None) == "receipt"
 
 
 async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for_them(
