@@ -69,7 +69,6 @@ class RolloutActor:
         self._start_timeout_s = start_timeout_s
         self._changing = asyncio.Lock()
         self._serving = asyncio.Event()
-        self._closed = False
         self._ended = asyncio.Event()
 
     async def ready(self, update: WeightUpdate | None = None) -> int:
@@ -123,7 +122,6 @@ class RolloutActor:
     @ray.method(max_task_retries=0)
     async def close(self) -> None:
         """End the engine and the verifiers; what is running fails. The process stays until it is killed."""
-        self._closed = True
         self._ended.set()
         if self._worker is not None:
             await self._worker.close()
@@ -149,7 +147,7 @@ class RolloutActor:
         try:
             yield
         except (EngineDeadError, WeightUpdateError):
-            if self._closed:
+            if self._ended.is_set():
                 raise
             logger.critical("this rollout actor ends, and Ray starts a new one", exc_info=True)
             _end_process()

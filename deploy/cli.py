@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from deploy.cli_options import Address, Overrides, Recipe
 from deploy.clusters_cli import clusters_app
 from deploy.config import ConfigError, RunConfig, dump_config, find_run, load_recipe, load_run_config
 from deploy.environment import EnvironmentProblemError, require_packages
@@ -38,16 +39,6 @@ app.add_typer(moments_app, name="moments")
 app.add_typer(inspect_app)
 console = Console()
 errors = Console(stderr=True)
-
-Recipe = Annotated[
-    Path, typer.Argument(help="A YAML recipe, for example deploy/recipes/cold_start.yaml", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: --set learner.optimizer.lr=1e-5", show_default=False)
-]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to join; without it RAY_ADDRESS, else Ray is started here")
-]
 
 
 @app.command()

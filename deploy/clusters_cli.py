@@ -9,13 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy.cli_options import Overrides
 from deploy.config import load_recipe
 from deploy.run_directory import RunDirectory
 
 clusters_app = typer.Typer(help="The clusters whose prompts share their history: fit, show", no_args_is_help=True)
 console = Console()
-
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override a key", show_default=False)]
 
 
 @clusters_app.command()

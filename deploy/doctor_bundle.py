@@ -24,6 +24,7 @@ from deploy.run_directory import RunDirectory
 from deploy.whereabouts import processes_here
 from moments_service.ledger import RunLedger
 
+CATCH_UP_S = 60.0
 TAIL_BYTES = 2**20
 """Of each file; its end says what happened last."""
 STACK_S = 30.0
@@ -42,7 +43,7 @@ def write_bundle(
 ) -> list[str]:
     """Write the zip; returns what to tell the person."""
     run = OpenRun(directory)
-    run.catch_up(TAIL_BYTES)
+    run.catch_up(CATCH_UP_S)
     processes = processes_here(run.live())
     secrets = [_environment(process["pid"]) for process in processes]
     about = {

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,9 +36,8 @@ class RolloutFleet:
         self._load = [0] * config.rollout.actors
         self._serving = [False] * config.rollout.actors
         self._somebody_serves = asyncio.Event()
-        # Of each actor, a call that fails when it dies, and a future that is done then.
+        # Of each actor that serves, what ends when it dies.
         self._watches: dict[int, asyncio.Task[None]] = {}
-        self._deaths: dict[int, asyncio.Future[None]] = {}
         self.restarts = 0
         self.starts = 0
         """How often an actor began to serve."""
@@ -85,8 +85,6 @@ class RolloutFleet:
     def suspend(self, actor: int) -> None:
         """Give it nothing until it is back."""
         self._serving[actor] = False
-        if (death := self._deaths.get(actor)) is not None and not death.done():
-            death.set_result(None)
         if not self._now_serving():
             self._somebody_serves.clear()
 
@@ -124,22 +122,14 @@ class RolloutFleet:
     async def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Receipt:
         """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
 
-        Raises RayActorError where the actor dies before that. Ray keeps a call to an actor that it is restarting for the next
-        life of that actor, which may never come, so such a call is taken back.
+        Raises RayActorError where the actor dies before that.
         """
-        call = self.actors[actor].rollout.remote(ticket, embedding, moments)
-        receipt, death = asyncio.ensure_future(call), self._deaths[actor]
-        await asyncio.wait({receipt, death}, return_when=asyncio.FIRST_COMPLETED)
-        if receipt.done():
-            return receipt.result()
-        receipt.cancel()
-        ray.cancel(call)
-        raise ActorUnavailableError(f"rollout actor {actor} died before it took group {ticket.group_id}", None)
+        return await self._answer(actor, self.actors[actor].rollout.remote(ticket, embedding, moments))
 
     async def publish(self, learner: LearnerGroup, version: int) -> None:
         """Give the learner's weights as `version` to every actor that serves; one that dies over it comes back with them."""
         async with self._publishing:
-            to = {actor: self.actors[actor] for actor in self._now_serving()}
+            to = {actor: partial(self._update_weights, actor) for actor in self._now_serving()}
             died = await learner.publish(version, to, self._config.rollout.update_timeout_s)
             self.latest_update = learner.latest_update
             for actor in died:
@@ -173,12 +163,12 @@ class RolloutFleet:
         self, prompts: Sequence[Prompt], places: Sequence[int], rewards: list[list[float | None]]
     ) -> list[int]:
         """Fill `rewards` at `places`; returns the places that died with their actor."""
-        settings = self._config.evaluation
+        how = (self._config.evaluation.temperature, self._config.evaluation.samples)
         serving = self._now_serving()
         shares = [places[start :: len(serving)] for start in range(len(serving))]
         results = await asyncio.gather(
             *(
-                self.actors[actor].evaluate.remote([prompts[i] for i in share], settings.temperature, settings.samples)
+                self._answer(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], *how))
                 for actor, share in zip(serving, shares, strict=True)
             ),
             return_exceptions=True,
@@ -194,6 +184,23 @@ class RolloutFleet:
                 for place, found in zip(share, result, strict=True):
                     rewards[place] = found
         return sorted(died)
+
+    async def _update_weights(self, actor: int, update: ray.ObjectRef) -> None:
+        await self._answer(actor, self.actors[actor].update_weights.remote(update))
+
+    async def _answer(self, actor: int, call: ray.ObjectRef) -> Any:
+        """What an actor that serves answers. Raises RayActorError where it dies before that.
+
+        Ray keeps a call to an actor that it is restarting for that actor's next life, which may never come; such a call is
+        taken back.
+        """
+        answer = asyncio.ensure_future(call)
+        await asyncio.wait({answer, self._watches[actor]}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        ray.cancel(call)
+        raise ActorUnavailableError(f"rollout actor {actor} died before it answered", None)
 
     def _now_serving(self) -> list[int]:
         return [actor for actor, serves in enumerate(self._serving) if serves]
@@ -216,7 +223,6 @@ class RolloutFleet:
             async with self._publishing:
                 self._serving[actor] = update is self.latest_update
         self.starts += 1
-        self._deaths[actor] = asyncio.get_running_loop().create_future()
         self._watches[actor] = asyncio.create_task(self._watch(actor))
         self._somebody_serves.set()
 

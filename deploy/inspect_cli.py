@@ -6,16 +6,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy.cli_options import Overrides
 from deploy.config import ConfigError, find_run, load_run_config
 from deploy.environment import EnvironmentProblemError, check_packages
 
 inspect_app = typer.Typer()
 console = Console()
 errors = Console(stderr=True)
-
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key: --set learner.optimizer.lr=1e-5", show_default=False)
-]
 
 
 @inspect_app.command()

@@ -182,7 +182,7 @@ async def _started(
         prompts, learner, _ = await asyncio.gather(
             asyncio.to_thread(prompt_set, config, pool.train), starting_learner, starting_fleet
         )
-        display.note(whereabouts(learner, fleet))
+        display.note(seating(learner, fleet))
         await moments.fit_clusters.remote(prompts)
         names = cluster_names(pool, await moments.assign.remote(prompts))
         display.name_clusters(names)
@@ -228,7 +228,7 @@ async def _start_learner(config: RunConfig) -> LearnerGroup:
     )
 
 
-def whereabouts(learner: LearnerGroup, fleet: RolloutFleet) -> str:
+def seating(learner: LearnerGroup, fleet: RolloutFleet) -> str:
     """Which node holds what."""
     ranks, actors = (", ".join(map(str, nodes)) for nodes in (addresses(learner.places), fleet.nodes()))
     return f"learner ranks on {ranks}; rollout actors on {actors}; moments service on {ray.util.get_node_ip_address()}"

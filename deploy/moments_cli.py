@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deploy.cli_options import Overrides
 from deploy.config import ConfigError, dump_config, load_recipe
 from deploy.run_directory import RunDirectory
 
@@ -43,7 +44,7 @@ def import_moments(
     exported: Exported,
     recipe: Annotated[Path, typer.Argument(help="Recipe of the new run", show_default=False)],
     discount: Discount = 1.0,
-    override: Annotated[list[str] | None, typer.Option("--set", help="Override a key", show_default=False)] = None,
+    override: Overrides = None,
 ) -> None:
     """Prepare a new run that begins with these moments. Example: bvblend moments import moments-a RECIPE --discount 0.5
 

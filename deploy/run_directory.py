@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -147,13 +147,16 @@ def last_lines(path: Path, most_bytes: int) -> list[dict[str, Any]]:
         return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - most_bytes))
-        lines = file.read().rpartition(b"\n")[0].splitlines()
-    rows = []
+        # The first line of the tail may be cut, the last not yet be whole.
+        return list(json_objects(file.read().rpartition(b"\n")[0].splitlines()))
+
+
+def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Of JSON lines those that hold an object."""
     for line in lines:
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # the first line of the tail is cut
+            continue
         if isinstance(row, dict):
-            rows.append(row)
-    return rows
+            yield row

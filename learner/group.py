@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -16,6 +16,7 @@ from learner.errors import LearnerError, PayloadLostError
 from learner.split import split_batch
 from moments_service.batch import Batch
 
+Taker = Callable[[ray.ObjectRef], Awaitable[Any]]
 DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
@@ -90,19 +91,20 @@ class LearnerGroup:
         metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
         return metrics[0] | {"open_s": open_s}
 
-    async def publish(self, version: int, to: Mapping[int, Any], timeout_s: float) -> list[int]:
-        """Send the policy as `version` to rollout actors: `actor.update_weights.remote(ref_of_WeightUpdate)` for each.
+    async def publish(self, version: int, to: Mapping[int, Taker], timeout_s: float) -> list[int]:
+        """Send the policy as `version` to rollout actors.
 
-        to: actors by number. The update goes from rank 0's object store straight to them and is freed when the next one is
-        published. Returns the numbers of those that died before they had taken it. Raises LearnerError naming the ones that
-        did not take it in `timeout_s`.
+        to: for each actor, by number, what hands it a reference to the WeightUpdate; a RayActorError says that it died over it.
+        The update goes from rank 0's object store straight to them and is freed when the next one is published. Returns the
+        numbers of those that died before they had taken it. Raises LearnerError naming the ones that did not take it in
+        `timeout_s`.
         """
         exports = [
             rank.export_weights.options(num_returns=2).remote(version, self.rollout_dtype) for rank in self.ranks
         ]
         await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
         update = exports[0][0]
-        taking = {number: actor.update_weights.remote(update) for number, actor in to.items()}
+        taking = {number: asyncio.ensure_future(take(update)) for number, take in to.items()}
         self.latest_update = update
         del update, exports
         return await _taken(taking, version, timeout_s)
@@ -157,18 +159,19 @@ def _start_rank(
     return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed, measure_move)
 
 
-async def _taken(taking: Mapping[int, ray.ObjectRef], version: int, timeout_s: float) -> list[int]:
+async def _taken(taking: Mapping[int, asyncio.Future[Any]], version: int, timeout_s: float) -> list[int]:
     """Wait for rollout actors to take an update; the numbers of those that died over it."""
     if not taking:
         return []
-    waiting = {number: asyncio.wrap_future(ref.future()) for number, ref in taking.items()}
-    await asyncio.wait(waiting.values(), timeout=timeout_s)
-    late = [number for number, future in waiting.items() if not future.done()]
+    await asyncio.wait(taking.values(), timeout=timeout_s)
+    late = [number for number, future in taking.items() if not future.done()]
     if late:
+        for number in late:
+            taking[number].cancel()
         raise LearnerError(
             f"rollout actor {', '.join(map(str, late))} did not take policy version {version} in {timeout_s:g} s"
         )
-    errors = {number: error for number, future in waiting.items() if (error := future.exception()) is not None}
+    errors = {number: error for number, future in taking.items() if (error := future.exception()) is not None}
     for number, error in errors.items():
         if not isinstance(error, RayActorError):
             raise LearnerError(

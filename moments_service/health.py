@@ -8,6 +8,7 @@ Source: Page (1954), Continuous Inspection Schemes, with reference value SLACK.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,7 @@ have lasted before it is taken for learning."""
 LENGTH_CHANGE = 0.25
 """A jump of rewards with at least this relative change of the completions' length is called a loophole."""
 
+AlarmKind = Literal["reward fell", "reward jumped", "reward jumped with length", "errors rose", "many errors"]
 _AVERAGES = ("reward", "error", "length")
 
 
@@ -37,8 +39,7 @@ _AVERAGES = ("reward", "error", "length")
 class Alarm:
     """Something broke, or looks like it."""
 
-    kind: str
-    """`reward fell`, `reward jumped`, `reward jumped with length`, `errors rose` or `many errors`."""
+    kind: AlarmKind
     cluster: int | None
     """None for all clusters together."""
     expected: float
@@ -186,7 +187,7 @@ class HealthMonitor:
             cluster = int(observation.clusters[row])
             length, usual = float(observation.found["length"][row]), float(observation.expected["length"][row])
             other_length = abs(length - usual) > LENGTH_CHANGE * max(usual, 1.0)
-            kinds = {
+            kinds: dict[str, AlarmKind] = {
                 "reward_up": "reward jumped with length" if other_length else "reward jumped",
                 "reward_down": "reward fell",
                 "error_up": "errors rose",

@@ -11,7 +11,7 @@ import yaml
 from deploy.dashboard.groups_index import GroupsIndex
 from deploy.dashboard.ledger_rows import LedgerRows
 from deploy.dashboard.metrics_index import MetricsIndex
-from deploy.run_directory import RunDirectory
+from deploy.run_directory import RunDirectory, json_objects
 
 QUIET_AFTER_S = 120.0
 """A run whose files have not changed for so long, and for twenty of its steps, is taken for ended."""
@@ -152,15 +152,7 @@ def read_lines(path: Path, most: int = 1000) -> list[dict[str, Any]]:
     """The last whole JSON lines of a small file; none where there is no file."""
     if not path.exists():
         return []
-    rows = []
-    for line in path.read_bytes().splitlines()[-most:]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # half a line: its writer is not done
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return list(json_objects(path.read_bytes().splitlines()[-most:]))
 
 
 def _json_object(path: Path) -> dict[str, Any]:

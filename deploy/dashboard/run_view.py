@@ -32,15 +32,20 @@ def overview(run: OpenRun) -> dict[str, Any]:
 
 def phases(run: OpenRun) -> dict[str, float]:
     """Mean seconds of each phase over the last steps, in the order of a step."""
-    known = {name.removeprefix("phases/") for name in run.metrics.names() if name.startswith("phases/")}
-    names = [*(name for name in PHASES if name in known), *sorted(known - set(PHASES))]
-    means = {name: run.metrics.mean_of_last(f"phases/{name}", LAST_STEPS) for name in names}
-    return {name: mean for name, mean in means.items() if mean is not None}
+    means = _means(run, "phases/")
+    known = [name for name in PHASES if name in means]
+    return {name: means[name] for name in (*known, *sorted(means.keys() - known))}
 
 
 def shares(run: OpenRun, prefix: str) -> dict[str, float]:
     """Mean share of each bin of a histogram over the last steps, in their order; none where the run does not say."""
-    bins = [name.removeprefix(prefix) for name in run.metrics.names() if name.startswith(prefix)]
-    bins.sort(key=lambda name: (name.startswith(">"), float(name.lstrip("<>="))))
-    means = {name: run.metrics.mean_of_last(prefix + name, LAST_STEPS) for name in bins}
+    means = _means(run, prefix)
+    bins = sorted(means, key=lambda name: (name.startswith(">"), float(name.lstrip("<>="))))
+    return {name: means[name] for name in bins}
+
+
+def _means(run: OpenRun, prefix: str) -> dict[str, float]:
+    """Mean over the last steps of every series that begins with `prefix`, by the rest of its name."""
+    names = [name for name in run.metrics.names() if name.startswith(prefix)]
+    means = {name.removeprefix(prefix): run.metrics.mean_of_last(name, LAST_STEPS) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}

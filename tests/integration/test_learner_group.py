@@ -146,7 +146,7 @@ def pair(policy_path: str) -> Iterator[LearnerGroup]:
 
 async def published(group: LearnerGroup, version: int = 1) -> dict[str, np.ndarray]:
     receiver = start_receiver()
-    assert await group.publish(version, {0: receiver}, timeout_s=60) == []
+    assert await group.publish(version, {0: receiver.update_weights.remote}, timeout_s=60) == []
     found, weights = await receiver.received.remote()
     ray.kill(receiver)
     assert found == version
@@ -208,10 +208,11 @@ async def test_save_with_two_ranks_resumes_with_one(policy_path: str, tmp_path: 
 
 async def test_publish_reaches_every_receiver_and_names_the_one_it_misses(pair: LearnerGroup) -> None:
     receivers = [start_receiver(), start_receiver()]
-    assert await pair.publish(5, dict(enumerate(receivers)), timeout_s=60) == []
+    takers = {number: receiver.update_weights.remote for number, receiver in enumerate(receivers)}
+    assert await pair.publish(5, takers, timeout_s=60) == []
     assert [(await r.received.remote())[0] for r in receivers] == [5, 5]
     ray.kill(receivers[1])
-    assert await pair.publish(6, dict(enumerate(receivers)), timeout_s=60) == [1]
+    assert await pair.publish(6, takers, timeout_s=60) == [1]
     assert (await receivers[0].received.remote())[0] == 6
     ray.kill(receivers[0])
 

@@ -6,15 +6,18 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
 
 from deploy.cli import app
+from moments_service.health import AlarmKind
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
+PACKAGES = ("actors", "learner", "moments_service", "deploy")
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 
@@ -63,6 +66,22 @@ def test_commands_are_such_as_there_are(line: str) -> None:
 
 def test_there_are_commands_in_the_docs() -> None:
     assert len(COMMANDS) > 20
+
+
+def test_every_alarm_stands_in_operations() -> None:
+    rows = re.findall(r"^\| `([^`]+)` \|", (ROOT / "docs" / "operations.md").read_text(), flags=re.MULTILINE)
+    assert set(get_args(AlarmKind)) <= set(rows)
+
+
+def test_messages_that_operations_explains_are_such_as_the_code_has() -> None:
+    _, section = (ROOT / "docs" / "operations.md").read_text().split("## When something is wrong")
+    messages = re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)
+    sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    code = re.sub(r"\{[^{}]*\}", "", "\n".join(path.read_text() for path in sources))
+    for message in messages:
+        for fixed in re.split(r"\bN\b|\S*\d\S*|\bnan\b|…", message):
+            assert fixed.strip() in code, f"{message}: {fixed.strip()}"
+    assert len(messages) > 3
 
 
 @pytest.mark.skipif(find_spec("mkdocs") is None, reason="mkdocs is not installed")

@@ -10,6 +10,7 @@ from ray.exceptions import RayActorError
 from actors.prompts import Prompt, Ticket
 from deploy import fleet as fleet_module
 from deploy.fleet import RolloutFleet
+from learner.group import Taker
 from tests.unit.test_placement import recipe
 
 pytestmark = pytest.mark.unit
@@ -35,7 +36,8 @@ class FakeActor:
         self.ready = Method(self._ready)
         self.evaluate = Method(self._evaluate)
         self.live = Method(self._live)
-        self.rollout = Method(self._rollout)
+        self.rollout = Method(self._kept_when_dead)
+        self.update_weights = Method(self._kept_when_dead)
         self.death = asyncio.Event()
 
     async def _ready(self, update: object) -> int:
@@ -48,10 +50,10 @@ class FakeActor:
         await self.death.wait()
         raise RayActorError
 
-    async def _rollout(self, *_: object) -> str:
+    async def _kept_when_dead(self, *_: object) -> str:
         if self.dead:  # Ray keeps the call for the next life
             await self.up.wait()
-        return "receipt"
+        return "answer"
 
     async def _evaluate(self, prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
         if self.dead:
@@ -74,11 +76,12 @@ class FakeLearner:
         self.may_end.set()
         self.sent_to: list[list[int]] = []
 
-    async def publish(self, version: int, to: dict[int, FakeActor], timeout_s: float) -> list[int]:
+    async def publish(self, version: int, to: dict[int, Taker], timeout_s: float) -> list[int]:
         self.sent_to.append(list(to))
         await self.may_end.wait()
         self.latest_update = f"version {version}"
-        return [number for number, actor in to.items() if actor.dead]
+        answers = await asyncio.gather(*(take(self.latest_update) for take in to.values()), return_exceptions=True)
+        return [number for number, answer in zip(to, answers, strict=True) if isinstance(answer, RayActorError)]
 
 
 @pytest.fixture
@@ -120,17 +123,17 @@ async def test_a_call_that_ray_keeps_for_the_next_life_of_an_actor_is_taken_back
     taken_back: list[object] = []
     monkeypatch.setattr(fleet_module.ray, "cancel", taken_back.append)
     ticket = Ticket(PROMPTS[0], epoch=0, occurrence=0, sequence=0, group_size=2)
-    assert await fleet.rollout(1, ticket, None, None) == "receipt"
+    assert await fleet.rollout(1, ticket, None, None) == "answer"
     await settle()
     actors[1].die()
     sampling = asyncio.create_task(fleet.rollout(1, ticket, None, None))
     await settle()
-    with pytest.raises(RayActorError, match="rollout actor 1 died before it took group"):
+    with pytest.raises(RayActorError, match="rollout actor 1 died before it answered"):
         await sampling
     assert len(taken_back) == 1 and not fleet.serving(1)
     actors[1].up.set()
     await fleet.revive(1)
-    assert await fleet.rollout(1, ticket, None, None) == "receipt"
+    assert await fleet.rollout(1, ticket, None, None) == "answer"
 
 
 async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for_them(
