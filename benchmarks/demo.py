@@ -1,6 +1,6 @@
 """The demo from start to end: how long it takes, where a step's time goes, what it teaches.
 
-usage: python benchmarks/demo.py --out benchmarks/results/demo.json [--recipe deploy/recipes/cold_start.yaml]
+usage: python -m benchmarks.demo --out benchmarks/results/demo.json [--recipe deploy/recipes/cold_start.yaml]
 """
 
 import argparse
@@ -11,6 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.figures import Figure, figure, write_figures
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,25 +27,21 @@ def measure(recipe: Path) -> tuple[float, dict[str, Any]]:
         return seconds, json.loads((Path(runs) / "latest" / "summary.json").read_text())
 
 
-def figures(seconds: float, summary: dict[str, Any]) -> list[dict[str, Any]]:
+def figures(seconds: float, summary: dict[str, Any]) -> list[Figure]:
     """What the demo promises, with its targets."""
     step = summary["seconds"] / summary["steps"]
     share = summary["phases"]["moments"] / step
-    rows: list[tuple[str, float, str, str, float | None]] = [
-        ("whole run", seconds, "s", "lower", 480.0),
-        ("step", step, "s", "lower", None),
-        *((f"step, {phase}", value, "s", "lower", None) for phase, value in summary["phases"].items()),
-        ("moments, share of a step", share, "1", "lower", 0.02),
-        ("train pass@1 at the start", summary["train"]["start"], "1", "higher", None),
-        ("train pass@1 at the end", summary["train"]["end"], "1", "higher", None),
-        ("held-out pass@1 at the start", summary["held_out"]["start"], "1", "higher", None),
-        ("held-out pass@1 at the end", summary["held_out"]["end"], "1", "higher", None),
-        ("groups that teach", summary["signal_ratio"]["own"], "1", "higher", None),
-        ("groups that teach under GRPO", summary["signal_ratio"]["grpo"], "1", "higher", None),
-    ]
     return [
-        {"name": name, "value": value, "unit": unit, "better": better, "target": target}
-        for name, value, unit, better, target in rows
+        figure("whole run", seconds, "s", target=480.0),
+        figure("step", step, "s"),
+        *(figure(f"step, {phase}", value, "s") for phase, value in summary["phases"].items()),
+        figure("moments, share of a step", share, "1", target=0.02),
+        figure("train pass@1 at the start", summary["train"]["start"], "1", "higher"),
+        figure("train pass@1 at the end", summary["train"]["end"], "1", "higher"),
+        figure("held-out pass@1 at the start", summary["held_out"]["start"], "1", "higher"),
+        figure("held-out pass@1 at the end", summary["held_out"]["end"], "1", "higher"),
+        figure("groups that teach", summary["signal_ratio"]["own"], "1", "higher"),
+        figure("groups that teach under GRPO", summary["signal_ratio"]["grpo"], "1", "higher"),
     ]
 
 
@@ -52,11 +50,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=ROOT / "deploy" / "recipes" / "cold_start.yaml")
     arguments = parser.parse_args()
-    seconds, summary = measure(arguments.recipe)
-    result = {"machine": summary["machine"], "versions": summary["versions"], "figures": figures(seconds, summary)}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    for figure in result["figures"]:
-        print(f"{figure['name']:<32} {figure['value']:10.4f} {figure['unit']}")
+    write_figures(arguments.out, figures(*measure(arguments.recipe)))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.figures import Figure, figure
 from deploy.run_directory import RunDirectory
 from deploy.summary import smooth
 
@@ -24,6 +25,8 @@ DOCUMENT = ROOT / "docs" / "evidence.md"
 PICTURE = ROOT / "docs" / "images" / "evidence.png"
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """0.975 quantiles of Student's t for so many seeds."""
+
+OURS = "bv_blend:safe"
 
 Run = dict[str, Any]
 
@@ -73,7 +76,7 @@ def half_width(values: list[float]) -> float:
 
 
 def interval(values: list[float]) -> str:
-    return f"{mean(values):.3f}" + (f" ± {half_width(values):.3f}" if len(values) > 1 else "")
+    return "–" if not values else f"{mean(values):.3f}" + (f" ± {half_width(values):.3f}" if len(values) > 1 else "")
 
 
 def completions_to_reach(runs: list[Run], level: float) -> str:
@@ -90,12 +93,15 @@ def mean_curve(runs: list[Run]) -> list[float]:
 def table(found: dict[str, list[Run]]) -> list[str]:
     """Markdown lines of one group size."""
     lines = [
-        "| estimator | n | train, end | train, whole run | held out, end | groups that teach | completions to GRPO's end |",
-        "|---|---|---|---|---|---|---|",
+        "| estimator | n | train, end | `safe` is ahead by | train, whole run | held out, end | groups that teach "
+        "| completions to GRPO's end |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    safe = {run["seed"]: run["train"]["end"] for run in found.get(OURS, ())}
     grpo_end = mean_curve(found["grpo"])[-1] if "grpo" in found else None
     for name, runs in found.items():
-        columns = [[run["train"]["end"] for run in runs], [run["whole_run"] for run in runs]]
+        ahead = [safe[run["seed"]] - run["train"]["end"] for run in runs if run["seed"] in safe and name != OURS]
+        columns = [[run["train"]["end"] for run in runs], ahead, [run["whole_run"] for run in runs]]
         columns.append([run["held_out"]["end"] for run in runs])
         cells = [f"`{name}`", str(len(runs)), *map(interval, columns), f"{mean(run['signal'] for run in runs):.0%}"]
         cells.append("–" if grpo_end is None else completions_to_reach(runs, grpo_end))
@@ -115,10 +121,10 @@ def write_document(runs: list[Run], group_sizes: list[int]) -> None:
 
 def draw(runs: list[Run], group_sizes: list[int]) -> None:
     """Train pass@1 at the end with its interval, a panel for each group size."""
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
-    figure = Figure(figsize=(3.6 * len(group_sizes) + 1, 3.6), layout="constrained")
-    panels = figure.subplots(1, len(group_sizes), sharex=True, squeeze=False)[0]
+    picture = matplotlib.figure.Figure(figsize=(3.6 * len(group_sizes) + 1, 3.6), layout="constrained")
+    panels = picture.subplots(1, len(group_sizes), sharex=True, squeeze=False)[0]
     for axes, group_size in zip(panels, group_sizes, strict=True):
         found = by_estimator(runs, group_size)
         for row, (name, each) in enumerate(found.items()):
@@ -131,18 +137,17 @@ def draw(runs: list[Run], group_sizes: list[int]) -> None:
         axes.set(title=f"group size {group_size}", xlabel="train pass@1 at the end")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="x", alpha=0.2)
-    figure.savefig(PICTURE, dpi=130)
+    picture.savefig(PICTURE, dpi=130)
 
 
-def figures(runs: list[Run], group_sizes: list[int]) -> list[dict[str, Any]]:
+def figures(runs: list[Run], group_sizes: list[int]) -> list[Figure]:
     return [
-        {
-            "name": f"{name}, group size {group_size}, train pass@1 at the end, n={len(each)}",
-            "value": mean(run["train"]["end"] for run in each),
-            "unit": "1",
-            "better": "higher",
-            "target": None,
-        }
+        figure(
+            f"{name}, group size {group_size}, train pass@1 at the end, n={len(each)}",
+            mean(run["train"]["end"] for run in each),
+            "1",
+            "higher",
+        )
         for group_size in group_sizes
         for name, each in by_estimator(runs, group_size).items()
     ]
@@ -162,8 +167,8 @@ def main() -> None:
     arguments.out.write_text(json.dumps(result) + "\n")
     draw(runs, group_sizes)
     write_document(runs, group_sizes)
-    for figure in result["figures"]:
-        print(f"{figure['name']:<70} {figure['value']:.3f}")
+    for row in result["figures"]:
+        print(f"{row['name']:<70} {row['value']:.3f}")
 
 
 if __name__ == "__main__":

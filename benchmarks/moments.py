@@ -1,6 +1,6 @@
 """The moments service under load: groups a second, time to a durable acknowledgement, memory, and what clusters cost.
 
-usage: python benchmarks/moments.py --out benchmarks/results/moments.json [--repetitions 5]
+usage: python -m benchmarks.moments --out benchmarks/results/moments.json [--repetitions 5]
 
 Sides that are compared run in turn; of the repetitions the fastest counts, since other programs only ever slow one down.
 """
@@ -9,7 +9,7 @@ import argparse
 import asyncio
 import ctypes
 import gc
-import json
+import logging
 import os
 import subprocess
 import sys
@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 import ray
-from load import DIMENSION, Feed, RayDoor, World
 
-from deploy.environment import machine, versions
+from benchmarks.figures import Figure, cpu_seconds_of, figure, resident_bytes, write_figures
+from benchmarks.load import DIMENSION, Feed, RayDoor, World
 from moments_service.clusters import Codebook, PromptSet
 from moments_service.service import MomentsService
 from moments_service.state import MomentsState
@@ -33,10 +33,6 @@ CLUSTERS = 4096
 SIZES = (256, 1024, 4096, 16384, 65536)
 PROMPTS = 16384
 PHASES = ("submit", "next_batch", "commit")
-
-
-def figure(name: str, value: float, unit: str, better: str = "lower", target: float | None = None) -> dict[str, Any]:
-    return {"name": name, "value": round(value, 4), "unit": unit, "better": better, "target": target}
 
 
 @asynccontextmanager
@@ -65,15 +61,15 @@ async def through_ray(world: World, directory: Path, shards: int = 1, **feed: An
         await door.close()
 
 
-async def throughput(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+async def throughput(scratch: Path, repetitions: int) -> list[Figure]:
     """The whole loop at 4,096 clusters, in process and through Ray in turn, and each phase alone."""
     world = World(CLUSTERS, PROMPTS)
-    rows: list[dict[str, Any]] = []
+    rows: list[Figure] = []
     for size, tables, batches in ((256, 8, 6), (256, 2, 24), (64, 2, 48)):
         best: dict[str, float] = {}
         alone: dict[str, dict[str, float]] = {"in process": {}, "through Ray": {}}
         folder = scratch / f"throughput-{size}-{tables}"
-        shape = {"size": size, "tables": tables}
+        shape: dict[str, Any] = {"size": size, "tables": tables}
         async with (
             in_process(world, folder / "own", **shape) as own,
             through_ray(world, folder / "ray", **shape) as rayed,
@@ -111,7 +107,7 @@ async def throughput(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
     return rows
 
 
-async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+async def sharded(scratch: Path, repetitions: int) -> list[Figure]:
     """CPU seconds that the service itself spends on a group where shards in other processes write the ledger."""
     world = World(CLUSTERS, PROMPTS)
     found: dict[int, float] = {}
@@ -121,14 +117,14 @@ async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
             await feed.overlapping(feed.make(2))
             for _ in range(repetitions):
                 made = feed.make(6)
-                before = _cpu_seconds(pid)
+                before = cpu_seconds_of(pid)
                 await feed.overlapping(made)
-                spent = (_cpu_seconds(pid) - before) / (6 * feed.groups)
+                spent = (cpu_seconds_of(pid) - before) / (6 * feed.groups)
                 found[shards] = min(found.get(shards, np.inf), spent)
             if shards == 1:
-                before, calls = _cpu_seconds(pid), 1000
+                before, calls = cpu_seconds_of(pid), 1000
                 await feed.latencies(rate=300.0, count=calls, together=1, batch=calls)
-                call = (_cpu_seconds(pid) - before) / calls
+                call = (cpu_seconds_of(pid) - before) / calls
     return [
         figure("CPU of the service, one shard, through Ray", 1e6 * found[1], "us/group"),
         figure("CPU of the router of 2 shards, through Ray", 1e6 * found[2], "us/group"),
@@ -136,7 +132,7 @@ async def sharded(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
     ]
 
 
-async def service_times(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+async def service_times(scratch: Path, repetitions: int) -> list[Figure]:
     """CPU seconds of a group in the event loop and in the writing thread, in process; and one small transaction's time."""
     world = World(CLUSTERS, PROMPTS)
     loop = writer = sync = np.inf
@@ -161,7 +157,7 @@ async def service_times(scratch: Path, repetitions: int) -> list[dict[str, Any]]
     ]
 
 
-async def latency(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+async def latency(scratch: Path, repetitions: int) -> list[Figure]:
     """1,000 groups a second through Ray, in calls of 8 groups and of one, while batches are taken and committed."""
     world = World(CLUSTERS, PROMPTS)
     best: dict[tuple[int, int], float] = {}
@@ -184,7 +180,7 @@ async def latency(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
     ]
 
 
-async def cost_by_clusters(scratch: Path, repetitions: int) -> list[dict[str, Any]]:
+async def cost_by_clusters(scratch: Path, repetitions: int) -> list[Figure]:
     """CPU seconds of a group in process, the writer's included, for every number of clusters in turn."""
     worlds = {clusters: World(clusters, max(clusters, PROMPTS)) for clusters in SIZES}
     rows = []
@@ -209,14 +205,14 @@ async def cost_by_clusters(scratch: Path, repetitions: int) -> list[dict[str, An
     return rows
 
 
-def memory() -> list[dict[str, Any]]:
+def memory() -> list[Figure]:
     """Bytes that a process grows by for each cluster, beyond its centroid: index, moments, health."""
     rows = []
     for clusters in (1024, CLUSTERS, 65536):
         with tempfile.TemporaryDirectory() as folder:
             World(clusters, 1).codebook.save(path := Path(folder) / "codebook.safetensors")
-            code = "import sys; sys.path.insert(0, 'benchmarks'); import moments\n"
-            grown = float(_python("-c", f"{code}print(moments.grown_bytes({str(path)!r}, {65536 // clusters}))"))
+            code = f"from benchmarks.moments import grown_bytes; print(grown_bytes({str(path)!r}, {65536 // clusters}))"
+            grown = float(_python("-c", code))
         target = 1024.0 if clusters == CLUSTERS else None
         name = f"memory beyond its centroid at {clusters} clusters"
         rows.append(figure(name, grown / 65536 - 4 * DIMENSION, "bytes/cluster", target=target))
@@ -238,7 +234,7 @@ def grown_bytes(path: str, copies: int) -> int:
     return _resident() - before
 
 
-def import_time(repetitions: int) -> list[dict[str, Any]]:
+def import_time(repetitions: int) -> list[Figure]:
     """Seconds for a new process to import the service, beyond an empty one; bytecode is compiled by then."""
     with tempfile.TemporaryDirectory() as cache:
         environment = {"PYTHONPYCACHEPREFIX": cache, "PYTHONDONTWRITEBYTECODE": ""}
@@ -268,7 +264,7 @@ def _seconds(call: Callable[[], object]) -> float:
 def _resident() -> int:
     """Bytes of this process in memory, without what it has freed and the allocator keeps."""
     ctypes.CDLL(None).malloc_trim(0)
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return resident_bytes(os.getpid())
 
 
 def _actor_process(title: str) -> int:
@@ -285,17 +281,12 @@ def _title(process: Path) -> str:
         return ""
 
 
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-async def measure(repetitions: int) -> list[dict[str, Any]]:
-    figures: list[dict[str, Any]] = []
+async def measure(repetitions: int) -> list[Figure]:
+    figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         try:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             for section in (throughput, latency, sharded):
                 figures += await section(scratch, repetitions)
         finally:
@@ -312,21 +303,13 @@ def main() -> None:
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
     figures = asyncio.run(measure(arguments.repetitions))
-    result = {
-        "machine": machine(),
-        "versions": versions(),
-        "conditions": {
-            "repetitions": arguments.repetitions,
-            "counted": "the best",
-            "load_average_before": load_before,
-            "load_average_after": os.getloadavg()[0],
-        },
-        "figures": figures,
+    conditions = {
+        "repetitions": arguments.repetitions,
+        "counted": "the best",
+        "load_average_before": load_before,
+        "load_average_after": os.getloadavg()[0],
     }
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    for row in figures:
-        target = "" if row["target"] is None else f"   target {row['target']:g}"
-        print(f"{row['name']:<72} {row['value']:12.3f} {row['unit']}{target}")
+    write_figures(arguments.out, figures, conditions=conditions)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What breaks first with more rollout actors: queues in front of the moments service, with service times that were measured.
 
-usage: python benchmarks/scale_simulation.py --out benchmarks/results/scale_simulation.json
+usage: python -m benchmarks.scale_simulation --out benchmarks/results/scale_simulation.json
            [--measured benchmarks/results/moments.json]
 
 A discrete-event simulation. A actors finish a group each after an exponential time and send it; a message waits for the event

@@ -1,6 +1,6 @@
 """What it costs a run to be watched from outside: Ray metrics and trackers, by the rows of a real run.
 
-usage: python benchmarks/watching.py --run runs/latest --out benchmarks/results/watching.json [--steps 300]
+usage: python -m benchmarks.watching --run runs/latest --out benchmarks/results/watching.json [--steps 300]
 
 The driver's time is what the training loop spends before it goes on; the rest is CPU time of threads beside it, which counts as
 if they took it from the loop. Shares are of a step of the demo, as benchmarks/results/demo.json has it.
@@ -9,6 +9,7 @@ if they took it from the loop. Shares are of a step of the demo, as benchmarks/r
 import argparse
 import asyncio
 import json
+import logging
 import statistics
 import tempfile
 import time
@@ -18,8 +19,9 @@ from typing import Any
 
 import ray
 
+from benchmarks.figures import Figure, figure, write_figures
 from deploy.config import ConfigError, find_run, load_run_config
-from deploy.environment import EnvironmentProblemError, machine, versions
+from deploy.environment import EnvironmentProblemError
 from deploy.run_directory import RunDirectory
 from deploy.watching.ray_metrics import REFRESH_S, RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
@@ -80,12 +82,12 @@ def _cpu_seconds(call: Callable[[], object], times: int) -> float:
     return (time.process_time() - started) / times
 
 
-def measure(run: RunDirectory, steps: int) -> list[dict[str, Any]]:
+def measure(run: RunDirectory, steps: int) -> list[Figure]:
     found = run.read_metrics()
     rows = [{**found[step % len(found)], "step": step} for step in range(steps)]
     step_s = next(row["value"] for row in json.loads(DEMO.read_text())["figures"] if row["name"] == "step")
     names = [name for name in MODULES if _installed(name)]
-    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     driver = asyncio.run(driver_seconds(run, rows, []))
     driver_all = asyncio.run(driver_seconds(run, rows, names))
     gauges = gauges_cpu_seconds(rows) / REFRESH_S
@@ -94,20 +96,17 @@ def measure(run: RunDirectory, steps: int) -> list[dict[str, Any]]:
     ray.shutdown()
     everything = driver_all / step_s + gauges + sum(each for _, each in trackers.values()) / step_s
     figures = [
-        ("driver, Ray metrics", 1e6 * driver, "us/step", None),
-        (f"driver, Ray metrics and {len(names)} trackers", 1e6 * driver_all, "us/step", None),
-        ("CPU of the thread that sets gauges, share of a step", gauges, "1", None),
-        ("Ray metrics, share of a step of the demo", driver / step_s + gauges, "1", MOST),
+        figure("driver, Ray metrics", 1e6 * driver, "us/step"),
+        figure(f"driver, Ray metrics and {len(names)} trackers", 1e6 * driver_all, "us/step"),
+        figure("CPU of the thread that sets gauges, share of a step", gauges, "1"),
+        figure("Ray metrics, share of a step of the demo", driver / step_s + gauges, "1", target=MOST),
     ]
     for name, (opening, each) in trackers.items():
-        figures.append((f"CPU of {name}", 1e6 * each, "us/step", None))
-        figures.append((f"CPU of {name}, share of a step of the demo", each / step_s, "1", None))
-        figures.append((f"CPU of opening {name} once, without its imports", opening, "s", None))
-    figures.append(("all of it together, every tracker too, share of a step of the demo", everything, "1", None))
-    return [
-        {"name": name, "value": value, "unit": unit, "better": "lower", "target": target}
-        for name, value, unit, target in figures
-    ]
+        figures.append(figure(f"CPU of {name}", 1e6 * each, "us/step"))
+        figures.append(figure(f"CPU of {name}, share of a step of the demo", each / step_s, "1"))
+        figures.append(figure(f"CPU of opening {name} once, without its imports", opening, "s"))
+    figures.append(figure("all of it together, every tracker too, share of a step of the demo", everything, "1"))
+    return figures
 
 
 def _installed(name: TrackerName) -> bool:
@@ -127,12 +126,7 @@ def main() -> None:
         run = find_run(arguments.run)
     except ConfigError as error:
         parser.error(str(error))
-    figures = measure(run, arguments.steps)
-    result = {"machine": machine(), "versions": versions(), "figures": figures}
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
-    for row in figures:
-        target = "" if row["target"] is None else f"  (target {row['target']:g})"
-        print(f"{row['name']:<64} {row['value']:>12.6g} {row['unit']}{target}")
+    write_figures(arguments.out, measure(run, arguments.steps))
 
 
 if __name__ == "__main__":

@@ -77,17 +77,25 @@ def ended(run: Command, nodes: Nodes) -> int:
         raise AssertionError(f"{error}\n{nodes.stacks()}") from None
 
 
-def test_a_run_crosses_nodes_and_goes_on_when_one_is_taken_away(on_head: Train, nodes: Nodes, tmp_path: Path) -> None:
+def test_a_run_crosses_nodes_and_goes_on_when_one_is_taken_away(
+    bvblend: Train, on_head: Train, nodes: Nodes, tmp_path: Path
+) -> None:
     nodes.add("rollout1", cpus=1)
     nodes.add("rollout2", cpus=1)
     plan = on_head("plan", COLD_START, *SMALL)
     too_many = on_head("train", COLD_START, *SMALL, *settings(runs_dir=tmp_path, rollout__actors=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", nodes.head)
+        patch.setenv("COLUMNS", "200")
+        doctor = bvblend("doctor", prefix=nodes.inside("head"))
     assert plan.wait(START_S) == 0, plan.output()
     for name, holds in {"head": "driver, moments service", "learner": "2 x learner rank", "rollout1": "1 x rollout actor"}.items():  # fmt: skip
         assert any(nodes.address(name) in line and holds in line for line in plan.output().splitlines()), plan.output()
     assert too_many.wait(START_S) == 3, too_many.output()
     assert "no room for 3 x rollout actor with 1 CPU each" in too_many.output()
     assert f"{nodes.address('rollout2')}: 1 of 1 CPU free" in too_many.output()
+    assert doctor.wait(START_S) == 0, doctor.output()
+    assert f"{nodes.head}: 4 nodes, 6 CPUs, 0 GPUs" in doctor.output()
 
     run = on_head("train", COLD_START, *SMALL, *settings(runs_dir=tmp_path, steps=8))
     run.wait_for("step    2/", START_S)
