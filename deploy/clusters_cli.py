@@ -32,13 +32,15 @@ def fit(
 
     from deploy.clusters_view import choice_table
     from deploy.launch import read_pool
+    from deploy.progress import EMBEDDING, progress
     from deploy.prompt_set import prompt_set
     from moments_service.clusters import choose_count, fit_clusters
     from moments_service.seeding import derive_seed
 
     chosen = [f"moments.clusters.count={count}"] if count is not None else []
     config = load_recipe(recipe, [*(override or ()), *chosen])
-    prompts = prompt_set(config, read_pool(config).train)
+    with progress(console, EMBEDDING) as told:
+        prompts = prompt_set(config, read_pool(config).train, told)
     seed = derive_seed(config.seed, "codebook")
     if config.moments.clusters.by == "embedding" and config.moments.clusters.count == "auto":
         console.print(choice_table(choose_count(prompts.embedded(), seed)))
@@ -57,13 +59,15 @@ def show(
     """What each cluster holds, with prompts nearest to its centre. Example: bvblend clusters show runs/latest"""
     from deploy.clusters_view import clusters_in_force, clusters_table
     from deploy.launch import read_pool
+    from deploy.progress import EMBEDDING, progress
     from deploy.prompt_set import prompt_set
     from deploy.warm_start import newest_snapshot, read_saved
 
     run = RunDirectory(source)
     config = load_recipe(run.config if run.config.exists() else source, override or ())
     pool = read_pool(config)
-    prompts = prompt_set(config, pool.train)
+    with progress(console, EMBEDDING) as told:
+        prompts = prompt_set(config, pool.train, told)
     saved = read_saved(source) if run.config.exists() and newest_snapshot(run) is not None else None
     clusters = saved.clusters if saved else clusters_in_force(run, config, prompts)
     console.print(clusters_table(clusters, pool.train, prompts, saved.moments if saved else None))

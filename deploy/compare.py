@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config import ConfigError, RunConfig, dump_config
+from deploy.progress import bar
 from deploy.run_directory import RunDirectory
 from deploy.summary import smooth
 from deploy.variations import Variant, variants
@@ -47,11 +48,13 @@ class Comparison:
         recipe.write_text(text)
         # Seeds outside, so that variants stay level when a comparison is cut short.
         jobs = [(variant, seed) for seed in self.seeds for variant in self.variants]
-        for number, (variant, seed) in enumerate(jobs, 1):
-            if self._finished(variant, seed) is None:
-                console.print(f"run {number} of {len(jobs)}: {variant.name}, seed {seed}", markup=False)
-                self._train(recipe, variant, seed)
-            self.write()
+        with bar(console, "runs") as told:
+            for number, (variant, seed) in enumerate(jobs, 1):
+                told(number - 1, len(jobs))
+                if self._finished(variant, seed) is None:
+                    console.print(f"run {number} of {len(jobs)}: {variant.name}, seed {seed}", markup=False)
+                    self._train(recipe, variant, seed)
+                self.write()
 
     def write(self) -> None:
         """compare.json and compare.png from the runs that are finished."""

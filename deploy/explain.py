@@ -3,15 +3,18 @@
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from deploy.config import ConfigError, load_moments_config
+from deploy.progress import EMBEDDING, progress
 from moments_service.estimators.naming import configured
 from moments_service.explain import Explanation, Numbers
+from moments_service.progress import silent
 from moments_service.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
 
 
@@ -88,13 +91,13 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.6g}"
 
 
-def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int) -> Table:
-    """Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name."""
+def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int, console: Console) -> Table:
+    """console: where the progress is shown. Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name."""
     base = load_moments_config(overrides)
     try:
         configs = [configured(base, spec) for spec in estimators]
-        with path.open() as file:
-            groups = read_log(file, base, seed)
+        with path.open() as file, progress(console, EMBEDDING) as told:
+            groups = read_log(file, base, seed, told)
     except FileNotFoundError:
         raise ConfigError(f"no log at {path}") from None
     except (ReplayError, ValueError) as error:
@@ -105,8 +108,13 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
         table.add_column(name, justify="right")
     for config in configs:
         summary = ReplaySummary()
-        for row in replay(groups, config, summary):
-            sys.stdout.write(json.dumps(row) + "\n")
+        what = f"groups under {estimator_label(config)}"
+        # Rows that run over the screen say by themselves how far it is.
+        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as told:
+            for done, row in enumerate(replay(groups, config, summary), 1):
+                sys.stdout.write(json.dumps(row) + "\n")
+                if done % 100 == 0:
+                    told(done, len(groups))
         table.add_row(
             estimator_label(config),
             f"{summary.signal_ratio:.3f}",

@@ -50,7 +50,7 @@ def replay(
     """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator bv_blend,grpo"""
     from deploy.explain import replay_file
 
-    errors.print(replay_file(log, estimator.split(","), override or (), seed))
+    errors.print(replay_file(log, estimator.split(","), override or (), seed, errors))
 
 
 @inspect_app.command()

@@ -27,6 +27,7 @@ from deploy.evaluation import Evaluation
 from deploy.fleet import RolloutFleet
 from deploy.live import Display
 from deploy.mirror import mirrored
+from deploy.progress import EMBEDDING, lines
 from deploy.prompt_set import prompt_set, refuse_missing_difficulty
 from deploy.run import Run
 from deploy.run_directory import RunDirectory
@@ -180,7 +181,9 @@ async def _started(
     run: Run | None = None
     try:
         prompts, learner, _ = await asyncio.gather(
-            asyncio.to_thread(prompt_set, config, pool.train), starting_learner, starting_fleet
+            asyncio.to_thread(prompt_set, config, pool.train, lines(display.note, EMBEDDING)),
+            starting_learner,
+            starting_fleet,
         )
         display.note(seating(learner, fleet))
         await moments.fit_clusters.remote(prompts)

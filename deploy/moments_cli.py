@@ -107,12 +107,14 @@ def rebuild_moments(
     ] = None,
 ) -> None:
     """Make a run's moments again from its ledger, and compare. Example: bvblend moments rebuild runs/latest --step 50"""
+    from deploy.progress import progress
     from deploy.rebuilding import rebuild_run
 
     directory = RunDirectory(run)
     if not directory.config.exists():
         raise ConfigError(f"{run}: no run there (no config.yaml in it)")
-    rebuilt = rebuild_run(load_recipe(directory.config), directory, step)
+    with progress(console, "steps") as told:
+        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, told)
     console.print(
         f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole", highlight=False
     )

@@ -6,17 +6,19 @@ from actors.prompts import Prompt
 from deploy.config import ConfigError, RunConfig
 from moments_service.clusters import PromptSet
 from moments_service.encoder import PromptEncoder
+from moments_service.progress import Progress, silent
 
 
-def prompt_set(config: RunConfig, prompts: Sequence[Prompt]) -> PromptSet:
-    """Blocks while it embeds what the cache does not hold. The encoder is only touched where clusters are made of it."""
+def prompt_set(config: RunConfig, prompts: Sequence[Prompt], told: Progress = silent) -> PromptSet:
+    """Blocks while it embeds what the cache does not hold, and says how far it is. The encoder is only touched where clusters
+    are made of it."""
     ids = tuple(prompt.prompt_id for prompt in prompts)
     sources = tuple(prompt.source for prompt in prompts)
     difficulties = tuple(prompt.difficulty for prompt in prompts)
     if config.moments.clusters.by != "embedding":
         return PromptSet(ids, sources, difficulties)
     encoder = PromptEncoder(config.moments.clusters)
-    embeddings = encoder.encode([prompt.text for prompt in prompts])
+    embeddings = encoder.encode([prompt.text for prompt in prompts], told)
     return PromptSet(ids, sources, difficulties, embeddings, encoder.fingerprint)
 
 

@@ -14,6 +14,7 @@ from moments_service.ledger import LedgerDamagedError, RunLedger, ledger_directo
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.portable import PortableMoments
+from moments_service.progress import Progress, silent
 from moments_service.rebuild import differing_arrays, rebuild_history
 from moments_service.state import read_origin
 
@@ -31,7 +32,7 @@ class Rebuilt:
     """None where there was nothing to compare with."""
 
 
-def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None) -> Rebuilt:
+def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, told: Progress = silent) -> Rebuilt:
     """Check every row of the ledger and fold every commit again, up to `step` steps (all if None).
 
     Raises ConfigError where the ledger is missing, damaged or does not reach so far.
@@ -45,7 +46,7 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None) -> Rebui
     try:
         incarnation = reader.last_incarnation()
         _refuse_gaps(run, reader.steps(incarnation), step)
-        history = rebuild_history(config.moments, run.moments, before_step=2**62 if step is None else step)
+        history = rebuild_history(config.moments, run.moments, before_step=2**62 if step is None else step, told=told)
         state, clusters = history.state, history.clusters
         assert state is not None and clusters is not None
         compared, same = _compare(config, run, _saved(run, step))

@@ -3,12 +3,13 @@
 import hashlib
 import importlib.util
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from moments_service.config import ClusterConfig
+from moments_service.progress import Progress, silent
 
 _CHUNK = 500
 """Texts embedded, or looked up, at once; below SQLite's limit of bound values."""
@@ -45,8 +46,11 @@ class PromptEncoder:
         self.fingerprint = f"{config.encoder.split('/')[-1]}-{stamp.hexdigest()[:12]}"
         self._cache = Path(config.cache_dir).expanduser() / f"{self.fingerprint}.sqlite"
 
-    def encode(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of `texts`, [N, d] float32, unit length. Blocks; loads the encoder only for texts not in the cache."""
+    def encode(self, texts: Sequence[str], told: Progress = silent) -> np.ndarray:
+        """Embeddings of `texts`, [N, d] float32, unit length. Blocks; loads the encoder only for texts not in the cache.
+
+        told: how many of those have been embedded. They are kept as they come: an interruption costs the last few hundred.
+        """
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
         connection = sqlite3.connect(self._cache, timeout=60)
@@ -56,26 +60,32 @@ class PromptEncoder:
             )
             known = _look_up(connection, sorted(set(keys)))
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-            if missing:
-                fresh = self._embed(list(missing.values()))
-                known.update(zip(missing, fresh, strict=True))
+            for fresh in self._embed(missing):
                 with connection:
-                    connection.executemany(
-                        "INSERT OR IGNORE INTO embeddings VALUES (?, ?)",
-                        [(key, known[key].tobytes()) for key in missing],
-                    )
+                    rows = [(key, embedding.tobytes()) for key, embedding in fresh.items()]
+                    connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?)", rows)
+                known.update(fresh)
+                told(sum(key in known for key in missing), len(missing))
         finally:
             connection.close()
         return np.stack([known[key] for key in keys])
 
-    def _embed(self, texts: list[str]) -> np.ndarray:
+    def _embed(self, texts: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
+        """Embeddings of texts by their keys, some hundred at a time."""
+        if not texts:
+            return
         from sentence_transformers import SentenceTransformer  # seconds to import, and only a cold cache needs it
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         model = SentenceTransformer(str(self._path), device="cpu")
-        embedded = model.encode(texts, batch_size=64, normalize_embeddings=True, show_progress_bar=False)
-        return np.asarray(embedded, dtype=np.float32)
+        keys = list(texts)
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            embedded = model.encode(
+                [texts[key] for key in chunk], batch_size=64, normalize_embeddings=True, show_progress_bar=False
+            )
+            yield dict(zip(chunk, np.asarray(embedded, dtype=np.float32), strict=True))
 
 
 def _look_up(connection: sqlite3.Connection, keys: list[str]) -> dict[str, np.ndarray]:

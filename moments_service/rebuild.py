@@ -1,7 +1,8 @@
 """The clusters and the moments of a run, made again from what it wrote down."""
 
+import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.ledger import LedgerReader, RunLedger
 from moments_service.portable import WarmStart
+from moments_service.progress import Progress, silent
 from moments_service.state import MOMENTS_FILE, MomentsState
 
 
@@ -36,8 +38,18 @@ class RunHistory:
         self.state.change_clusters(clusters, transfers)
         self.clusters = clusters
 
-    def replay(self, reader: LedgerReader, incarnation: int, first_step: int = 0, last_step: int = 2**62) -> None:
-        """Do again what an incarnation committed in these steps, and how its clusters changed in between."""
+    def replay(
+        self,
+        reader: LedgerReader,
+        incarnation: int,
+        first_step: int = 0,
+        last_step: int = 2**62,
+        folded: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Do again what an incarnation committed in these steps, and how its clusters changed in between.
+
+        folded: called after every commit.
+        """
         versions = ClusterVersions(self._directory, incarnation)
         changes = deque(versions.records())
 
@@ -50,6 +62,7 @@ class RunHistory:
             change_before(commit.step)
             assert self.state is not None
             self.state.fold(commit.step, commit.committed)
+            folded()
         change_before(last_step + 1)
 
 
@@ -67,15 +80,23 @@ def rebuild(
 
 
 def rebuild_history(
-    config: MomentsConfig, directory: Path, incarnation: int | None = None, before_step: int = 2**62
+    config: MomentsConfig,
+    directory: Path,
+    incarnation: int | None = None,
+    before_step: int = 2**62,
+    told: Progress = silent,
 ) -> RunHistory:
     """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
     reader = RunLedger(directory)
     try:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation
-        for stretch, first, last in reader.lineage(newest):
-            history.replay(reader, stretch, first, min(last, before_step - 1))
+        lineage = reader.lineage(newest)
+        stretches = [(number, first, min(last, before_step - 1)) for number, first, last in lineage]
+        steps = sum(first <= step <= last for number, first, last in stretches for step in reader.steps(number))
+        done = itertools.count(1)
+        for number, first, last in stretches:
+            history.replay(reader, number, first, last, lambda: told(next(done), steps))
         if history.state is None:
             raise ValueError(f"{directory} has no clusters: its run ended before the first step")
         return history
