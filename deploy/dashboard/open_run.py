@@ -125,9 +125,13 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
 
 
 def estimator_of(config: dict[str, Any]) -> str:
-    """How a run's estimator is called; "" where the configuration does not say."""
+    """How a run's estimator is called, with its variant where it is not the preset; "" where the configuration does not say."""
     moments = config.get("moments")
-    return str(moments.get("estimator", "")) if isinstance(moments, dict) else ""
+    if not isinstance(moments, dict):
+        return ""
+    name, blend = str(moments.get("estimator", "")), moments.get("blend")
+    variant = blend.get("variant", "safe") if name == "bv_blend" and isinstance(blend, dict) else "safe"
+    return name if variant == "safe" else f"{name}:{variant}"
 
 
 def whole_number(value: Any) -> int | None:

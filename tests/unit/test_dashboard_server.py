@@ -16,7 +16,7 @@ from deploy.dashboard.access import COOKIE, session_of
 from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.catalog import Catalog
 from deploy.dashboard.events import changes
-from deploy.dashboard.open_run import OpenRun
+from deploy.dashboard.open_run import OpenRun, estimator_of
 from deploy.dashboard.serve import TOKEN_VARIABLE, door, is_loopback, listen
 from deploy.run_directory import RunDirectory
 from tests.conftest import Command
@@ -401,3 +401,17 @@ def test_the_command_ends_when_it_is_asked_to_though_a_page_follows(
 def test_the_command_refuses_what_cannot_work(bvblend: Callable[..., Command], tmp_path: Path) -> None:
     command = bvblend("dashboard", tmp_path / "nowhere")
     assert command.wait(60) == 2 and "no such directory" in command.output()
+
+
+@pytest.mark.parametrize(
+    ("moments", "name"),
+    [
+        ({"estimator": "bv_blend", "blend": {"variant": "eb"}}, "bv_blend:eb"),
+        ({"estimator": "bv_blend", "blend": {"variant": "safe"}}, "bv_blend"),
+        ({"estimator": "bv_blend"}, "bv_blend"),
+        ({"estimator": "grpo", "blend": {"variant": "eb"}}, "grpo"),
+        ("not a section", ""),
+    ],
+)
+def test_a_run_is_listed_under_the_name_that_its_estimator_goes_by(moments: object, name: str) -> None:
+    assert estimator_of({"moments": moments}) == name
