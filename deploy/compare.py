@@ -82,7 +82,7 @@ class Comparison:
             title_style="bold",
             caption="whole run: mean over the samples that were drawn, which depend on prompts.order and max_group_size",
         )
-        table.add_column("estimator")
+        table.add_column("estimator", overflow="fold")
         for name in ("n", "train", "held out", "whole run", "signal"):
             table.add_column(name, justify="right", no_wrap=True)
         for variant, summaries in zip(self.variants, self.summaries().values(), strict=True):
@@ -93,7 +93,7 @@ class Comparison:
                 _spread([summary["train"]["end"] for summary in summaries]),
                 _spread([summary["held_out"]["end"] for summary in summaries]),
                 _spread([mean(curve) for curve in curves]),
-                _spread([summary["signal_ratio"]["own"] for summary in summaries]),
+                "–" if not summaries else f"{mean(summary['signal_ratio']['own'] for summary in summaries):.0%}",
             )
         return table
 
