@@ -29,7 +29,6 @@ class Receipt:
 
     group_id: str
     status: GroupStatus
-    rewards: tuple[float | None, ...]
     timings: dict[str, float]
     """See `Rollout.timings`."""
 
@@ -105,7 +104,7 @@ class RolloutActor:
         payload = ray.put(rollout.payload) if header.status is GroupStatus.SCORED else None
         self._sender = self._sender or GroupSender(moments)
         await self._sender.submit(header, payload, rollout.transcript)
-        return Receipt(header.group_id, header.status, header.rewards, rollout.timings)
+        return Receipt(header.group_id, header.status, rollout.timings)
 
     @ray.method(max_task_retries=0)
     async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:

@@ -98,16 +98,6 @@ class PromptFeed:
         self._variance: np.ndarray | None = None
 
     @property
-    def sequence(self) -> int:
-        """Tickets dealt so far, which is the position of the next one."""
-        return self._sequence
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of the next ticket."""
-        return self._sequence // len(self._prompts)
-
-    @property
     def adapts(self) -> bool:
         """Whether it goes by what the moments know; `learn` must then come before the first hand."""
         return self._adapts

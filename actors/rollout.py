@@ -120,9 +120,9 @@ class RolloutWorker:
 
         The prompts must be distinct. Every call samples the same noise, so that two policies are compared in pairs.
         """
-        prompt_ids = [self._prompt_ids(prompt) for prompt in prompts]
+        encoded = [self._prompt_ids(prompt) for prompt in prompts]
         return await asyncio.gather(
-            *(self._evaluate(prompt, ids, temperature, n) for prompt, ids in zip(prompts, prompt_ids, strict=True))
+            *(self._evaluate(prompt, ids, temperature, n) for prompt, ids in zip(prompts, encoded, strict=True))
         )
 
     async def update_weights(self, update: WeightUpdate) -> None:
@@ -152,12 +152,7 @@ class RolloutWorker:
         return self._engine
 
     def _prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        if self._chat:
-            message = [{"role": "user", "content": prompt.text}]
-            encoded = self._tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)
-        else:
-            encoded = self._tokenizer(prompt.text)
-        ids = tuple(encoded["input_ids"])
+        ids = prompt_ids(self._tokenizer, prompt.text, self._chat)
         room = self._config.max_model_len - self._sampling.max_tokens
         if len(ids) > room:
             raise PromptTooLongError(
@@ -234,6 +229,14 @@ class RolloutWorker:
         completions = await self._started_engine().generate(request)
         scores = await self._score(prompt, completions, [self._text(completion) for completion in completions])
         return [score.reward for score in scores] * (n // distinct)
+
+
+def prompt_ids(tokenizer: Any, text: str, chat: bool) -> tuple[int, ...]:
+    """What the engine is given of a prompt. chat: wrap it as a user message in the tokenizer's chat template."""
+    if not chat:
+        return tuple(tokenizer(text)["input_ids"])
+    message = [{"role": "user", "content": text}]
+    return tuple(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
 
 
 def stop_token_ids(tokenizer: Any, stop: Sequence[str]) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource, Source
 from actors.prompts import Prompt, prompt_id
+from actors.verifiers import UnknownVerifierError, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,11 @@ def load_prompts(config: PromptConfig, base: Path) -> PromptPool:
 
 
 def _load(source: Source, base: Path) -> PromptPool:
+    if source.verifier is not None:
+        try:
+            refuse_unknown(source.verifier)
+        except UnknownVerifierError as error:
+            raise SourceError(source, str(error)) from None
     if "{question}" not in source.template:
         raise SourceError(source, f"template {source.template!r} has no place for the question; put {{question}} in it")
     pool = _load_task(source) if isinstance(source, ReasoningGymSource) else _load_file(source, base)

@@ -203,6 +203,10 @@ def submit(
     entrypoint_resources: Annotated[
         str | None, typer.Option(help='Other resources for the driver: {"head": 1}')
     ] = None,
+    track: Annotated[str | None, typer.Option(help="As of train: tensorboard,wandb,mlflow, or some of them")] = None,
+    wait_for_nodes: Annotated[
+        bool, typer.Option("--wait-for-nodes", help="As of train: nodes are still to come")
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log to the end of the job")] = True,
 ) -> None:
     """Train as a job of a Ray cluster. Example: bvblend submit my.yaml --address http://HEAD:8265 --working-dir ."""
@@ -214,9 +218,10 @@ def submit(
         jobs.refuse_relative_runs_dir(load_recipe(recipe, override or ()))
     elif (directory := RunDirectory(resume or Path())).config.exists():  # it may lie where only the cluster sees it
         load_run_config(directory, override or ())
+    more = [*(("--track", track) if track is not None else ()), *(("--wait-for-nodes",) if wait_for_nodes else ())]
     job = jobs.Job.submit(
         address,
-        jobs.train_command(recipe, resume, override or (), working_dir),
+        jobs.train_command(recipe, resume, override or (), working_dir, *more),
         jobs.runtime_environment(runtime_env, working_dir),
         jobs.driver_resources(entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_resources),
     )

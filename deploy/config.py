@@ -42,6 +42,8 @@ class CheckpointConfig(StrictModel):
     """Write a checkpoint every so many steps; 0 only at a stop."""
     keep: int = Field(2, ge=1)
     """How many of the newest checkpoints are kept."""
+    stop_grace_s: float = Field(4.0, ge=0)
+    """How long a stop by hand waits for the policy step under way. A longer step is lost, and a resume goes on from the checkpoint before it."""
 
 
 class TranscriptConfig(StrictModel):

@@ -20,17 +20,13 @@ from moments_service.groups import GroupStatus
 class GenerationTally:
     """What rollout actors reported since the tally was last taken."""
 
-    groups: int = 0
     tokens: int = 0
-    errors: int = 0
     redispatched: int = 0
     score_s: dict[int, float] = field(default_factory=dict)
     """Seconds in which each actor's verifiers worked."""
 
     def add(self, actor: int, receipt: Receipt) -> None:
-        self.groups += 1
         self.tokens += int(receipt.timings["tokens"])
-        self.errors += receipt.status is GroupStatus.ERROR
         self.score_s[actor] = self.score_s.get(actor, 0.0) + receipt.timings["score_s"]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from tokenizers import Tokenizer
 
 from actors.placement import addresses
 from actors.prompts import Prompt, PromptFeed
@@ -28,7 +27,9 @@ from deploy.fleet import RolloutFleet
 from deploy.live import Display
 from deploy.mirror import mirrored
 from deploy.progress import EMBEDDING, lines
+from deploy.prompt_lengths import refuse_long_prompts
 from deploy.prompt_set import prompt_set, refuse_missing_difficulty
+from deploy.punctual import Punctual
 from deploy.run import Run
 from deploy.run_directory import RunDirectory
 from deploy.summary import summarise
@@ -44,9 +45,6 @@ from moments_service.ledger import last_incarnation
 from moments_service.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
-
-STEP_GRACE_S = 4.0
-"""How long a stop waits for the policy step under way; past it the step is dropped and the last checkpoint counts."""
 
 
 class StoppedByHandError(RuntimeError):
@@ -70,7 +68,7 @@ def read_pool(config: RunConfig) -> PromptPool:
     if len(pool.train) < 1:
         raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
     refuse_missing_difficulty(config, pool.train)
-    _refuse_long_prompts(config, pool)
+    refuse_long_prompts(config, pool)
     return pool
 
 
@@ -172,7 +170,8 @@ async def _started(
     snapshot = checkpoint / "moments" if checkpoint is not None else None
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
-    moments = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
+    moments_actor = spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot)
+    moments = Punctual(moments_actor, "the moments service", config.stall_timeout_s)
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
     # Tasks begin in the order in which they were made: the learner's places, which are harder to find, are asked for first.
@@ -198,7 +197,7 @@ async def _started(
             config.max_group_size,
             config.prompts.order,
         )
-        dispatcher = Dispatcher(feed, fleet, moments, embeddings, config.slots, config.rollout.group_timeout_s)
+        dispatcher = Dispatcher(feed, fleet, moments_actor, embeddings, config.slots, config.rollout.group_timeout_s)
         run = Run(config, directory, pool, feed, fleet, learner, moments, dispatcher, display, incarnation, names)
         if checkpoint is not None:
             await run.restore(checkpoint)
@@ -210,7 +209,7 @@ async def _started(
         if run is not None:
             await run.close()
         else:
-            await _abandon(fleet, moments, starting_fleet, starting_learner)
+            await _abandon(fleet, moments_actor, starting_fleet, starting_learner)
 
 
 def _next_incarnation(directory: RunDirectory) -> int:
@@ -264,8 +263,9 @@ def _stop_on_signals(run: Run, training: "asyncio.Task[Any]") -> None:
             training.cancel()
             return
         run.stopping = True
-        run.display.note("stopping after this step")
-        loop.call_later(STEP_GRACE_S, training.cancel)
+        grace_s = run.config.checkpoint.stop_grace_s
+        run.display.note(f"stopping after this step, or without it in {grace_s:g} s; once more drops it now")
+        loop.call_later(grace_s, training.cancel)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
@@ -289,18 +289,3 @@ def cluster_names(pool: PromptPool, clusters: np.ndarray) -> list[str]:
         total = sum(members.get(cluster, Counter()).values())
         names.append(", ".join(source for source, count in top if count >= 0.2 * total))
     return names
-
-
-def _refuse_long_prompts(config: RunConfig, pool: PromptPool) -> None:
-    vocabulary = Path(config.policy) / "tokenizer.json"
-    if not vocabulary.exists():
-        return  # a model name: its tokenizer is not here yet, and the actor checks again
-    tokenizer = Tokenizer.from_file(str(vocabulary))
-    prompts = [*pool.train, *pool.held_out]
-    encoded = tokenizer.encode_batch([prompt.text for prompt in prompts])
-    longest, prompt = max(((len(e.ids), p) for e, p in zip(encoded, prompts, strict=True)), key=lambda pair: pair[0])
-    if longest > config.prompts.max_tokens:
-        raise ConfigError(
-            f"prompts.max_tokens: {config.prompts.max_tokens} is less than the {longest} tokens of a prompt of source "
-            f"{prompt.source} ({prompt.text[:60]!r}…); raise it or filter the source"
-        )

@@ -20,6 +20,7 @@ from deploy.fleet import RolloutFleet
 from deploy.live import Display
 from deploy.live_file import LiveFile
 from deploy.mirror import Mirror
+from deploy.punctual import Punctual
 from deploy.run_directory import RunDirectory
 from deploy.watching.watchers import Watchers
 from deploy.whereabouts import RunProcess, driver_process, locate
@@ -69,7 +70,7 @@ class Run:
         feed: PromptFeed,
         fleet: RolloutFleet,
         learner: LearnerGroup,
-        moments: Any,
+        moments: Punctual,
         dispatcher: Dispatcher,
         display: Display,
         incarnation: int,
@@ -175,14 +176,18 @@ class Run:
         if self.feed.adapts:
             self.feed.learn(await self.moments.expected_signal.remote())
 
-    async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
-        """Free the batch's slots and report; evaluate and checkpoint when due."""
+    async def advance(self, batch: Batch) -> None:
+        """The batch is history: free its slots, and count the step. From here on a checkpoint holds it."""
         if self._checkpoint_is_due(self.step + 1) and self.config.moments.clusters.adapt:
             # Before slots are freed: with nothing in flight no group is assigned by one version and folded by the next.
             await self.moments.adapt_clusters.remote()
-        tally = self.dispatcher.take_tally()
         await self.inform_feed()
         self.dispatcher.release(batch.group_ids)
+        self.step += 1
+
+    async def finish_step(self, batch: Batch, learned: dict[str, float]) -> None:
+        """Report the step that was just counted; evaluate and checkpoint when due."""
+        tally = self.dispatcher.take_tally()
         phases = dict(self._phases)
         self._phases.clear()
         # Verifiers of one actor work one at a time and while others generate; the busiest actor's share is the wall time.
@@ -191,7 +196,7 @@ class Run:
         now = time.perf_counter()
         seconds, self._step_started = now - self._step_started, now
         row = {
-            "step": self.step,
+            "step": self.step - 1,
             "incarnation": self.incarnation,
             "policy_version": self.policy_version,
             "seconds": seconds,
@@ -202,7 +207,6 @@ class Run:
             **batch.metrics,
             **{f"learner/{name}": value for name, value in learned.items()},
         }
-        self.step += 1
         self.directory.append_metrics(row)
         services = await self.show_services(force=self.step >= self.config.steps)
         self.display.show_step(row, services["moments"])
@@ -229,7 +233,7 @@ class Run:
         ranks = {f"learner rank {rank}": actor for rank, actor in enumerate(self.learner.ranks)}
         serving = enumerate(self.fleet.actors)
         rollouts = {f"rollout actor {index}": actor for index, actor in serving if self.fleet.serving(index)}
-        return {"moments service": self.moments} | ranks | rollouts
+        return {"moments service": self.moments.actor} | ranks | rollouts
 
     def _services(self) -> dict[str, Any]:
         return {
@@ -307,9 +311,9 @@ class Run:
     async def _close_moments(self) -> None:
         import ray
 
-        closing = self.moments.close.remote()
+        closing = self.moments.actor.close.remote()
         await asyncio.to_thread(ray.wait, [closing], timeout=CLOSE_TIMEOUT_S)
-        ray.kill(self.moments)
+        ray.kill(self.moments.actor)
 
     async def _when_due(self) -> None:
         every = self.config.evaluation.every

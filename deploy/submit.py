@@ -33,8 +33,10 @@ class DriverResources:
     others: dict[str, float] | None = None
 
 
-def train_command(recipe: Path | None, resume: Path | None, overrides: Sequence[str], working_dir: Path | None) -> str:
-    """The job's shell command. Raises ConfigError for a recipe that would not travel with the working directory."""
+def train_command(
+    recipe: Path | None, resume: Path | None, overrides: Sequence[str], working_dir: Path | None, *more: str
+) -> str:
+    """The job's shell command; more: further options of `bvblend train`. Raises ConfigError for a recipe that would not travel with the working directory."""
     if recipe is None:
         named = ["--resume", str(resume)]
     elif working_dir is None:
@@ -45,7 +47,7 @@ def train_command(recipe: Path | None, resume: Path | None, overrides: Sequence[
         raise ConfigError(
             f"{recipe} is not in the working directory {working_dir}, which is all that the job gets to see"
         )
-    return shlex.join(["bvblend", "train", *named, *(part for one in overrides for part in ("--set", one))])
+    return shlex.join(["bvblend", "train", *named, *(part for one in overrides for part in ("--set", one)), *more])
 
 
 def refuse_relative_runs_dir(config: RunConfig) -> None:

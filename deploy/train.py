@@ -16,7 +16,7 @@ async def train(run: Run) -> None:
         # 2. Their rewards become advantages, from moments that have not seen this batch.
         with run.phase("moments"):
             batch = await run.moments.next_batch.remote(run.step, run.config.batch_groups)
-            await run.react(batch.alarms)
+        await run.react(batch.alarms)
 
         # 3. One policy step.
         try:
@@ -31,6 +31,7 @@ async def train(run: Run) -> None:
             version = run.policy_version + 1
             history = run.moments.commit.remote(run.step, version, policy_move(metrics))
             await asyncio.gather(run.publish(version), history)
+            await run.advance(batch)
 
-        # 5. Slots are freed for the next groups; report, evaluation and checkpoint, each when due.
+        # 5. Report, evaluation and checkpoint, each when due.
         await run.finish_step(batch, metrics)

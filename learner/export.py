@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from huggingface_hub import snapshot_download
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
@@ -32,13 +33,13 @@ def full_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torc
 def export_directory(directory: str | Path, policy: Policy, policy_path: str | Path, dtype: torch.dtype) -> None:
     """Write config, weights and tokenizer files that `from_pretrained` loads. Collective; rank 0 writes.
 
-    policy_path: where the policy came from; all its files but the weights are copied.
+    policy_path: where the policy came from, a directory or a model name; all its files but the weights are copied.
     """
     tensors = dict(full_tensors(policy, dtype))
     if dist.get_rank() == 0:
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
-        for file in Path(policy_path).iterdir():
+        for file in source_directory(policy_path).iterdir():
             if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
                 shutil.copyfile(file, target / file.name)
         model_config = AutoConfig.from_pretrained(policy_path)
@@ -46,3 +47,9 @@ def export_directory(directory: str | Path, policy: Policy, policy_path: str | P
         model_config.save_pretrained(target)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     dist.barrier()
+
+
+def source_directory(policy_path: str | Path) -> Path:
+    """Where the files of a policy are on this machine: the directory itself, or where a model name was loaded from."""
+    path = Path(policy_path)
+    return path if path.is_dir() else Path(snapshot_download(str(policy_path), local_files_only=True))

@@ -12,7 +12,7 @@ from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
 from moments_service.expected_signal import ExpectedSignal
-from moments_service.groups import PolicyMove, ScoredGroup, Transcript
+from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger import LedgerLimits
 from moments_service.moments import Indices
 from moments_service.service import MomentsService
@@ -104,10 +104,6 @@ class MomentsActor:
 
     async def adapt_clusters(self) -> None:
         await self._service.adapt_clusters()
-
-    async def submit(self, group: ScoredGroup, payload: list[Any] | None, transcript: Transcript | None) -> None:
-        """payload: the ObjectRef wrapped in a list, so that Ray hands over the reference and not the object."""
-        await self._service.submit(group, payload[0] if payload else None, transcript)
 
     async def submit_table(
         self, table: GroupTable, payloads: list[Any], transcripts: list[Transcript | None] | None = None

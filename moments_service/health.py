@@ -1,7 +1,7 @@
-"""Change-point alarms: rewards, errors and lengths that suddenly are not what their cluster's history says.
+"""Change-point alarms: rewards and errors that suddenly are not what their cluster's history says.
 
-A grader that broke, a verifier that times out, a policy that found a loophole: each shows as a step in one of three
-averages, in one cluster or in all. Every average is followed by a two-sided CUSUM of its standardised deviation from
+A grader that broke, a verifier that times out, a policy that found a loophole: each shows as a step in one of two
+averages, in one cluster or in all. Each of them is followed by a two-sided CUSUM of its standardised deviation from
 what was expected; learning moves averages too, but slowly, and history moves with it.
 Source: Page (1954), Continuous Inspection Schemes, with reference value SLACK.
 """
@@ -32,7 +32,7 @@ LENGTH_CHANGE = 0.25
 """A jump of rewards with at least this relative change of the completions' length is called a loophole."""
 
 AlarmKind = Literal["reward fell", "reward jumped", "reward jumped with length", "errors rose", "many errors"]
-_AVERAGES = ("reward", "error", "length")
+_AVERAGES = ("reward", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,6 @@ class HealthMonitor:
                 "reward_trend",
                 "error_rate",
                 "length",
-                "length_variance",
             )
         } | {"batches": np.zeros(rows, dtype=np.int32)}
 
@@ -123,7 +122,6 @@ class HealthMonitor:
         spread = {
             "reward": np.sqrt(total(noise)) / some,
             "error": np.sqrt(rate * (1.0 - rate) / completions),
-            "length": np.sqrt(state["length_variance"]),
         }
         warm = state["batches"] >= WARM_UP
         seen = np.append(np.bincount(row_of, weights=history.seen, minlength=everything) > 0, history.seen.all())
@@ -148,10 +146,7 @@ class HealthMonitor:
         arrays["reward_trend"][rows] += np.where(observation.rewarded, TREND_RATE * surprise, 0.0)
         rate = np.where(first, 1.0, RATE)
         arrays["error_rate"][rows] += rate * (observation.found["error"] - arrays["error_rate"][rows])
-        change = observation.found["length"] - arrays["length"][rows]
-        arrays["length"][rows] += rate * change
-        spread = arrays["length_variance"][rows]
-        arrays["length_variance"][rows] = np.where(first, 0.0, (1 - RATE) * (spread + RATE * change**2))
+        arrays["length"][rows] += rate * (observation.found["length"] - arrays["length"][rows])
         arrays["batches"][rows] += 1
 
     def grow(self, clusters: int) -> None:

@@ -27,14 +27,8 @@ class UnknownVerifierError(ValueError):
 
 def get_verifier(name: str) -> Verifier:
     """The verifier called `name`: a built-in one, or `module:callable`. Imports its module."""
-    path = BUILT_IN.get(name, name)
-    module_name, colon, attribute = path.partition(":")
-    if not colon:
-        close = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)
-        raise UnknownVerifierError(
-            f"unknown verifier `{name}`; did you mean `{close[0]}`? "
-            f"Known are {', '.join(BUILT_IN)}, or give your own as `module:callable`"
-        )
+    refuse_unknown(name)
+    module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     try:
         verifier = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -42,3 +36,13 @@ def get_verifier(name: str) -> Verifier:
     if not callable(verifier):
         raise UnknownVerifierError(f"verifier `{name}` is a {type(verifier).__name__}, not a callable")
     return verifier
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UnknownVerifierError for what can be no verifier. Imports nothing: a `module:callable` may still not be there."""
+    if name not in BUILT_IN and ":" not in name:
+        close = difflib.get_close_matches(name, BUILT_IN, n=1, cutoff=0.0)
+        raise UnknownVerifierError(
+            f"unknown verifier `{name}`; did you mean `{close[0]}`? "
+            f"Known are {', '.join(BUILT_IN)}, or give your own as `module:callable`"
+        )

@@ -1,4 +1,4 @@
-"""The README's ten lines: somebody's own prompts and verifier, from a folder of their own."""
+"""The README's ten lines: a policy by its model name, somebody's own prompts and verifier, from a folder of their own."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Command, settings
+from tests.conftest import Command, settings
+from tests.hub import cache_as
 
 pytestmark = pytest.mark.integration
 
@@ -15,17 +16,17 @@ def ends_with_answer(prompt, completion: str) -> float:
     return float(completion.strip().endswith(prompt.answer))
 """
 
-RECIPE = f"""
+RECIPE = """
 name: my_task
-policy: {ROOT / "deploy" / "recipes" / "cold_start" / "policy"}
+policy: somebody/tiny
 steps: 2
 batch_groups: 4
 group_size: 2
 prompts:
   sources:
-    - {{kind: jsonl, name: sums, path: sums.jsonl, held_out: 4, verifier: "my_task:ends_with_answer"}}
-sampling: {{max_tokens: 8}}
-rollout: {{engine: transformers}}
+    - {kind: jsonl, name: sums, path: sums.jsonl, held_out: 4, verifier: "my_task:ends_with_answer"}
+sampling: {max_tokens: 8}
+rollout: {engine: transformers}
 """
 
 
@@ -33,6 +34,7 @@ def test_own_prompts_and_verifier_in_ten_lines(
     bvblend: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cache_as("somebody/tiny", tmp_path / "home" / ".cache" / "huggingface", monkeypatch)
     (tmp_path / "my_task.py").write_text(VERIFIER)
     (tmp_path / "my_recipe.yaml").write_text(RECIPE)
     lines = [{"question": f"{a} + {b} = ", "answer": f"Add them. #### {a + b}"} for a in range(5) for b in range(5)]
@@ -48,14 +50,19 @@ def test_own_prompts_and_verifier_in_ten_lines(
     assert {path.name for path in tmp_path.iterdir()} - own - {"__pycache__"} == {"runs", "home"}
     assert {path.name for path in (tmp_path / "home").iterdir()} <= {".cache", ".ray", ".config"}
     assert (tmp_path / "home" / ".cache" / "bvblend" / "embeddings").is_dir()
+    trained = tmp_path / "runs" / "latest" / "policy"
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= {path.name for path in trained.iterdir()}
 
 
 def test_a_verifier_that_is_not_there_is_named_before_the_first_step(
-    bvblend: Callable[..., Command], tmp_path: Path
+    bvblend: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    cache_as("somebody/tiny", tmp_path / "huggingface", monkeypatch)
     (tmp_path / "my_recipe.yaml").write_text(RECIPE)
     (tmp_path / "sums.jsonl").write_text("\n".join(json.dumps({"question": f"{i}", "answer": "1"}) for i in range(9)))
+    misspelt = bvblend("plan", "my_recipe.yaml", "--set", "prompts.sources.0.verifier=exactly", cwd=tmp_path)
     command = bvblend("train", "my_recipe.yaml", cwd=tmp_path)
+    assert misspelt.wait(120) == 2 and "did you mean `exact`?" in misspelt.output(), misspelt.output()
     assert command.wait(300) != 0
     assert "my_task" in command.output()
     assert not (tmp_path / "runs" / "latest" / "metrics.jsonl").exists()

@@ -66,7 +66,7 @@ class FaultyFleet:
 
     def finish(self, group_id: str, status: GroupStatus = GroupStatus.SCORED) -> None:
         _, future = self.running.pop(group_id)
-        future.set_result(Receipt(group_id, status, (1.0,), {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}))
+        future.set_result(Receipt(group_id, status, {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}))
 
     def kill(self, actor: int) -> list[str]:
         self.dead.add(actor)
@@ -140,7 +140,6 @@ async def test_a_group_without_any_reward_frees_its_slot_for_another_prompt(
     for group_id in [*others, *(set(fleet.running) - set(others))]:
         fleet.finish(group_id)
     await gathering
-    assert dispatcher.take_tally().errors == 1
     await dispatcher.close()
 
 
