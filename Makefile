@@ -16,7 +16,7 @@ INSTALL := $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-demo: $(VENV)/.cpu  ## train the shipped tiny policy from a cold start (about 6 minutes on 2 cores)
+demo: $(VENV)/.cpu  ## train the shipped tiny policy from a cold start (about 4 minutes on 2 cores)
 	$(BIN)/bvblend train deploy/recipes/cold_start.yaml
 
 demo-llm: $(VENV)/.smollm2  ## train SmolLM2-135M-Instruct, a real pretrained model (about 20 minutes on 2 cores)

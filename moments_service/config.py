@@ -52,7 +52,7 @@ class ClusterConfig(StrictModel):
 
 
 class HealthConfig(StrictModel):
-    """Alarms when rewards, errors or lengths suddenly are not what history says."""
+    """Alarms when rewards or errors suddenly are not what history says."""
 
     reaction: Literal["log", "pause", "stop"] = "log"
     """What the run does before it trains on a batch that raised an alarm; a paused one waits until RUN/paused is removed."""
