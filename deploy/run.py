@@ -160,8 +160,15 @@ class Run:
             )
         self.directory.paused.write_text(f"{happened}\nRemove this file to go on.\n")
         self.display.note(f"paused; remove {self.directory.paused} to go on")
-        while self.directory.paused.exists():  # noqa: ASYNC110 - a person removes the file, and nothing tells us
-            await asyncio.sleep(PAUSE_POLL_S)
+        try:
+            while self.directory.paused.exists():  # noqa: ASYNC110 - a person removes the file, and nothing tells us
+                await asyncio.sleep(PAUSE_POLL_S)
+        except asyncio.CancelledError:
+            # Nothing was learned from the batch: without it, what is left is a whole checkpoint.
+            await self.moments.withdraw.remote(self.step, ())
+            raise
+        finally:
+            self.directory.paused.unlink(missing_ok=True)
 
     async def lose(self, batch: Batch, lost: tuple[str, ...]) -> None:
         """Payloads of a batch died before it was trained on: take it back and sample those prompts again."""
