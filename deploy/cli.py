@@ -105,6 +105,7 @@ def _train(
     from deploy.live import create_display
     from deploy.mirror import refuse_unwritable_mirror
     from deploy.placement import busy, refuse_what_does_not_fit
+    from deploy.prompt_lengths import refuse_long_prompts
     from deploy.summary import rich_table, signal_sentence
 
     show = None
@@ -113,6 +114,7 @@ def _train(
 
         show = partial(start_dashboard, *entrance_of(dashboard))
     pool = read_pool(config)
+    refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)
     directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     if start is not None:
@@ -157,9 +159,11 @@ def plan(
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.launch import read_pool
     from deploy.plan import arithmetic_table, processes_table
+    from deploy.prompt_lengths import refuse_long_prompts
 
     config = load_recipe(recipe, override or ())
     pool = read_pool(config)
+    refuse_long_prompts(config, pool)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))
     if address is not None or os.environ.get("RAY_ADDRESS"):
@@ -191,19 +195,15 @@ def submit(
         str, typer.Option(help="The cluster's dashboard", envvar="RAY_ADDRESS")
     ] = "http://127.0.0.1:8265",
     override: Overrides = None,
-    resume: Annotated[
-        Path | None, typer.Option(help="Go on with this run, which the cluster sees under this path")
-    ] = None,
-    working_dir: Annotated[
-        Path | None, typer.Option(help="Directory that the job gets a copy of, with the recipe")
-    ] = None,
-    runtime_env: Annotated[Path | None, typer.Option(help="Ray's runtime environment, a YAML or JSON file")] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run, as the cluster names it")] = None,
+    working_dir: Annotated[Path | None, typer.Option(help="What the job gets a copy of, with the recipe")] = None,
+    runtime_env: Annotated[Path | None, typer.Option(help="Ray's runtime environment, a file")] = None,
     entrypoint_num_cpus: Annotated[float | None, typer.Option(help="CPUs to reserve for the driver")] = None,
     entrypoint_num_gpus: Annotated[float | None, typer.Option(help="GPUs to reserve for the driver")] = None,
     entrypoint_resources: Annotated[
         str | None, typer.Option(help='Other resources for the driver: {"head": 1}')
     ] = None,
-    track: Annotated[str | None, typer.Option(help="As of train: tensorboard,wandb,mlflow, or some of them")] = None,
+    track: Annotated[str | None, typer.Option(help="As of train")] = None,
     wait_for_nodes: Annotated[
         bool, typer.Option("--wait-for-nodes", help="As of train: nodes are still to come")
     ] = False,

@@ -27,7 +27,6 @@ from deploy.fleet import RolloutFleet
 from deploy.live import Display
 from deploy.mirror import mirrored
 from deploy.progress import EMBEDDING, lines
-from deploy.prompt_lengths import refuse_long_prompts
 from deploy.prompt_set import prompt_set, refuse_missing_difficulty
 from deploy.punctual import Punctual
 from deploy.run import Run
@@ -60,7 +59,7 @@ class RunResult:
 
 
 def read_pool(config: RunConfig) -> PromptPool:
-    """Every prompt of the run. Raises ConfigError for a source that cannot be read or a prompt that is too long."""
+    """Every prompt of the run. Raises ConfigError for a source that cannot be read."""
     try:
         pool = load_prompts(config.prompts, Path())
     except ValueError as error:
@@ -68,7 +67,6 @@ def read_pool(config: RunConfig) -> PromptPool:
     if len(pool.train) < 1:
         raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
     refuse_missing_difficulty(config, pool.train)
-    refuse_long_prompts(config, pool)
     return pool
 
 

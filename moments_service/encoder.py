@@ -60,7 +60,7 @@ class PromptEncoder:
             )
             known = _look_up(connection, sorted(set(keys)))
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
-            for fresh in self._embed(missing):
+            for fresh in self._embed(missing) if missing else ():
                 with connection:
                     rows = [(key, embedding.tobytes()) for key, embedding in fresh.items()]
                     connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?)", rows)
@@ -72,8 +72,6 @@ class PromptEncoder:
 
     def _embed(self, texts: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
         """Embeddings of texts by their keys, some hundred at a time."""
-        if not texts:
-            return
         from sentence_transformers import SentenceTransformer  # seconds to import, and only a cold cache needs it
         from transformers.utils.logging import disable_progress_bar
 
