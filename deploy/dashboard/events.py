@@ -10,8 +10,9 @@ from sse_starlette import ServerSentEvent
 from deploy.dashboard.open_run import OpenRun
 from deploy.dashboard.run_view import overview
 
-POLL_S = 0.5
-"""How often files are looked at that have not changed: nothing tells a reader that a file grew."""
+POLL_S = 1.5
+"""How often files are looked at: nothing tells a reader that a file grew. A page that is told of every step of a quick run would
+cost it more than the hundredth that watching may take."""
 _BUDGET_S = 0.25
 """What is read at a time of a run that is long already, between two events."""
 _STATUS_EVERY_S = 10.0
