@@ -92,7 +92,10 @@ def _number(value: float | None) -> str:
 
 
 def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int, console: Console) -> Table:
-    """console: where the progress is shown. Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name."""
+    """Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name.
+
+    console: where the progress is shown.
+    """
     base = load_moments_config(overrides)
     try:
         configs = [configured(base, spec) for spec in estimators]

@@ -60,12 +60,14 @@ class PromptEncoder:
             )
             known = _look_up(connection, sorted(set(keys)))
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+            done = 0
             for fresh in self._embed(missing) if missing else ():
                 with connection:
                     rows = [(key, embedding.tobytes()) for key, embedding in fresh.items()]
                     connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?)", rows)
                 known.update(fresh)
-                told(sum(key in known for key in missing), len(missing))
+                done += len(fresh)
+                told(done, len(missing))
         finally:
             connection.close()
         return np.stack([known[key] for key in keys])
