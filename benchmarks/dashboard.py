@@ -20,7 +20,7 @@ from pathlib import Path
 from playwright.async_api import async_playwright
 
 from benchmarks.figures import Figure, cpu_seconds_of, figure, resident_bytes, write_figures
-from deploy.run_directory import RunDirectory
+from deploy.rundir.layout import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 VIEWS = ("run", "moments", "groups", "system")

@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from benchmarks.figures import Figure, figure
-from deploy.run_directory import RunDirectory
-from deploy.summary import smooth
+from deploy.report.summary import smooth
+from deploy.rundir.layout import RunDirectory
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "evidence.md"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deploy.environment import machine, versions
+from deploy.cluster.environment import machine, versions
 
 Figure = dict[str, Any]
 

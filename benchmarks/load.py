@@ -15,11 +15,11 @@ import numpy as np
 import ray
 
 from moments_service.actor import spawn_moments_actor
-from moments_service.batch import Batch
 from moments_service.clusters import Codebook, PromptSet
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.portable import WarmStart
-from moments_service.table import GroupTable
+from moments_service.messages.batch import Batch
+from moments_service.messages.table import GroupTable
+from moments_service.offline.portable import WarmStart
 
 Sent = tuple[GroupTable, list[Any]]
 """A table and the handles of its groups' tokens."""

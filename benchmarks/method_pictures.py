@@ -12,7 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from deploy.run_directory import RunDirectory
+from deploy.rundir.layout import RunDirectory
 from moments_service.ledger import RunLedger
 
 matplotlib.use("Agg")

@@ -20,9 +20,9 @@ from typing import Any
 import ray
 
 from benchmarks.figures import Figure, figure, write_figures
-from deploy.config import ConfigError, find_run, load_run_config
-from deploy.environment import EnvironmentProblemError
-from deploy.run_directory import RunDirectory
+from deploy.cluster.environment import EnvironmentProblemError
+from deploy.config.recipe import ConfigError, find_run, load_run_config
+from deploy.rundir.layout import RunDirectory
 from deploy.watching.ray_metrics import REFRESH_S, RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
 from deploy.watching.trackers import MODULES, TrackerName, chosen_trackers, open_tracker

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from deploy.run import Run, policy_move
+from deploy.run.run import Run, policy_move
 from learner.errors import PayloadLostError
 
 

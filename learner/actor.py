@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
-from actors.payload import GroupPayload
+from actors.rollout.payload import GroupPayload
+from learner.batching.split import Share
 from learner.config import LearnerConfig
-from learner.split import Share
 
 if TYPE_CHECKING:
-    from actors.weights import WeightUpdate
-    from learner.microbatch import TrainGroup
+    from actors.weights.update import WeightUpdate
+    from learner.batching.microbatch import TrainGroup
 
 
 class LearnerActor:
@@ -32,7 +32,7 @@ class LearnerActor:
         measure_move: bool,
     ) -> None:
         # Here and not above: the driver imports this module and needs neither torch nor transformers.
-        from learner.worker import LearnerRank, set_threads
+        from learner.rank import LearnerRank, set_threads
 
         set_threads(config.cpus)
         self.rank = LearnerRank(config, policy_path, rank, world_size, total_steps, seed, measure_move)
@@ -50,7 +50,7 @@ class LearnerActor:
     def open(self, updates: Sequence[Sequence[Share]]) -> tuple[str, ...]:
         """Fetch the tokens of the next step; returns the ids of groups whose payload is lost. Not collective."""
         shares = [share for update in updates for share in update]
-        from learner.microbatch import TrainGroup
+        from learner.batching.microbatch import TrainGroup
 
         payloads = open_payloads(shares, self.open_timeout_s)
         self.updates = [

@@ -13,8 +13,8 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from learner.errors import LearnerError
-from learner.optimizer import Optimizer
-from learner.policy import Policy, named_tensors, trainable_parameters
+from learner.model.policy import Policy, named_tensors, trainable_parameters
+from learner.optim.optimizer import Optimizer
 
 
 def _entries(policy: Policy, optimizer: Optimizer) -> dict[str, Any]:

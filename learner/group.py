@@ -11,10 +11,10 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.placement import Part, bundle, place_in, reserve
 from learner.actor import LearnerActor
+from learner.batching.split import split_batch
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
-from learner.split import split_batch
-from moments_service.batch import Batch
+from moments_service.messages.batch import Batch
 
 Taker = Callable[[ray.ObjectRef], Awaitable[Any]]
 DEATH_NOTICE_S = 5.0

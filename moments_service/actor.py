@@ -8,16 +8,16 @@ import numpy as np
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from moments_service.batch import Batch
 from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
-from moments_service.expected_signal import ExpectedSignal
-from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger import LedgerLimits
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import PolicyMove, Transcript
+from moments_service.messages.table import GroupTable
 from moments_service.moments import Indices
+from moments_service.moments.expected_signal import ExpectedSignal
 from moments_service.service import MomentsService
 from moments_service.sharding import Key, LocalShard
-from moments_service.table import GroupTable
 
 
 class ShardActor:

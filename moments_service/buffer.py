@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.batch import Batch
-from moments_service.groups import PolicyMove
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import PolicyMove
+from moments_service.messages.table import GroupTable, join_tables, pick
 from moments_service.moments import CommittedRewards, Indices
-from moments_service.table import GroupTable, join_tables, pick
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,22 @@
 """What a user can set about the moments service. One field, one sentence under it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class StrictModel(BaseModel):
     """Base of every config model in the product: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+BY_NAME = BeforeValidator(_named)
+"""For unions that `kind` tells apart: the name alone stands for that kind with its defaults."""
 
 
 class BlendConfig(StrictModel):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.batch import Batch
 from moments_service.buffer import GroupBuffer, GroupStore, ReadyGroups, committed_rewards
 from moments_service.clusters import (
     ClusterChange,
@@ -28,17 +27,18 @@ from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.expected_signal import ExpectedSignal, expected_signal
-from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.health import error_share, many_errors
 from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits, RunLedger, shard_directories
-from moments_service.portable import CODEBOOK_FILE, WarmStart
-from moments_service.rebuild import RunHistory
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
+from moments_service.moments.expected_signal import ExpectedSignal, expected_signal
+from moments_service.offline.portable import CODEBOOK_FILE, WarmStart
+from moments_service.offline.rebuild import RunHistory
 from moments_service.seeding import derive_seed
 from moments_service.sharding import LedgerShard, LocalShard, ShardedLedger
 from moments_service.signal import reward_metrics, signal_metrics
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
-from moments_service.table import GroupTable
 
 logger = logging.getLogger(__name__)
 

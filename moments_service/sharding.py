@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moments_service.batch import Batch
 from moments_service.buffer import ReadyGroups
-from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger import Ledger, LedgerLimits, RunLedger
 from moments_service.ledger.seen import SeenPlaces
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import PolicyMove, Transcript
+from moments_service.messages.table import GroupTable
 from moments_service.moments import Indices
-from moments_service.table import GroupTable
 
 Key = tuple[int, str]
 """(sequence, id) of a group."""

@@ -3,8 +3,8 @@
 import numpy as np
 
 from moments_service.estimators.base import Advantages
-from moments_service.groups import FULL_REWARD
-from moments_service.table import GroupTable
+from moments_service.messages.groups import FULL_REWARD
+from moments_service.messages.table import GroupTable
 
 
 def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:

@@ -11,8 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from deploy.doctor_bundle import stacks
-from deploy.watchdog import marked_processes
+from deploy.cluster.doctor_bundle import stacks
+from deploy.run.watchdog import marked_processes
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("bvblend", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

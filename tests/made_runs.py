@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from deploy.config import dump_config, load_recipe
-from deploy.live_file import LiveFile
-from deploy.run_directory import RunDirectory
-from learner.metrics import MISMATCH_BINS
-from moments_service.batch import Batch
+from deploy.config.recipe import dump_config, load_recipe
+from deploy.rundir.layout import RunDirectory
+from deploy.rundir.live_file import LiveFile
+from learner.losses.metrics import MISMATCH_BINS
 from moments_service.clusters import PromptSet
-from moments_service.groups import GroupStatus, ScoredGroup, Transcript
 from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import GroupStatus, ScoredGroup, Transcript
 from moments_service.service import MomentsService
 from tests.conftest import ROOT
 

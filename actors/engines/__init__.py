@@ -3,7 +3,7 @@
 import os
 
 from actors.config import RolloutConfig
-from actors.engine import Engine
+from actors.engines.protocol import Engine
 
 ENGINE_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -41,9 +41,9 @@ def create_engine(config: RolloutConfig, policy: str, seed: int, index: int) -> 
     for name, value in engine_environment(config).items():
         os.environ.setdefault(name, value)
     if config.engine == "transformers":
-        from actors.engines.transformers_engine import TransformersEngine
+        from actors.engines.transformers import TransformersEngine
 
         return TransformersEngine(config, policy, seed, index)
-    from actors.engines.vllm_engine import VllmEngine
+    from actors.engines.vllm import VllmEngine
 
     return VllmEngine(config, policy, seed, index)

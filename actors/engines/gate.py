@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 import numpy as np
 
-from actors.engine import Completion, EngineDeadError
-from actors.weights import WeightUpdateError
+from actors.engines.protocol import Completion, EngineDeadError
+from actors.weights.update import WeightUpdateError
 
 
 class Gate:

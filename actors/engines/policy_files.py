@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
-from actors.weights import WeightUpdate, WeightUpdateError, verify_checksum
+from actors.weights.update import WeightUpdate, WeightUpdateError, verify_checksum
 
 LM_HEAD = "lm_head.weight"
 

@@ -4,7 +4,7 @@ import difflib
 import importlib
 from collections.abc import Callable, Mapping
 
-from actors.prompts import Prompt
+from actors.prompts.feed import Prompt
 
 Verifier = Callable[[Prompt, str], float | Mapping[str, float]]
 """Judges one completion of a prompt: its reward, or the named parts of it, whose sum is the reward.

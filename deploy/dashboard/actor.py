@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deploy.config import ConfigError
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.serve import TOKEN_VARIABLE, Door, address_of, create_server, door, listen
 
 

@@ -11,18 +11,18 @@ from sse_starlette import EventSourceResponse
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from deploy.config import ConfigError
+from deploy.config.recipe import ConfigError
 from deploy.dashboard import group_view, system
 from deploy.dashboard.access import Guard
-from deploy.dashboard.catalog import Catalog, NoRunError
 from deploy.dashboard.clusters import ClusterUnknownError, ClusterViews
 from deploy.dashboard.events import changes
 from deploy.dashboard.group_view import GroupUnknownError
-from deploy.dashboard.groups_index import Wanted
-from deploy.dashboard.ledger_rows import OldLedgerError
-from deploy.dashboard.open_run import NoLedgerError, OpenRun
 from deploy.dashboard.run_view import overview
 from deploy.dashboard.thinning import MOST_POINTS
+from deploy.rundir.catalog import Catalog, NoRunError
+from deploy.rundir.groups_index import Wanted
+from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.open_run import NoLedgerError, OpenRun
 from moments_service.ledger import LedgerDamagedError
 
 STATIC = Path(__file__).parent / "static"

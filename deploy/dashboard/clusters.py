@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from deploy.config import ConfigError, load_recipe
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
 from deploy.dashboard.group_view import listed
-from deploy.dashboard.groups_index import Wanted
-from deploy.dashboard.ledger_rows import OldLedgerError
-from deploy.dashboard.open_run import NoLedgerError, OpenRun
 from deploy.dashboard.shown_text import excerpt
 from deploy.dashboard.thinning import Thinning, binned, rounded
+from deploy.rundir.groups_index import Wanted
+from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.open_run import NoLedgerError, OpenRun
 from moments_service.clusters import Codebook, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.estimators import RewardBatch

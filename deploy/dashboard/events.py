@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import msgspec
 from sse_starlette import ServerSentEvent
 
-from deploy.dashboard.open_run import OpenRun
 from deploy.dashboard.run_view import overview
+from deploy.rundir.open_run import OpenRun
 
 POLL_S = 1.5
 """How often files are looked at: nothing tells a reader that a file grew. A page that is told of every step of a quick run would

@@ -4,15 +4,15 @@ import threading
 from collections import defaultdict
 from typing import Any
 
-from deploy.config import ConfigError, load_recipe
-from deploy.dashboard.groups_index import Found, Place, Wanted
-from deploy.dashboard.ledger_rows import Incarnation
-from deploy.dashboard.open_run import OpenRun
-from deploy.dashboard.outcomes import Outcome
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.shown_text import MORE_CHARS, excerpt
-from moments_service.explain import explain
-from moments_service.groups import FULL_REWARD, GroupStatus
+from deploy.rundir.groups_index import Found, Place, Wanted
+from deploy.rundir.ledger_rows import Incarnation
+from deploy.rundir.open_run import OpenRun
+from deploy.rundir.outcomes import Outcome
 from moments_service.ledger import FoldedGroup
+from moments_service.messages.groups import FULL_REWARD, GroupStatus
+from moments_service.offline.explain import explain
 
 PAGE = 50
 """Groups a page."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from deploy.dashboard.open_run import OpenRun, read_lines
-from deploy.live import PHASES
+from deploy.report.live import PHASES
+from deploy.rundir.open_run import OpenRun, read_lines
 
 LAST_STEPS = 10
 """Steps that phases and histograms are averaged over."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
-from deploy.config import ConfigError
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.access import LEAST_TOKEN_CHARS
 from deploy.dashboard.app import create_app
 

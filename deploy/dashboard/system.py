@@ -5,10 +5,10 @@ import time
 from functools import cache
 from typing import Any
 
-from deploy.dashboard.ledger_rows import OldLedgerError
-from deploy.dashboard.open_run import NoLedgerError, OpenRun
-from deploy.environment import versions
-from deploy.whereabouts import processes_here
+from deploy.cluster.environment import versions
+from deploy.run.processes import processes_here
+from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.open_run import NoLedgerError, OpenRun
 
 
 def overview(run: OpenRun) -> dict[str, Any]:

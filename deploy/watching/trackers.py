@@ -8,9 +8,9 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Literal, assert_never, get_args
 
-from deploy.config import ConfigError
-from deploy.environment import EnvironmentProblemError
-from deploy.run_directory import RunDirectory
+from deploy.cluster.environment import EnvironmentProblemError
+from deploy.config.recipe import ConfigError
+from deploy.rundir.layout import RunDirectory
 from deploy.watching.sink import Numbers, Sink, TrackedRun
 from moments_service.suggestions import nearest
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from deploy.config import RunConfig
-from deploy.evaluation import Evaluation
-from deploy.run_directory import RunDirectory
+from deploy.config.recipe import RunConfig
+from deploy.run.evaluation import Evaluation
+from deploy.rundir.layout import RunDirectory
 from deploy.watching.ray_metrics import RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
 from deploy.watching.trackers import TrackerName, Tracking, open_tracker

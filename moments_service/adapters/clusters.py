@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from moments_service.clusters import Codebook, PromptSet, choose_count, fit_codebook
+from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import ClusterConfig
-from moments_service.encoder import PromptEncoder
 from moments_service.moments import Indices
 from moments_service.seeding import derive_seed
 

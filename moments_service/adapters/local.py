@@ -14,7 +14,7 @@ from moments_service.adapters.clusters import Encoder, LabelClusters, PromptClus
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History, Indices
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 

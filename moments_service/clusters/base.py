@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from moments_service.table import GroupTable
+from moments_service.messages.table import GroupTable
 
 Indices = npt.NDArray[np.int64]
 Embeddings = npt.NDArray[np.float32]

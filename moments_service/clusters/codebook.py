@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from moments_service.clusters.base import ClusterChange, Embeddings, Indices, PromptSet, Transfer
 from moments_service.clusters.fitting import choose_count
 from moments_service.clusters.index import CentroidIndex, fit_cells, spherical_kmeans
-from moments_service.table import GroupTable
+from moments_service.messages.table import GroupTable
 
 NOVELTY_PERCENTILE = 1.0
 """A prompt is unlike any seen before if its cosine is below that of this share (percent) of the fitted prompts."""

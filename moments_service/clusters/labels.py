@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from moments_service.clusters.base import ClusterChange, Indices, PromptSet
-from moments_service.table import GroupTable
+from moments_service.messages.table import GroupTable
 
 LABELS = ("source", "difficulty", "prompt")
 

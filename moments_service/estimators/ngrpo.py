@@ -9,7 +9,7 @@ from moments_service.blend import group_moments
 from moments_service.estimators.base import Advantages, RewardBatch, advantages
 from moments_service.estimators.grpo import EPSILON, sample_deviation
 from moments_service.estimators.options import require
-from moments_service.groups import FULL_REWARD
+from moments_service.messages.groups import FULL_REWARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from moments_service.estimators.base import Advantages, RewardBatch
 from moments_service.estimators.options import require
-from moments_service.groups import FULL_REWARD
+from moments_service.messages.groups import FULL_REWARD
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger.parts import PartConnections, part_paths
 from moments_service.ledger.schema import DROPPED, Row
 from moments_service.ledger.seals import LedgerDamagedError
+from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts
-from moments_service.table import padded
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, oldest_version, newest_version, lost, cluster"
 _COMMITTED = "cluster, prompt_id, rewards, lengths"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.groups import ScoredGroup
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.reader import LedgerCommit, LedgerReader
 from moments_service.ledger.schema import Row
+from moments_service.messages.groups import ScoredGroup
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts
 

@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.batch import Batch
-from moments_service.groups import PolicyMove, Transcript
 from moments_service.ledger.closed import ClosedParts
 from moments_service.ledger.parts import (
     DEFAULT_LIMITS,
@@ -30,7 +28,9 @@ from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
-from moments_service.table import GroupTable
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import PolicyMove, Transcript
+from moments_service.messages.table import GroupTable
 
 logger = logging.getLogger(__name__)
 

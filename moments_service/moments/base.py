@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 
 Indices = npt.NDArray[np.int64]
 

@@ -17,14 +17,14 @@ from pathlib import Path
 import numpy as np
 
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.groups import ScoredGroup, Transcript
 from moments_service.ledger import LedgerLimits, RunLedger, ledger_directories
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
-from moments_service.rebuild import rebuild
+from moments_service.messages.groups import ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
+from moments_service.offline.rebuild import rebuild
 from moments_service.service import MomentsService
 from moments_service.state import MomentsState
-from moments_service.table import GroupTable
 
 CLUSTERS = 32
 KILLS_PER_LEDGER = 25

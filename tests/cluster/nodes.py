@@ -6,7 +6,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from deploy.doctor_bundle import stacks
+from deploy.cluster.doctor_bundle import stacks
 from tests.ray_start import start_ray
 
 PORT = 6379

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_directory import RunDirectory
+from deploy.rundir.layout import RunDirectory
 from tests.cluster.nodes import Nodes, what_is_missing
 from tests.conftest import ROOT, Command, settings
 

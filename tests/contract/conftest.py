@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 
-from actors.engine import Completion, GenerationRequest
-from actors.weights import WeightUpdate, pack_weights
+from actors.engines.protocol import Completion, GenerationRequest
+from actors.weights.update import WeightUpdate, pack_weights
 
 VOCABULARY = 256
 EOS = 2

@@ -13,10 +13,10 @@ import pytest
 import pytest_asyncio
 
 from actors.config import RolloutConfig
-from actors.engine import Completion, Engine, EngineDeadError, GenerationRequest
 from actors.engines import create_engine
 from actors.engines.policy_files import read_policy_files, verify_update
-from actors.weights import WeightUpdateError, pack_weights
+from actors.engines.protocol import Completion, Engine, EngineDeadError, GenerationRequest
+from actors.weights.update import WeightUpdateError, pack_weights
 
 pytestmark = [pytest.mark.contract, pytest.mark.asyncio(loop_scope="module")]
 

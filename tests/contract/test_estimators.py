@@ -11,7 +11,7 @@ from safetensors.numpy import load, save
 
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch, fades_by_move
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards
 from moments_service.state import Counts, MomentsState, SnapshotOrigin
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_directory import RunDirectory
+from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT, Command, settings, wait_a_moment
 
 pytestmark = pytest.mark.integration

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.run_directory import RunDirectory
-from deploy.watchdog import marked_processes
+from deploy.run.watchdog import marked_processes
+from deploy.rundir.layout import RunDirectory
 from tests.conftest import MARK, ROOT, Command, settings
 from tests.ray_start import RAY, start_ray
 

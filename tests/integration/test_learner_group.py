@@ -14,14 +14,14 @@ import ray
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.payload import GroupPayload
 from actors.placement import NoRoomError
-from actors.weights import WeightUpdate, unpack_weights
+from actors.rollout.payload import GroupPayload
+from actors.weights.update import WeightUpdate, unpack_weights
 from learner.config import LearnerConfig, OptimizerConfig
 from learner.errors import LearnerError, PayloadLostError
 from learner.group import LearnerGroup
-from moments_service.batch import Batch
-from moments_service.groups import BlendedGroup, ScoredGroup
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import BlendedGroup, ScoredGroup
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 64

@@ -13,7 +13,7 @@ from moments_service.actor import spawn_moments_actor
 from moments_service.clusters import PromptSet
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.ledger import RunLedger, ledger_directories
-from moments_service.table import GroupTable
+from moments_service.messages.table import GroupTable
 
 pytestmark = pytest.mark.integration
 

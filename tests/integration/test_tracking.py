@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.environment import EnvironmentProblemError
+from deploy.cluster.environment import EnvironmentProblemError
 from deploy.watching.trackers import MODULES, chosen_trackers
 from moments_service.ledger.schema import open_for_reading
 from tests.conftest import ROOT, Command, settings

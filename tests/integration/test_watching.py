@@ -49,7 +49,7 @@ def test_a_live_run_shows_its_state_and_its_stacks_and_no_secret(
     processes = {row["role"]: row for row in json.loads(texts["processes.json"])}
     assert set(processes) == {"driver", "moments service", "learner rank 0", "rollout actor 0"}
     assert all(row["resident"] > 50e6 for row in processes.values())
-    assert "deploy/cli.py" in texts["stacks/driver.txt"]
+    assert "deploy/cli/main.py" in texts["stacks/driver.txt"]
     for role in processes:
         assert "Thread" in texts[f"stacks/{role.replace(' ', '-')}.txt"], role
     # vLLM's engine is a process of its own, below the actor.

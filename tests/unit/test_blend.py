@@ -12,7 +12,7 @@ from moments_service.config import BlendConfig
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.bv_blend import bv_blend_paper, bv_blend_safe, create_bv_blend
 from moments_service.estimators.grpo import grpo
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 from moments_service.moments import (
     ClusterMoments,
     CommittedRewards,

@@ -8,7 +8,7 @@ import pytest
 
 from moments_service.clusters import PromptSet
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.groups import ScoredGroup
+from moments_service.messages.groups import ScoredGroup
 from moments_service.service import MomentsService
 from tests.unit.test_clusters import unit
 from tests.unit.test_moments_service import group, train_on

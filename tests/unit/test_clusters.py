@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from moments_service.clusters import Codebook, LabelClusters, PromptSet, choose_count, fit_codebook, load_clusters
 from moments_service.clusters.adapting import adapted
 from moments_service.clusters.codebook import CodebookDraft
+from moments_service.clusters.encoder import EncoderNotFoundError, PromptEncoder
 from moments_service.clusters.labels import fit_labels
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
 from moments_service.config import BlendConfig, ClusterConfig
-from moments_service.encoder import EncoderNotFoundError, PromptEncoder
-from moments_service.groups import ScoredGroup
+from moments_service.messages.groups import ScoredGroup
+from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards, create_moments
-from moments_service.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

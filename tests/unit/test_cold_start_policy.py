@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.config import PromptConfig
-from actors.prompts import Prompt
-from actors.sources import PromptPool, load_prompts
+from actors.prompts.feed import Prompt
+from actors.prompts.sources import PromptPool, load_prompts
 from deploy.recipes.cold_start.make_policy import POLICY, RECIPE, Recipe, misconception, taught_wrong
 
 pytestmark = pytest.mark.unit

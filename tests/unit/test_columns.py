@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.buffer import GroupStore, ReadyGroups
-from moments_service.groups import ScoredGroup
 from moments_service.ledger.schema import RepeatedRows, TransactionHash, json_rows
 from moments_service.ledger.seen import SeenPlaces
-from moments_service.table import GroupTable
+from moments_service.messages.groups import ScoredGroup
+from moments_service.messages.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

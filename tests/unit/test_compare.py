@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.compare import Comparison
-from deploy.config import ConfigError, RunConfig, load_recipe
+from deploy.config.recipe import ConfigError, RunConfig, load_recipe
+from deploy.report.compare import Comparison
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.config import ConfigError, dump_config, load_recipe
-from deploy.config_reference import reference
+from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from docs.config_reference import reference
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -117,6 +117,6 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
 
 def test_the_reference_in_the_docs_is_in_step_with_the_models() -> None:
     text = (ROOT / "docs" / "config.md").read_text()
-    assert text == reference(), "make it again: python -m deploy.config_reference > docs/config.md"
+    assert text == reference(), "make it again: python -m docs.config_reference > docs/config.md"
     assert "| `learner.loss.clip_low` | float, above 0, below 1 | `0.2` |" in text
     assert "## `prompts.sources[]` of kind `jsonl`" in text

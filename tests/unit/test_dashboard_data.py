@@ -13,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
-from deploy.dashboard.groups_index import GroupsIndex, Wanted
-from deploy.dashboard.ledger_rows import LedgerRows, OldLedgerError
-from deploy.dashboard.metrics_index import MetricsIndex
-from deploy.dashboard.open_run import state_of
-from deploy.dashboard.outcomes import Outcome, outcomes, rescued
 from deploy.dashboard.shown_text import excerpt, visible
 from deploy.dashboard.thinning import Thinning, binned, rounded
-from deploy.live_file import LiveFile
-from deploy.run_directory import RunDirectory
+from deploy.rundir.groups_index import GroupsIndex, Wanted
+from deploy.rundir.layout import RunDirectory
+from deploy.rundir.ledger_rows import LedgerRows, OldLedgerError
+from deploy.rundir.live_file import LiveFile
+from deploy.rundir.metrics_index import MetricsIndex
+from deploy.rundir.open_run import state_of
+from deploy.rundir.outcomes import Outcome, outcomes, rescued
 from moments_service.ledger import LedgerLimits, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.schema import open_for_reading
@@ -295,7 +295,7 @@ def test_the_state_of_a_run_as_its_files_tell(tmp_path: Path) -> None:
     assert state_of(run, 0, None) == "paused"
     (tmp_path / "error.txt").write_text("PhaseError: step 1")
     assert state_of(run, 0, None) == "failed"
-    (tmp_path / "error.txt").write_text("deploy.launch.StoppedByHandError: stopped after 1 steps")
+    (tmp_path / "error.txt").write_text("deploy.run.launch.StoppedByHandError: stopped after 1 steps")
     assert state_of(run, 0, None) == "stopped"
     run.summary.write_text("{}")
     assert state_of(run, 0, None) == "done"

@@ -11,14 +11,14 @@ import httpx
 import pytest
 from starlette.testclient import TestClient
 
-from deploy.config import ConfigError
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.access import COOKIE, session_of
 from deploy.dashboard.app import STATIC, create_app
-from deploy.dashboard.catalog import Catalog
 from deploy.dashboard.events import changes
-from deploy.dashboard.open_run import OpenRun, estimator_of
 from deploy.dashboard.serve import TOKEN_VARIABLE, door, is_loopback, listen
-from deploy.run_directory import RunDirectory
+from deploy.rundir.catalog import Catalog
+from deploy.rundir.layout import RunDirectory
+from deploy.rundir.open_run import OpenRun, estimator_of
 from tests.conftest import Command
 from tests.made_runs import MadeRun
 
@@ -376,7 +376,7 @@ def test_a_run_that_has_written_nothing_yet(tmp_path: Path) -> None:
 
 
 def test_the_runs_that_were_looked_at_longest_ago_are_let_go(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploy.dashboard.catalog.MEMORY_BYTES", 1)
+    monkeypatch.setattr("deploy.rundir.catalog.MEMORY_BYTES", 1)
     catalog = Catalog(runs)
     first = catalog.open("first")
     first.catch_up(60.0)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, DecayedCounts, History
 
 pytestmark = pytest.mark.unit

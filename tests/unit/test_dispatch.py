@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.actor import Receipt
-from actors.prompts import Prompt, PromptFeed, Ticket
-from deploy.dispatch import Dispatcher
-from moments_service.expected_signal import ExpectedSignal
-from moments_service.groups import GroupStatus
+from actors.prompts.feed import Prompt, PromptFeed, Ticket
+from actors.rollout.actor import Receipt
+from deploy.run.dispatch import Dispatcher
+from moments_service.messages.groups import GroupStatus
+from moments_service.moments.expected_signal import ExpectedSignal
 
 pytestmark = pytest.mark.unit
 

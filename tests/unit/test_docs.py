@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 import typer
 
-from deploy.cli import app
+from deploy.cli.main import app
 from moments_service.health import AlarmKind
 from tests.conftest import ROOT
 

@@ -7,8 +7,8 @@ import tomllib
 
 import pytest
 
-from deploy import environment
-from deploy.environment import ENGINES, OF_EXTRAS, check_packages, read_constraints
+from deploy.cluster import environment
+from deploy.cluster.environment import ENGINES, OF_EXTRAS, check_packages, read_constraints
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -38,6 +38,6 @@ def test_a_run_does_without_the_extras_but_not_without_the_rest(monkeypatch: pyt
 def test_the_command_starts_where_heavy_packages_are_missing() -> None:
     heavy = ("faiss", "torch", "ray", "vllm", "transformers", "sentence_transformers", "reasoning_gym", "fastapi")
     # None in sys.modules makes an import fail as that of an absent package does.
-    code = f"import sys; sys.modules.update(dict.fromkeys({heavy!r})); import deploy.cli"
+    code = f"import sys; sys.modules.update(dict.fromkeys({heavy!r})); import deploy.cli.main"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr

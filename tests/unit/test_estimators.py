@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import ESTIMATORS, RememberingEstimator, RewardBatch, create_estimator
 from moments_service.estimators.bnpo import beta_density
-from moments_service.groups import PolicyMove
+from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History
 
 pytestmark = pytest.mark.unit

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts import PromptFeed, Ticket
-from moments_service.batch import Batch
+from actors.prompts.feed import PromptFeed, Ticket
 from moments_service.clusters import PromptSet
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
-from moments_service.groups import GroupStatus, ScoredGroup
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import GroupStatus, ScoredGroup
 from moments_service.seeding import derive_seed
 from moments_service.service import MomentsService
 from tests.unit.test_prompt_feed import pool

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts import Prompt, Ticket
-from deploy import fleet as fleet_module
-from deploy.fleet import RolloutFleet
+from actors.prompts.feed import Prompt, Ticket
+from deploy.run import fleet as fleet_module
+from deploy.run.fleet import RolloutFleet
 from learner.group import Taker
 from tests.unit.test_placement import recipe
 

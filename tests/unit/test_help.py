@@ -7,8 +7,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from deploy.cli import app
-from deploy.config import ConfigError
+from deploy.cli.main import app
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.actor import entrance_of
 from deploy.dashboard.serve import TOKEN_VARIABLE
 

@@ -35,7 +35,7 @@ def test_no_import_runs_up(floor: int) -> None:
 
 def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
     code = (
-        "import sys, moments_service.service, moments_service.encoder\n"
+        "import sys, moments_service.service, moments_service.clusters.encoder\n"
         "print(sorted({'torch', 'vllm', 'ray', 'transformers'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
@@ -60,7 +60,7 @@ def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
 def test_the_configuration_stays_small() -> None:
     from pydantic import BaseModel
 
-    from deploy.config import RunConfig, models_in
+    from deploy.config.recipe import RunConfig, models_in
 
     seen: set[type[BaseModel]] = set()
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from learner.config import LossConfig, OptimizerConfig
-from learner.logprobs import token_logprobs
-from learner.loss import kl_k3, policy_loss, ppo_clip
-from learner.metrics import MISMATCH_BINS, MISMATCH_EDGES, SUMS, token_means, token_metrics
-from learner.optimizer import Optimizer, lr_share
+from learner.losses.metrics import MISMATCH_BINS, MISMATCH_EDGES, SUMS, token_means, token_metrics
+from learner.losses.ppo_clip import kl_k3, policy_loss, ppo_clip
+from learner.model.logprobs import token_logprobs
+from learner.optim.optimizer import Optimizer, lr_share
 
 pytestmark = pytest.mark.unit
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from actors.payload import GroupPayload
-from learner.microbatch import (
+from actors.rollout.payload import GroupPayload
+from learner.batching.microbatch import (
     PAD_SEGMENT,
     TrainGroup,
     attention_mask,
@@ -16,9 +16,9 @@ from learner.microbatch import (
     make_rows,
     pack_rows,
 )
-from learner.policy import Policy
-from learner.split import balance, split_batch, split_evenly
-from moments_service.groups import BlendedGroup, ScoredGroup
+from learner.batching.split import balance, split_batch, split_evenly
+from learner.model.policy import Policy
+from moments_service.messages.groups import BlendedGroup, ScoredGroup
 
 pytestmark = pytest.mark.unit
 VOCABULARY = 97

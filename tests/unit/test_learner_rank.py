@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.payload import GroupPayload
-from actors.weights import unpack_weights
+from actors.rollout.payload import GroupPayload
+from actors.weights.update import unpack_weights
+from learner.batching.microbatch import TrainGroup
 from learner.config import LearnerConfig, LossConfig, OptimizerConfig
-from learner.microbatch import TrainGroup
-from learner.worker import LearnerRank
+from learner.rank import LearnerRank
 
 pytestmark = pytest.mark.unit
 VOCABULARY = 64

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moments_service.batch import Batch
-from moments_service.groups import BlendedGroup, PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerDamagedError, LedgerReader
 from moments_service.ledger.schema import json_rows
 from moments_service.ledger.seals import Seal, verify
 from moments_service.ledger.wal import inspect_wal
-from moments_service.table import GroupTable
+from moments_service.messages.batch import Batch
+from moments_service.messages.groups import BlendedGroup, PolicyMove, ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

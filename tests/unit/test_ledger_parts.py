@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moments_service.groups import PolicyMove, ScoredGroup, Transcript
 from moments_service.ledger import Ledger, LedgerDamagedError, LedgerLimits, LedgerReader, seals
 from moments_service.ledger.parts import is_finished, part_path, part_paths
 from moments_service.ledger.seals import check_parts
-from moments_service.table import GroupTable
+from moments_service.messages.groups import PolicyMove, ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
 from tests.unit.test_ledger import batch, header
 
 pytestmark = pytest.mark.unit

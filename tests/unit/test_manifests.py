@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from deploy.config import load_recipe
-from deploy.environment import read_constraints
+from deploy.cluster.environment import read_constraints
+from deploy.config.recipe import load_recipe
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit

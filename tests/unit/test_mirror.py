@@ -12,14 +12,14 @@ import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from deploy.config import ConfigError, RunConfig, load_recipe
-from deploy.mirror import Mirror, mirrored, refuse_unwritable_mirror
-from deploy.mirror_store import MirrorStore
-from deploy.run_directory import RunDirectory
-from moments_service.groups import PolicyMove
+from deploy.config.recipe import ConfigError, RunConfig, load_recipe
+from deploy.mirror.mirror import Mirror, mirrored, refuse_unwritable_mirror
+from deploy.mirror.store import MirrorStore
+from deploy.rundir.layout import RunDirectory
 from moments_service.ledger import Ledger, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
+from moments_service.messages.groups import PolicyMove
 from tests.unit.test_config import MINIMAL
 from tests.unit.test_ledger import batch, header
 from tests.unit.test_ledger_parts import SMALL, add

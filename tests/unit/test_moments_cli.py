@@ -9,15 +9,15 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from actors.sources import SourceError
-from deploy.cli import app
-from deploy.config import ConfigError, load_recipe
-from deploy.launch import read_pool
-from deploy.prompt_set import prompt_set
-from deploy.run_directory import RunDirectory
-from deploy.warm_start import read_warm_start
+from actors.prompts.sources import SourceError
+from deploy.cli.main import app
+from deploy.config.recipe import ConfigError, load_recipe
+from deploy.run.launch import read_pool
+from deploy.run.prompt_set import prompt_set
+from deploy.run.warm_start import read_warm_start
+from deploy.rundir.layout import RunDirectory
 from moments_service.clusters import load_clusters
-from moments_service.portable import PortableMoments, WarmStart
+from moments_service.offline.portable import PortableMoments, WarmStart
 from moments_service.service import MomentsService
 from tests.unit.test_moments_service import group, train_on
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.groups import BlendedGroup, GroupStatus, ScoredGroup, Transcript
+from moments_service.messages.groups import BlendedGroup, GroupStatus, ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
 from moments_service.service import MomentsService
-from moments_service.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

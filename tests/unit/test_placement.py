@@ -10,9 +10,9 @@ from rich.console import Console
 
 from actors.config import Placement
 from actors.placement import Node, Part
-from deploy.config import RunConfig, load_recipe
-from deploy.environment import EnvironmentProblemError
-from deploy.placement import arrange, busy, places_table, refuse_what_does_not_fit
+from deploy.cluster.environment import EnvironmentProblemError
+from deploy.cluster.placement import arrange, busy, places_table, refuse_what_does_not_fit
+from deploy.config.recipe import RunConfig, load_recipe
 from tests.conftest import ROOT, settings
 
 pytestmark = pytest.mark.unit

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from moments_service.clusters import Codebook, PromptSet, fit_codebook
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.moments import ClusterMoments, CommittedRewards, create_moments
-from moments_service.portable import About, PortableMoments, WarmStart, differences, kind_of, merge
+from moments_service.offline.portable import About, PortableMoments, WarmStart, differences, kind_of, merge
 from moments_service.service import MomentsService
 from moments_service.state import Counts
 from tests.unit.test_clusters import blobs

@@ -6,9 +6,9 @@ import time
 import pytest
 from rich.console import Console
 
-from deploy.progress import bar, progress
+from deploy.report.progress import bar, progress
+from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import ClusterConfig
-from moments_service.encoder import PromptEncoder
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +38,7 @@ def test_a_line_now_and_then_without_one(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_prompts_that_were_embedded_before_an_interruption_are_kept(
     tmp_path: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moments_service.encoder._CHUNK", 2)
+    monkeypatch.setattr("moments_service.clusters.encoder._CHUNK", 2)
     encoder = PromptEncoder(ClusterConfig(cache_dir=str(tmp_path)))
     texts = [f"What is {number} + 1?" for number in range(5)]
     heard: list[tuple[int, int]] = []

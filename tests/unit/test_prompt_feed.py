@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.prompts import Prompt, PromptFeed, Ticket, prompt_id
+from actors.prompts.feed import Prompt, PromptFeed, Ticket, prompt_id
 
 pytestmark = pytest.mark.unit
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts import Prompt
-from actors.sources import PromptPool
-from deploy.config import ConfigError, RunConfig
-from deploy.prompt_lengths import refuse_long_prompts
+from actors.prompts.feed import Prompt
+from actors.prompts.sources import PromptPool
+from deploy.config.recipe import ConfigError, RunConfig
+from deploy.run.prompt_lengths import refuse_long_prompts
 from learner.export import source_directory
 from tests.hub import POLICY, cache_as
 from tests.unit.test_placement import recipe

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from deploy.punctual import Punctual
+from deploy.run.deadlines import Punctual
 
 pytestmark = pytest.mark.unit
 

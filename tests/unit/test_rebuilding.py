@@ -10,15 +10,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
-from deploy.cli import app
-from deploy.config import ConfigError, load_recipe
-from deploy.launch import read_pool
-from deploy.prompt_set import prompt_set
-from deploy.run_directory import RunDirectory
-from deploy.warm_start import read_warm_start
+from deploy.cli.main import app
+from deploy.config.recipe import ConfigError, load_recipe
+from deploy.run.launch import read_pool
+from deploy.run.prompt_set import prompt_set
+from deploy.run.warm_start import read_warm_start
+from deploy.rundir.layout import RunDirectory
 from moments_service.ledger import LedgerLimits
 from moments_service.ledger.parts import part_path, part_paths
-from moments_service.portable import PortableMoments
+from moments_service.offline.portable import PortableMoments
 from moments_service.service import MomentsService
 from moments_service.state import read_origin
 from tests.unit.test_ledger_parts import TEXT, change

@@ -10,19 +10,19 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from deploy.cli import app
-from deploy.explain import explanation
+from deploy.cli.main import app
+from deploy.report.explain import explanation
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.bv_blend import create_bv_blend
 from moments_service.estimators.naming import configured
-from moments_service.explain import GroupNotFoundError, explain
-from moments_service.groups import PolicyMove, Transcript
+from moments_service.messages.groups import PolicyMove, Transcript
+from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards, create_moments
-from moments_service.rebuild import rebuild
-from moments_service.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
+from moments_service.offline.explain import GroupNotFoundError, explain
+from moments_service.offline.rebuild import rebuild
+from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
 from moments_service.service import MomentsService
-from moments_service.table import padded
 from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, group
 
 pytestmark = pytest.mark.unit

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from actors.sources import PromptPool
-from deploy.config import load_recipe
-from deploy.environment import check_packages
-from deploy.evaluation import Evaluation, measure
-from deploy.live import LiveDisplay, PlainDisplay, create_display, sparkline
-from deploy.plan import arithmetic_table, plan_rows, policy_parameters
-from deploy.run_directory import RunDirectory
-from deploy.summary import summarise
+from actors.prompts.sources import PromptPool
+from deploy.cluster.environment import check_packages
+from deploy.cluster.plan import arithmetic_table, plan_rows, policy_parameters
+from deploy.config.recipe import load_recipe
+from deploy.report.live import LiveDisplay, PlainDisplay, create_display, sparkline
+from deploy.report.summary import summarise
+from deploy.run.evaluation import Evaluation, measure
+from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT
 from tests.unit.test_dispatch import PROMPTS
 

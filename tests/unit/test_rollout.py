@@ -9,12 +9,12 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors import rollout as rollout_module
 from actors.config import RolloutConfig, SamplingConfig
-from actors.engine import Completion, EngineDeadError, FinishReason, GenerationRequest
-from actors.prompts import Prompt, Ticket
-from actors.rollout import PromptTooLongError, RolloutWorker
-from moments_service.groups import GroupStatus
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.prompts.feed import Prompt, Ticket
+from actors.rollout import worker as rollout_module
+from actors.rollout.worker import PromptTooLongError, RolloutWorker
+from moments_service.messages.groups import GroupStatus
 
 pytestmark = pytest.mark.unit
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts import Prompt
-from actors.scoring import Score, Scorer, ScorerClosedError
+from actors.prompts.feed import Prompt
+from actors.rewards.pool import Score, Scorer, ScorerClosedError
 
 pytestmark = pytest.mark.unit
 
@@ -164,8 +164,8 @@ def test_the_child_ends_with_its_parent() -> None:
     """The parent is killed outright, and its stderr, which the child inherits, reaches its end all the same."""
     code = f"""
 import asyncio, os
-from actors.prompts import Prompt
-from actors.scoring import Scorer
+from actors.prompts.feed import Prompt
+from actors.rewards.pool import Scorer
 
 async def main():
     scorer = Scorer(timeout_s=600)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from actors.sender import GroupSender
-from moments_service.groups import ScoredGroup, Transcript
-from moments_service.table import GroupTable
+from actors.rollout.sender import GroupSender
+from moments_service.messages.groups import ScoredGroup, Transcript
+from moments_service.messages.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

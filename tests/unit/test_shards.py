@@ -10,14 +10,14 @@ import pytest
 
 from moments_service.config import ClusterConfig, MomentsConfig
 from moments_service.estimators import ESTIMATORS
-from moments_service.explain import explain
-from moments_service.groups import GroupStatus, PolicyMove, ScoredGroup
 from moments_service.ledger import RunLedger, last_incarnation, ledger_directories
-from moments_service.rebuild import rebuild
+from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup
+from moments_service.messages.table import GroupTable
+from moments_service.offline.explain import explain
+from moments_service.offline.rebuild import rebuild
 from moments_service.service import MomentsService
 from moments_service.sharding import LocalShard
 from moments_service.state import MOMENTS_FILE, MomentsState
-from moments_service.table import GroupTable
 
 pytestmark = pytest.mark.unit
 

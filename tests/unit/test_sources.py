@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource
-from actors.prompts import prompt_id
-from actors.sources import PromptPool, load_prompts
+from actors.prompts.feed import prompt_id
+from actors.prompts.sources import PromptPool, load_prompts
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from ray.dashboard.modules.job.pydantic_models import JobType
 from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
 
-from deploy.config import ConfigError
-from deploy.submit import Job, driver_resources, refuse_relative_runs_dir, runtime_environment, train_command
+from deploy.cluster.submit import Job, driver_resources, refuse_relative_runs_dir, runtime_environment, train_command
+from deploy.config.recipe import ConfigError
 from tests.unit.test_placement import recipe
 
 pytestmark = pytest.mark.unit

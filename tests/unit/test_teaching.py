@@ -5,7 +5,7 @@ import pytest
 from moments_service.config import MomentsConfig
 from moments_service.estimators import ESTIMATORS
 from moments_service.estimators.naming import configured
-from moments_service.teaching import can_teach
+from moments_service.estimators.teaching import can_teach
 
 pytestmark = pytest.mark.unit
 

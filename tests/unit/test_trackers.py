@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from deploy.config import ConfigError, load_recipe
-from deploy.environment import EnvironmentProblemError
-from deploy.evaluation import Evaluation
-from deploy.run_directory import RunDirectory
+from deploy.cluster.environment import EnvironmentProblemError
+from deploy.config.recipe import ConfigError, load_recipe
+from deploy.run.evaluation import Evaluation
+from deploy.rundir.layout import RunDirectory
 from deploy.watching import trackers, watchers
 from deploy.watching.sink import Numbers, numbers_of
 from deploy.watching.trackers import MODULES, TrackerName, Tracking, chosen_trackers
@@ -253,7 +253,7 @@ def test_a_missing_tracker_is_refused_before_anything_starts(tmp_path: Path, nam
         "import sys, importlib.util as machinery\n"
         "found = machinery.find_spec\n"
         f"machinery.find_spec = lambda module: None if module in {MODULES[name]!r} else found(module)\n"
-        f"from deploy.cli import main\nsys.argv = {arguments!r}\nmain()"
+        f"from deploy.cli.main import main\nsys.argv = {arguments!r}\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 3, done.stderr

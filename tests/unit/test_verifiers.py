@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.prompts import Prompt
+from actors.prompts.feed import Prompt
 from actors.verifiers import BUILT_IN, UnknownVerifierError, get_verifier
 from actors.verifiers.matching import exact, find_number, numeric
 

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import PromptConfig
-from actors.prompts import Prompt
-from actors.sources import load_prompts
+from actors.prompts.feed import Prompt
+from actors.prompts.sources import load_prompts
 from deploy.recipes.cold_start.misconceptions import MISCONCEPTIONS
 from deploy.recipes.cold_start.tokenizer import build_tokenizer
 

@@ -1,0 +1,78 @@
+"""The rollout engine: what generates completions token-in, token-out, and takes new weights while it lives."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from actors.weights.update import WeightUpdate
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Sample `n` completions of one tokenised prompt. Temperature 0 is greedy decoding."""
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    n: int
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    stop_token_ids: tuple[int, ...] = ()
+    seed: int = 0
+    """Seed for engines that can honour one per request (transformers); vLLM uses its engine seed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One sampled completion.
+
+    token_ids: [T] int32, the end-of-sequence or stop token included.
+    logprobs: [T] float32, of each token under the distribution it was sampled from.
+    versions: [T] int32, the policy version that sampled each token.
+    """
+
+    token_ids: np.ndarray
+    logprobs: np.ndarray
+    versions: np.ndarray
+    finish_reason: FinishReason
+
+
+class EngineDeadError(RuntimeError):
+    """The engine can no longer serve; its actor must end so that Ray starts a new one."""
+
+
+class Engine(Protocol):
+    """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the next token is sampled with."""
+        ...
+
+    async def start(self) -> None:
+        """Load the policy. Raises before returning if the engine cannot serve."""
+        ...
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """Sample `request.n` completions. An aborted request returns what it had, with finish_reason `abort`."""
+        ...
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early. Unknown ids are ignored: the request may just have finished."""
+        ...
+
+    async def update_weights(self, update: WeightUpdate) -> None:
+        """Take new weights whole or not at all; requests that arrive meanwhile wait.
+
+        After it returns, no token comes from the old weights and no cached prefix survives.
+        Raises `WeightUpdateError` if the checksum or the tensors do not match; the engine must then not serve.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End every process of the engine."""
+        ...

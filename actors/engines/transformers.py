@@ -1,0 +1,192 @@
+"""Rollouts on transformers' `generate`: one request at a time, the same tokens whatever the order of arrival."""
+
+import asyncio
+import threading
+from typing import Any, cast
+
+import numpy as np
+import torch
+from safetensors.torch import load
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from actors.config import RolloutConfig
+from actors.engines.gate import Gate, aborted_completion
+from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_update
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.weights.update import WeightUpdate, WeightUpdateError
+from moments_service.seeding import derive_seed
+
+
+class TransformersEngine:
+    """`Engine` for tests and for machines without vLLM.
+
+    Consumes: requests, served in order, each on a thread. Waits for: its turn, and its gate, which an update closes
+    after the request that runs. Ended by: `close`, which aborts what runs.
+    Every request has its own random stream, from its seed and its id: neither the order of arrival nor the engine it
+    lands on changes what is sampled. `generate` keeps the scores of a request: n * T * vocabulary * 4 bytes.
+    """
+
+    def __init__(self, config: RolloutConfig, policy: str, seed: int, index: int) -> None:
+        self._config, self._policy = config, policy
+        self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
+        self._version = 0
+        self._gate = Gate()
+        self._turn = asyncio.Lock()
+        self._aborts: dict[str, threading.Event] = {}
+        self._model: PreTrainedModel | None = None
+        self._files: PolicyFiles | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the next token is sampled with; 0 is what was loaded at the start."""
+        return self._version
+
+    async def start(self) -> None:
+        """Load the policy in this process. Raises OSError if it cannot be found."""
+        self._files = await asyncio.to_thread(read_policy_files, self._policy)
+        self._model = await asyncio.to_thread(self._load)
+        self._gate.open()
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """Sample `request.n` completions. Greedy log-probs are those of the softmax at temperature 1.
+
+        Raises ValueError for a prompt that is empty or fills `max_model_len`, or an id that is running,
+        `EngineDeadError` after `close`, `WeightUpdateError` if an update failed.
+        """
+        if request.request_id in self._aborts:
+            raise ValueError(f"request {request.request_id} is already running")
+        if not 0 < len(request.prompt_ids) < self._config.max_model_len:
+            raise ValueError(f"a prompt of {len(request.prompt_ids)} tokens; 1 to {self._config.max_model_len - 1} fit")
+        abort = self._aborts[request.request_id] = threading.Event()
+        try:
+            while True:
+                await self._gate.enter()
+                async with self._turn:
+                    if self._gate.closed:
+                        continue  # An update came while this request waited for its turn, and goes first.
+                    self._gate.raise_if_refusing()
+                    completions = await self._on_thread(request, abort)
+                    self._gate.raise_if_refusing()
+                    return completions
+        finally:
+            del self._aborts[request.request_id]
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early; unknown ids are ignored."""
+        if request_id in self._aborts:
+            self._aborts[request_id].set()
+
+    async def update_weights(self, update: WeightUpdate) -> None:
+        """Load the whole policy after the request that runs has ended.
+
+        Raises `WeightUpdateError` if the update is damaged or does not fit; the engine then never serves again.
+        """
+        async with self._gate.update(update.version), self._turn:
+            await asyncio.to_thread(self._replace_weights, update)
+            self._version = update.version
+
+    async def close(self) -> None:
+        """Abort what runs, whose callers get `EngineDeadError`, and drop the policy. Closing twice does nothing."""
+        self._gate.refuse(EngineDeadError("it was closed"))
+        for abort in self._aborts.values():
+            abort.set()
+        async with self._turn:
+            self._model = None
+
+    def _load(self) -> PreTrainedModel:
+        dtype = getattr(torch, self._config.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(self._policy, dtype=dtype)
+        model.to(self._device).eval()
+        # The checkpoint's own top-k, top-p and temperature would fill in for what a request leaves at its default.
+        model.generation_config = GenerationConfig()
+        return cast(PreTrainedModel, model)
+
+    async def _on_thread(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
+        work = asyncio.ensure_future(asyncio.to_thread(self._sample, request, abort))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            # A thread cannot be cancelled; the next request may not share the model and the random state with it.
+            abort.set()
+            await asyncio.wait({work})
+            raise
+
+    @torch.inference_mode()
+    def _sample(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
+        assert self._model is not None and self._files is not None
+        if abort.is_set():
+            return (aborted_completion(),) * request.n
+        stops = sorted({*request.stop_token_ids, *self._files.eos_token_ids})
+        room = self._config.max_model_len - len(request.prompt_ids)
+        prompt = torch.tensor([request.prompt_ids] * request.n, device=self._device)
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(derive_seed(request.seed, request.request_id))
+            generate: Any = self._model.generate
+            output = generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=_generation_config(request, stops, room),
+                stopping_criteria=StoppingCriteriaList([_Aborted(abort)]),
+            )
+        tokens = output.sequences[:, len(request.prompt_ids) :]
+        logprobs = torch.stack(
+            [
+                scores.float().log_softmax(-1).gather(-1, tokens[:, step, None])[:, 0]
+                for step, scores in enumerate(output.scores)
+            ],
+            dim=1,
+        )
+        full = tokens.shape[1] == min(request.max_tokens, room)
+        rows = zip(tokens.cpu().numpy(), logprobs.cpu().numpy(), strict=True)
+        return tuple(self._completion(ids, values, stops, "length" if full else "abort") for ids, values in rows)
+
+    def _completion(
+        self, token_ids: np.ndarray, logprobs: np.ndarray, stops: list[int], otherwise: FinishReason
+    ) -> Completion:
+        ends = np.flatnonzero(np.isin(token_ids, stops))
+        length = ends[0] + 1 if len(ends) else len(token_ids)
+        return Completion(
+            token_ids=token_ids[:length].astype(np.int32),
+            logprobs=logprobs[:length].astype(np.float32),
+            versions=np.full(length, self._version, dtype=np.int32),
+            finish_reason="stop" if len(ends) else otherwise,
+        )
+
+    def _replace_weights(self, update: WeightUpdate) -> None:
+        assert self._model is not None and self._files is not None
+        verify_update(update, self._files)
+        tied = {LM_HEAD} if self._files.tied else set()
+        result = self._model.load_state_dict(load(update.blob.tobytes()), strict=False)
+        if set(result.missing_keys) - tied or result.unexpected_keys:
+            raise WeightUpdateError(
+                f"weights of policy version {update.version} were loaded in part: "
+                f"missing {result.missing_keys[:3]}, unknown {result.unexpected_keys[:3]}"
+            )
+
+
+class _Aborted(StoppingCriteria):
+    def __init__(self, abort: threading.Event) -> None:
+        self._abort = abort
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((input_ids.shape[0],), self._abort.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+def _generation_config(request: GenerationRequest, stops: list[int], room: int) -> GenerationConfig:
+    sampled = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+    return GenerationConfig(
+        max_new_tokens=min(request.max_tokens, room),
+        do_sample=request.temperature > 0,
+        eos_token_id=stops or None,
+        # Fills the rows that ended before the longest; cut off again at each row's first stop token.
+        pad_token_id=stops[0] if stops else 0,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **(sampled if request.temperature > 0 else {}),
+    )

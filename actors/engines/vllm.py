@@ -1,0 +1,259 @@
+"""Rollouts on vLLM's `AsyncLLM`: one engine an actor, on CPU or GPU, that takes new weights between two tokens."""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.inputs.engine import tokens_input
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
+
+from actors.config import RolloutConfig
+from actors.engines.gate import Gate, aborted_completion
+from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_update
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.engines.vllm_weight_transfer import BACKEND
+from actors.weights.update import WeightUpdate, WeightUpdateError
+from moments_service.seeding import derive_seed
+
+_SHARED_MEMORY = Path("/dev/shm")
+_SPARE_BYTES = 2**24
+
+
+class VllmEngine:
+    """`Engine` on vLLM. It lives in the event loop that started it.
+
+    Consumes: requests, as many at once as callers send; vLLM queues what exceeds `max_concurrent`.
+    Waits for: its gate, which an update closes. Ended by: `close`, which fails what is still running.
+    """
+
+    def __init__(self, config: RolloutConfig, policy: str, seed: int, index: int) -> None:
+        self._config, self._policy = config, policy
+        self._seed = derive_seed(seed, "engine", index) % 2**31
+        self._version = 0
+        self._gate = Gate()
+        self._running: set[str] = set()
+        self._aborted: set[str] = set()
+        self._llm: AsyncLLM | None = None
+        self._files: PolicyFiles | None = None
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that the next token is sampled with; 0 is what was loaded at the start."""
+        return self._version
+
+    async def start(self) -> None:
+        """Load the policy into a child process. Raises whatever kept vLLM from starting."""
+        self._files = await asyncio.to_thread(read_policy_files, self._policy)
+        args = engine_args(self._config, self._policy, self._seed)
+        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
+        # vLLM keeps the answer: later requests are registered without yielding, so that an abort always finds them.
+        await self._llm.get_supported_tasks()
+        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
+        await self._llm.update_weight_version(str(self._version))
+        self._gate.open()
+
+    async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        """Sample `request.n` completions. Greedy log-probs are those of the softmax at temperature 1.
+
+        Raises ValueError for a request that vLLM refuses or whose id is running, `EngineDeadError` if vLLM died or
+        was closed, `WeightUpdateError` if an update failed, before or meanwhile.
+        """
+        if request.request_id in self._running:
+            raise ValueError(f"request {request.request_id} is already running")
+        self._running.add(request.request_id)
+        try:
+            await self._gate.enter()
+            if request.request_id in self._aborted:
+                return (aborted_completion(),) * request.n
+            output = await self._final_output(request)
+            self._gate.raise_if_refusing()
+            samples = sorted(output.outputs, key=lambda each: each.index)
+            # Greedy decoding has one outcome, and vLLM refuses to be asked for more.
+            return tuple(_completion(each) for each in (samples if len(samples) == request.n else samples * request.n))
+        finally:
+            self._running.discard(request.request_id)
+            self._aborted.discard(request.request_id)
+
+    async def abort(self, request_id: str) -> None:
+        """End a request early; unknown ids are ignored."""
+        if request_id in self._running and self._llm is not None:
+            self._aborted.add(request_id)
+            await self._llm.abort(request_id)
+
+    async def update_weights(self, update: WeightUpdate) -> None:
+        """Swap the whole policy between two tokens; running requests go on with the new weights, prefixes recomputed.
+
+        Raises `WeightUpdateError` if the update is damaged, incomplete or cannot be loaded, `EngineDeadError` if vLLM
+        died. The engine then never serves again: running and later requests raise too.
+        """
+        try:
+            async with self._gate.update(update.version):
+                await self._replace_weights(update)
+        finally:
+            if self._gate.refusing:
+                await self._wake_running()
+
+    async def close(self) -> None:
+        """End the child processes; running requests raise `EngineDeadError`. Closing twice does nothing."""
+        self._gate.refuse(EngineDeadError("it was closed"))
+        await self._wake_running()
+        llm, self._llm = self._llm, None
+        if llm is None:
+            return
+        if llm.output_handler is not None:
+            # It would report the end of its engine as an error.
+            llm.output_handler.cancel()
+        await asyncio.to_thread(_shut_down, llm)
+
+    async def _wake_running(self) -> None:
+        """Make vLLM hand back what runs; its callers then find the engine refusing."""
+        if self._llm is not None:
+            await self._llm.abort(list(self._running))
+
+    async def _final_output(self, request: GenerationRequest) -> RequestOutput:
+        assert self._llm is not None and self._files is not None
+        prompt = tokens_input(list(request.prompt_ids))
+        final: RequestOutput | None = None
+        with _our_errors():
+            params = sampling_params(request, self._files.eos_token_ids)
+            async for output in self._llm.generate(prompt, params, request.request_id):
+                final = output
+        if final is None or len(final.outputs) != params.n:
+            raise RuntimeError(f"vLLM returned {len(final.outputs) if final else 0} of {params.n} completions")
+        return final
+
+    async def _replace_weights(self, update: WeightUpdate) -> None:
+        llm = self._llm
+        assert llm is not None and self._files is not None
+        await asyncio.to_thread(verify_update, update, self._files)
+        folder = await asyncio.to_thread(_weight_folder, update.blob.nbytes)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="bvblend-weights-", suffix=".safetensors") as file:
+            await asyncio.to_thread(_write, file, update.blob)
+            info = WeightTransferUpdateRequest({"path": file.name, "size": update.blob.nbytes})
+            with _our_errors():
+                await llm.pause_generation(mode="keep", clear_cache=False)
+                await _load(llm, info, update.version)
+                # vLLM keeps the prefixes of the old weights otherwise; running requests are preempted and recomputed.
+                if not await llm.reset_prefix_cache(reset_running_requests=True):
+                    raise WeightUpdateError("vLLM did not drop the prefixes that the old weights computed")
+                self._version = update.version
+                await llm.resume_generation()
+
+
+def engine_args(config: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
+    """Everything that makes vLLM an RL sampler: log-probs of what was really sampled, nothing taken from files."""
+    tensor_parallel = max(1, int(config.gpus))
+    if config.gpus > 0:
+        device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}
+    else:
+        # With its size given and nothing compiled, vLLM skips the warm-up; blocks of 32 decode short prompts fastest.
+        device = {
+            "enforce_eager": True,
+            "block_size": 32,
+            "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
+        }
+    return AsyncEngineArgs(
+        model=policy,
+        skip_tokenizer_init=True,
+        dtype=config.dtype,
+        seed=seed,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_concurrent,
+        logprobs_mode="processed_logprobs",
+        # The default takes top-k, top-p and temperature from the checkpoint's generation_config.json, unsaid.
+        generation_config="vllm",
+        enable_prefix_caching=True,
+        tensor_parallel_size=tensor_parallel,
+        # Said because inside a placement group vLLM would pick Ray.
+        distributed_executor_backend="mp" if tensor_parallel > 1 else "uni",
+        worker_extension_cls="actors.engines.vllm_worker.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+        **device,
+    )
+
+
+def sampling_params(request: GenerationRequest, eos_token_ids: tuple[int, ...]) -> SamplingParams:
+    """vLLM's form of a request. Without a tokenizer vLLM knows no end-of-sequence token: it is a stop token here."""
+    return SamplingParams(
+        n=request.n if request.temperature > 0 else 1,
+        max_tokens=request.max_tokens,
+        temperature=request.temperature,
+        top_p=request.top_p,
+        top_k=request.top_k,
+        stop_token_ids=sorted({*request.stop_token_ids, *eos_token_ids}),
+        logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        # Any other kind loses samples when n > 1 and only the last output is kept.
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) -> None:
+    try:
+        await llm.start_weight_update()
+        await llm.update_weights(info)
+        await llm.finish_weight_update(weight_version=str(version))
+    except VllmEngineDeadError:
+        raise
+    except Exception as error:
+        # vLLM reports what its worker raised as a bare Exception.
+        raise WeightUpdateError(f"vLLM could not load policy version {version}: {error}") from error
+
+
+def _shut_down(llm: AsyncLLM) -> None:
+    manager = llm.engine_core.resources.engine_manager
+    processes = list(manager.processes) if manager is not None else []
+    llm.shutdown()
+    for process in processes:
+        # vLLM kills what does not end in time, and does not wait for that.
+        process.join()
+
+
+def _weight_folder(size: int) -> Path:
+    """Shared memory where it has room: containers often have 64 MB of it."""
+    if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > size + _SPARE_BYTES:
+        return _SHARED_MEMORY
+    return Path(tempfile.gettempdir())
+
+
+def _write(file: Any, blob: np.ndarray) -> None:
+    file.write(blob.data)
+    file.flush()
+
+
+@contextmanager
+def _our_errors() -> Iterator[None]:
+    try:
+        yield
+    except VllmEngineDeadError as error:
+        raise EngineDeadError(f"vLLM's engine process died: {error}") from error
+    except VLLMClientError as error:
+        raise ValueError(f"vLLM refuses the request: {error}") from error
+
+
+def _completion(output: CompletionOutput) -> Completion:
+    token_ids = np.asarray(output.token_ids, dtype=np.int32)
+    logprobs = np.asarray(cast(FlatLogprobs, output.logprobs).logprobs, dtype=np.float32)
+    versions = np.full(token_ids.shape, -1, dtype=np.int32)
+    for span in output.weight_versions or ():
+        versions[span.start : span.end] = int(span.version)
+    if logprobs.shape != token_ids.shape or (versions < 0).any():
+        raise RuntimeError(f"vLLM returned {len(token_ids)} tokens with {len(logprobs)} log-probs, versions {versions}")
+    return Completion(token_ids, logprobs, versions, cast(FinishReason, output.finish_reason))

@@ -1,0 +1,194 @@
+"""Prompts and the feed that deals them out: a reproducible order, group sizes, an epoch."""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from actors.prompts.group_sizes import group_sizes
+from actors.prompts.order import ORDERS
+from moments_service.moments.expected_signal import ExpectedSignal
+
+
+def prompt_id(source: str, text: str) -> str:
+    """Content hash of a prompt: the same prompt has the same id in every run."""
+    return hashlib.sha256(f"{source}\x1f{text}".encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One task for the policy, with what its verifier needs."""
+
+    prompt_id: str
+    source: str
+    """Task family or data set, as tables name it."""
+    text: str
+    """What the policy reads, before tokenisation."""
+    answer: str | None
+    """Gold answer, where the source has one."""
+    verifier: str
+    """Name of a registered verifier or dotted path `module:callable`."""
+    material: dict[str, Any] = field(default_factory=dict)
+    """What the verifier needs besides the answer (reasoning-gym: task, params and the entry)."""
+    difficulty: str = ""
+    """How hard its source says it is; "" where it does not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One place in the feed: this prompt, to be sampled as one group."""
+
+    prompt: Prompt
+    sequence: int
+    """Position in the feed, counted over all epochs; orders groups within a batch."""
+    epoch: int
+    group_size: int
+    """How many completions to sample."""
+    occurrence: int = 0
+    """How often the prompt was dealt before in this epoch."""
+    attempt: int = 0
+    """How often this group was lost before; a lost group is never sampled again under the same id."""
+
+    @property
+    def group_id(self) -> str:
+        return f"{self.prompt.prompt_id}:{self.epoch}:{self.occurrence}:{self.attempt}"
+
+    def next_attempt(self) -> "Ticket":
+        return replace(self, attempt=self.attempt + 1)
+
+
+class PromptFeed:
+    """Deals out a pool of prompts for ever, a hand of tickets at a time; an epoch is as many tickets as there are prompts.
+
+    order `shuffled`: every epoch is a permutation of the pool, fixed by the seed.    order `signal`: clusters that promise
+    signal come more often, see `SignalOrder`.    max_group_size: spread each hand's completions over groups of 2 up to so
+    many, see `group_sizes`; None gives every group `group_size`.
+
+    Its state is all that its choices depend on, but for what `learn` was told: a resumed feed that is told the same goes
+    on exactly where the saved one stood.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        seed: int,
+        group_size: int,
+        max_group_size: int | None = None,
+        order: str = "shuffled",
+    ) -> None:
+        if not prompts:
+            raise ValueError("the prompt feed needs at least one prompt")
+        # Rows are prompts by id, so that nothing depends on the order in which the pool was read.
+        self._given = np.array(sorted(range(len(prompts)), key=lambda i: prompts[i].prompt_id), dtype=np.int64)
+        self._prompts = [prompts[i] for i in self._given.tolist()]
+        self._rows = {prompt.prompt_id: row for row, prompt in enumerate(self._prompts)}
+        if len(self._rows) < len(prompts):
+            raise ValueError(
+                f"the pool holds {len(prompts)} prompts but {len(self._rows)} distinct ids; drop duplicates first"
+            )
+        self._seed = seed
+        self._group_size = group_size
+        self._max_group_size = max_group_size
+        self._adapts = order == "signal" or max_group_size is not None
+        self._order = ORDERS[order](tuple(self._rows), seed)
+        self._sequence = 0
+        # [N] expected reward variance within each prompt, as far as the moments know.
+        self._variance: np.ndarray | None = None
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it goes by what the moments know; `learn` must then come before the first hand."""
+        return self._adapts
+
+    def learn(self, signal: ExpectedSignal) -> None:
+        """From the next hand on, go by this. Once after every commit, so that it is the same whenever groups arrive.
+
+        signal: with clusters in the order in which the feed got its prompts.
+        """
+        if len(signal.clusters) != len(self._prompts):
+            raise ValueError(f"told of {len(signal.clusters)} prompts, but the feed deals {len(self._prompts)}")
+        clusters = signal.clusters[self._given]
+        # Where every group is one completion, nobody ever sees two of one prompt.
+        variance = signal.within if self._group_size > 1 else signal.total
+        self._variance = variance[clusters]
+        self._order.learn(clusters, np.sqrt(variance))
+
+    def deal(self, groups: int) -> list[Ticket]:
+        """The next `groups` tickets, with `groups * group_size` completions between them; never ends."""
+        places = range(self._sequence, self._sequence + groups)
+        drawn = [self._order.draw(place) for place in places]
+        self._sequence += groups
+        sizes = self._sizes([row for row, _ in drawn])
+        return [
+            Ticket(self._prompts[row], place, place // len(self._prompts), size, occurrence)
+            for place, size, (row, occurrence) in zip(places, sizes, drawn, strict=True)
+        ]
+
+    def state(self, in_flight: Iterable[Ticket] = ()) -> dict[str, Any]:
+        """What a checkpoint needs, as JSON.
+
+        in_flight: tickets that were dealt but whose groups are in no batch up to the checkpoint.
+        """
+        return {
+            "pool": self._pool_hash(),
+            "seed": self._seed,
+            "sequence": self._sequence,
+            **self._order.state(),
+            "in_flight": [
+                {
+                    "prompt_id": ticket.prompt.prompt_id,
+                    "sequence": ticket.sequence,
+                    "epoch": ticket.epoch,
+                    "group_size": ticket.group_size,
+                    "occurrence": ticket.occurrence,
+                    "attempt": ticket.attempt,
+                }
+                for ticket in in_flight
+            ],
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> tuple[Ticket, ...]:
+        """Go on from a saved state. Returns the tickets that were in flight, to be dispatched again as they were.
+
+        They keep their attempt: nothing of those groups is in the state past the checkpoint.
+        """
+        if state["pool"] != self._pool_hash():
+            raise ValueError(
+                "the checkpoint's prompt feed was dealing other prompts (pool "
+                f"{state['pool']}, now {self._pool_hash()}: {len(self._prompts)} prompts); "
+                "resume with the same `prompts`, or start a new run"
+            )
+        if state["seed"] != self._seed:
+            raise ValueError(
+                f"the checkpoint's prompt feed has seed {state['seed']}, this run has {self._seed}; "
+                "resume with the same seed, or start a new run"
+            )
+        self._order.load_state(state)
+        self._sequence = state["sequence"]
+        return tuple(
+            Ticket(
+                prompt=self._prompts[self._rows[saved["prompt_id"]]],
+                sequence=saved["sequence"],
+                epoch=saved["epoch"],
+                group_size=saved["group_size"],
+                occurrence=saved["occurrence"],
+                attempt=saved["attempt"],
+            )
+            for saved in state["in_flight"]
+        )
+
+    def _sizes(self, rows: Sequence[int]) -> list[int]:
+        if self._max_group_size is None:
+            return [self._group_size] * len(rows)
+        if self._variance is None:
+            raise RuntimeError(
+                "group sizes go by the moments, and the feed was told nothing of them yet: call learn first"
+            )
+        return group_sizes(self._variance[rows], len(rows) * self._group_size, self._max_group_size)
+
+    def _pool_hash(self) -> str:
+        """Hash of what is asked and how it is judged; the order of the pool does not matter."""
+        lines = sorted(f"{p.prompt_id}\x1f{p.answer}\x1f{p.verifier}" for p in self._prompts)
+        return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()[:16]

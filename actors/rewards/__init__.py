@@ -1,0 +1,1 @@
+"""Rewards: verifiers run where they can be killed."""

@@ -1,0 +1,1 @@
+"""Rollout: a prompt becomes a scored group."""

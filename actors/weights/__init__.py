@@ -1,0 +1,1 @@
+"""Weights: what travels from the learner to the engines."""

@@ -1,0 +1,51 @@
+"""What travels when the policy changes: an offer that says what there is and where, and the tensors behind its address."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+Kind = Literal["full", "adapter", "delta"]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of an offer: its Hugging Face name, torch dtype name, full shape and the checksum of its bytes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightOffer:
+    """The policy at one version, for whoever samples with it. Small; the tensors stay behind `address` until a sink takes them.
+
+    `full` holds every tensor; `adapter` and `delta` what changed since `base_version`.
+    """
+
+    version: int
+    kind: Kind
+    base_version: int | None
+    manifest: tuple[TensorEntry, ...]
+    address: Any
+    """Where the bytes are, in the words of the transport: for the object store, a Ray ObjectRef of one [bytes] uint8 array."""
+
+
+class WeightError(RuntimeError):
+    """Weights that did not arrive whole, or do not fit; the engine that saw them must not serve."""
+
+
+class WeightSource(Protocol):
+    """Where weights come from: the learner."""
+
+    async def offer(self, version: int) -> WeightOffer:
+        """The policy as it is now, as `version`. Good until the next offer."""
+        ...
+
+
+class WeightSink(Protocol):
+    """Where weights go: everything that samples. Takes an offer whole or not at all."""
+
+    async def take(self, offer: WeightOffer) -> None:
+        """Returns when no token comes from older weights any more. Raises WeightError."""
+        ...

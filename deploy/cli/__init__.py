@@ -1,0 +1,1 @@
+"""The `bvblend` command."""

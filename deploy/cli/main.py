@@ -1,0 +1,279 @@
+"""The `bvblend` command.
+
+Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 130 stopped by hand.
+"""
+
+import asyncio
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from deploy.cli.clusters import clusters_app
+from deploy.cli.inspect import inspect_app
+from deploy.cli.moments import moments_app
+from deploy.cli.options import Address, Overrides, Recipe
+from deploy.cluster.environment import EnvironmentProblemError, require_packages
+from deploy.config.recipe import ConfigError, RunConfig, dump_config, find_run, load_recipe, load_run_config
+from deploy.report.redaction import redacted
+from deploy.rundir.layout import RunDirectory
+from deploy.watching.trackers import TrackerName, chosen_trackers
+
+if TYPE_CHECKING:
+    from moments_service.offline.portable import WarmStart
+
+app = typer.Typer(
+    help="Reinforcement learning with verifiable rewards whose advantages remember. Start: bvblend train RECIPE",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(clusters_app, name="clusters")
+app.add_typer(moments_app, name="moments")
+app.add_typer(inspect_app)
+console = Console()
+errors = Console(stderr=True)
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
+    override: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
+    warm_start: Annotated[
+        Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
+    ] = None,
+    discount: Annotated[float, typer.Option(help="Share of their mass to keep, in (0, 1]")] = 1.0,
+    codebook: Annotated[
+        Path | None, typer.Option(help="Begin with a codebook that `bvblend clusters fit` wrote")
+    ] = None,
+    address: Address = None,
+    dashboard: Annotated[
+        str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
+    ] = None,
+    track: Annotated[str | None, typer.Option(help="Also log to tensorboard,wandb,mlflow, or some of them")] = None,
+    wait_for_nodes: Annotated[
+        bool, typer.Option("--wait-for-nodes", help="Nodes are still to come: wait for room, do not refuse at once")
+    ] = False,
+) -> None:
+    """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
+    if (recipe is None) == (resume is None):
+        raise ConfigError("name a recipe, or a run to --resume, and not both")
+    if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
+        raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
+    checkpoint = None
+    if resume is not None:
+        directory = find_run(resume)
+        config = load_run_config(directory, override or ())
+        steps = directory.checkpoint_steps()
+        checkpoint = directory.checkpoint(steps[-1]) if steps else None
+    else:
+        assert recipe is not None
+        config = load_recipe(recipe, override or ())
+    require_packages(config.rollout.engine)
+    trackers = chosen_trackers(track, directory if resume is not None else None)
+    from deploy.run.warm_start import read_warm_start
+
+    start = read_warm_start(config, warm_start, codebook, discount)
+    run = directory if resume is not None else None
+    _train(
+        config, run, checkpoint, address, start, dashboard=dashboard, trackers=trackers, wait_for_nodes=wait_for_nodes
+    )
+
+
+def _train(
+    config: RunConfig,
+    directory: RunDirectory | None,
+    checkpoint: Path | None,
+    address: str | None,
+    start: "WarmStart | None",
+    *,
+    dashboard: str | None,
+    trackers: Sequence[TrackerName],
+    wait_for_nodes: bool,
+) -> None:
+    import ray
+
+    from actors.placement import alive_nodes
+    from deploy.cluster.placement import busy, refuse_what_does_not_fit
+    from deploy.mirror.mirror import refuse_unwritable_mirror
+    from deploy.report.live import create_display
+    from deploy.report.summary import rich_table, signal_sentence
+    from deploy.run.launch import connect, read_pool, run_training
+    from deploy.run.prompt_lengths import refuse_long_prompts
+
+    show = None
+    if dashboard is not None:
+        from deploy.dashboard.actor import entrance_of, start_dashboard
+
+        show = partial(start_dashboard, *entrance_of(dashboard))
+    pool = read_pool(config)
+    refuse_long_prompts(config, pool)
+    refuse_unwritable_mirror(config)
+    directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    if start is not None:
+        start.place(directory.moments)
+    display = create_display(console, config.steps)
+    watchdog = None
+    if checkpoint is not None:
+        display.note(f"going on from {checkpoint}")
+    elif directory.metrics.exists():
+        display.note("this run has no checkpoint yet; it begins again")
+    try:
+        watchdog = connect(config, address)
+        if not wait_for_nodes:
+            refuse_what_does_not_fit(config, alive_nodes())
+        if watchdog is None and (reason := busy(config, alive_nodes())) is not None:
+            display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
+        if show is not None:
+            _keep, page = show(directory.path.parent)
+            display.note(f"dashboard: {page}")
+        result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
+    except Exception:
+        directory.error.write_text(redacted(traceback.format_exc()))
+        raise
+    finally:
+        display.close()
+        ray.shutdown()
+        if watchdog is not None and watchdog.stdin is not None:
+            watchdog.stdin.close()
+    console.print(rich_table(result.summary))
+    console.print(signal_sentence(result.summary))
+    console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    override: Overrides = None,
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to plan for; without it RAY_ADDRESS, else this machine")
+    ] = None,
+) -> None:
+    """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
+    from deploy.cluster.plan import arithmetic_table, processes_table
+    from deploy.run.launch import read_pool
+    from deploy.run.prompt_lengths import refuse_long_prompts
+
+    config = load_recipe(recipe, override or ())
+    pool = read_pool(config)
+    refuse_long_prompts(config, pool)
+    console.print(processes_table(config))
+    console.print(arithmetic_table(config, pool))
+    if address is not None or os.environ.get("RAY_ADDRESS"):
+        _plan_places(config, address)
+
+
+def _plan_places(config: RunConfig, address: str | None) -> None:
+    import ray
+
+    from actors.placement import alive_nodes
+    from deploy.cluster.placement import busy, places_table, refuse_what_does_not_fit
+    from deploy.run.launch import join
+
+    join(address)
+    try:
+        nodes = alive_nodes()
+    finally:
+        ray.shutdown()
+    refuse_what_does_not_fit(config, nodes)
+    console.print(places_table(config, nodes))
+    if (reason := busy(config, nodes)) is not None:
+        console.print(f"Not now, others use the cluster: {reason}", style="yellow", markup=False, soft_wrap=True)
+
+
+@app.command()
+def submit(
+    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
+    address: Annotated[
+        str, typer.Option(help="The cluster's dashboard", envvar="RAY_ADDRESS")
+    ] = "http://127.0.0.1:8265",
+    override: Overrides = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with this run, as the cluster names it")] = None,
+    working_dir: Annotated[Path | None, typer.Option(help="What the job gets a copy of, with the recipe")] = None,
+    runtime_env: Annotated[Path | None, typer.Option(help="Ray's runtime environment, a file")] = None,
+    entrypoint_num_cpus: Annotated[float | None, typer.Option(help="CPUs to reserve for the driver")] = None,
+    entrypoint_num_gpus: Annotated[float | None, typer.Option(help="GPUs to reserve for the driver")] = None,
+    entrypoint_resources: Annotated[
+        str | None, typer.Option(help='Other resources for the driver: {"head": 1}')
+    ] = None,
+    track: Annotated[str | None, typer.Option(help="As of train")] = None,
+    wait_for_nodes: Annotated[
+        bool, typer.Option("--wait-for-nodes", help="As of train: nodes are still to come")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log to the end of the job")] = True,
+) -> None:
+    """Train as a job of a Ray cluster. Example: bvblend submit my.yaml --address http://HEAD:8265 --working-dir ."""
+    from deploy.cluster import submit as jobs
+
+    if (recipe is None) == (resume is None):
+        raise ConfigError("name a recipe, or a run to --resume, and not both")
+    if recipe is not None:
+        jobs.refuse_relative_runs_dir(load_recipe(recipe, override or ()))
+    elif (directory := RunDirectory(resume or Path())).config.exists():  # it may lie where only the cluster sees it
+        load_run_config(directory, override or ())
+    more = [*(("--track", track) if track is not None else ()), *(("--wait-for-nodes",) if wait_for_nodes else ())]
+    job = jobs.Job.submit(
+        address,
+        jobs.train_command(recipe, resume, override or (), working_dir, *more),
+        jobs.runtime_environment(runtime_env, working_dir),
+        jobs.driver_resources(entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_resources),
+    )
+    console.print(f"submitted {job.job_id}; {job.hint()}", markup=False, soft_wrap=True)
+    if wait:
+        raise typer.Exit(job.follow(console))
+
+
+@app.command()
+def compare(
+    recipe: Recipe,
+    estimators: Annotated[
+        str, typer.Option(help="Estimators, separated by commas: bv_blend, bv_blend:paper, grpo, pass_at_k:k=8, …")
+    ] = "bv_blend,grpo",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(help="Compare settings too: --vary prompts.order=shuffled,signal", show_default=False),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each variant, with seeds 0, 1, …")] = 3,
+    out: Annotated[Path | None, typer.Option(help="Where to write; runs found there are not run again")] = None,
+    override: Overrides = None,
+) -> None:
+    """Run a recipe under several estimators, and settings. Example: bvblend compare deploy/recipes/cold_start.yaml --seeds 3"""
+    from deploy.report.compare import Comparison
+
+    config = load_recipe(recipe, override or ())
+    out = out or Path(config.runs_dir) / f"compare-{config.name}"
+    comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
+    for engine in {variant.config.rollout.engine for variant in comparison.variants}:
+        require_packages(engine)
+    comparison.run(console)
+    console.print(comparison.table())
+    console.print(f"picture and numbers: {comparison.out}/compare.png, compare.json", soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command and turn what went wrong into a message and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        _fail(str(error), 2)
+    except EnvironmentProblemError as error:
+        _fail(str(error), 3)
+    except KeyboardInterrupt:
+        _fail("stopped before the run began", 130)
+    except Exception as error:
+        # The one place that ends every failed command: a person reads the message, error.txt holds the traceback.
+        if type(error).__name__ == "StoppedByHandError":
+            _fail(str(error), 130)
+        _fail(f"{type(error).__name__}: {error}", 4)
+
+
+def _fail(message: str, code: int) -> None:
+    errors.print(redacted(message), style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(code)

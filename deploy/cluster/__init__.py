@@ -1,0 +1,1 @@
+"""Where a run may go: the machine, the cluster, the job."""

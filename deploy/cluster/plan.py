@@ -1,0 +1,107 @@
+"""What a recipe would run: actors, resources, memory, batch arithmetic. Starts nothing."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from actors.prompts.sources import PromptPool
+from deploy.cluster.environment import machine
+from deploy.config.recipe import RunConfig
+
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_PROCESS_GIB = {"vllm": 1.8, "transformers": 0.9, "learner": 0.7, "moments": 0.3, "driver": 0.6}
+"""Resident memory of each process before it holds a policy, as seen with the pinned packages on CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRow:
+    """One kind of process."""
+
+    what: str
+    count: int
+    cpus: float
+    gpus: float
+    gib: float
+
+
+def plan_rows(config: RunConfig) -> list[PlanRow]:
+    """The processes of a run, with a rough estimate of the memory that each needs."""
+    weights = policy_parameters(config.policy) or 0
+    rollout, learner = config.rollout, config.learner
+    engine_gib = weights * _BYTES[rollout.dtype] / 2**30 + (rollout.kv_cache_gib if rollout.gpus == 0 else 0)
+    # Master weights, gradients and both Adam moments in float32, sharded over the ranks.
+    rank_gib = weights * 16 / learner.world_size / 2**30
+    return [
+        PlanRow(f"rollout actor ({rollout.engine})", rollout.actors, rollout.cpus, rollout.gpus, _PROCESS_GIB[rollout.engine] + engine_gib),
+        PlanRow("learner rank (FSDP2)", learner.world_size, learner.cpus, learner.gpus, _PROCESS_GIB["learner"] + rank_gib),
+        PlanRow("moments service", 1, 0, 0, _PROCESS_GIB["moments"]),
+        PlanRow("driver", 1, 0, 0, _PROCESS_GIB["driver"]),
+    ]  # fmt: skip
+
+
+def processes_table(config: RunConfig) -> Table:
+    """What would be started."""
+    table = Table(title=f"{config.name}: what would run", title_style="bold")
+    table.add_column("process")
+    for name in ("count", "CPUs", "GPUs", "GiB, about"):
+        table.add_column(name, justify="right")
+    rows = plan_rows(config)
+    for number, row in enumerate(rows):
+        cells = (f"{row.count * row.cpus:g}", f"{row.count * row.gpus:g}", f"{row.count * row.gib:.1f}")
+        table.add_row(row.what, str(row.count), *cells, end_section=number == len(rows) - 1)
+    cpus, gpus, gib = (sum(row.count * getattr(row, name) for row in rows) for name in ("cpus", "gpus", "gib"))
+    here = machine()
+    table.add_row("all", str(sum(row.count for row in rows)), f"{cpus:g}", f"{gpus:g}", f"{gib:.1f}")
+    table.add_row("this machine", "", str(here["cores"]), "", str(here["memory_gib"]), style="dim")
+    return table
+
+
+def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
+    """What a step and the run amount to."""
+    completions = config.batch_groups * config.group_size
+    parameters = policy_parameters(config.policy)
+    table = Table(title="what it would do", title_style="bold", show_header=False)
+    rows = {
+        "policy": f"{config.policy}" + (f" ({parameters / 1e6:.2f}M parameters)" if parameters else ""),
+        "prompts": f"{len(pool.train)} for training, {len(pool.held_out)} held out, from {len(config.prompts.sources)} sources",
+        "a step": f"{config.batch_groups} groups x {_group_sizes(config)} completions = {completions} completions, "
+        f"{config.learner.updates_per_batch} optimiser step(s)",
+        "the run": f"{config.steps} steps = {completions * config.steps} completions, "
+        f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
+        "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
+        "order": "every prompt once an epoch"
+        if config.prompts.order == "shuffled"
+        else "clusters that promise signal first",
+        "advantages": f"{config.moments.estimator} over {_clusters(config)}",
+    }
+    for name, text in rows.items():
+        table.add_row(name, text)
+    return table
+
+
+def _group_sizes(config: RunConfig) -> str:
+    return str(config.group_size) + (f" (2 to {config.max_group_size})" if config.max_group_size is not None else "")
+
+
+def _clusters(config: RunConfig) -> str:
+    clusters = config.moments.clusters
+    if clusters.by != "embedding":
+        return f"one cluster per {clusters.by}"
+    return "as many clusters as pay (auto)" if clusters.count == "auto" else f"{clusters.count} clusters"
+
+
+def policy_parameters(policy: str) -> int | None:
+    """Number of parameters, from the headers of the policy's safetensors files; None for a policy that is not here."""
+    files = sorted(Path(policy).glob("*.safetensors"))
+    return sum(_parameters_in(file) for file in files) if files else None
+
+
+def _parameters_in(file: Path) -> int:
+    with file.open("rb") as handle:
+        (length,) = struct.unpack("<Q", handle.read(8))
+        header = json.loads(handle.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

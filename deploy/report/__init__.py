@@ -1,0 +1,1 @@
+"""What people read about runs: tables, summaries, comparisons, explanations."""

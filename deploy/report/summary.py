@@ -1,0 +1,146 @@
+"""The end of a run in numbers, words and a picture: summary.json, summary.md, summary.png."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+from deploy.cluster.environment import machine, versions
+from deploy.report.live import PHASES
+from deploy.run.evaluation import Evaluation
+from deploy.rundir.layout import RunDirectory
+
+WINDOW = 10
+"""Steps that a curve is smoothed over."""
+
+
+def summarise(
+    directory: RunDirectory, start: dict[str, Evaluation], end: dict[str, Evaluation], estimator: str
+) -> dict[str, Any]:
+    """Write all three files and return what summary.json holds.
+
+    start, end: evaluations by split, `train` and `held_out`.
+    """
+    rows = directory.read_metrics()
+    summary = {
+        "estimator": estimator,
+        "train": {"start": start["train"].pass_at_1, "end": end["train"].pass_at_1},
+        "held_out": {"start": start["held_out"].pass_at_1, "end": end["held_out"].pass_at_1},
+        "sources": {
+            source: {
+                split: {"start": start[split].sources.get(source), "end": end[split].sources.get(source)}
+                for split in ("train", "held_out")
+            }
+            for source in sorted(set(start["train"].sources) | set(start["held_out"].sources))
+        },
+        "steps": len(rows),
+        "seconds": sum(row["seconds"] for row in rows),
+        "phases": {phase: _mean([row["phases"].get(phase, 0.0) for row in rows]) for phase in PHASES},
+        "signal_ratio": {
+            "own": _mean([row["signal/own"] for row in rows]),
+            "grpo": _mean([row["signal/grpo"] for row in rows]),
+        },
+        "groups_rescued": int(sum(row["signal/rescued_groups"] for row in rows)),
+        "versions": versions(),
+        "machine": machine(),
+    }
+    directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
+    (directory.path / "summary.md").write_text(markdown(summary))
+    draw(directory, summary, rows)
+    return summary
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The before/after table and what the estimator made of the samples."""
+    lines = [
+        f"# {summary['estimator']}: {summary['steps']} steps in {summary['seconds'] / 60:.1f} minutes",
+        "",
+        "| pass@1 | train, start | train, end | held out, start | held out, end |",
+        "|---|---|---|---|---|",
+    ]
+    for name, *values in table_rows(summary):
+        lines.append(f"| {name} | " + " | ".join(values) + " |")
+    return "\n".join([*lines, "", signal_sentence(summary), ""])
+
+
+def signal_sentence(summary: dict[str, Any]) -> str:
+    """What GRPO would have wasted."""
+    own, grpo = summary["signal_ratio"]["own"], summary["signal_ratio"]["grpo"]
+    return (
+        f"{own:.0%} of the groups taught something under {summary['estimator']}; GRPO would have learned from {grpo:.0%} "
+        f"of the same groups and wasted {1 - grpo:.0%}. Groups rescued: {summary['groups_rescued']}."
+    )
+
+
+def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Name and four numbers a source, the total last."""
+    rows = []
+    for source, splits in summary["sources"].items():
+        rows.append(
+            (source, *(_number(splits[split][when]) for split in ("train", "held_out") for when in ("start", "end")))
+        )
+    total = (_number(summary[split][when]) for split in ("train", "held_out") for when in ("start", "end"))
+    return [*rows, ("all", *total)]
+
+
+def rich_table(summary: dict[str, Any]) -> Table:
+    """The before/after table for a terminal."""
+    table = Table(title="pass@1 before and after", title_style="bold")
+    table.add_column("source")
+    for name in ("train, start", "train, end", "held out, start", "held out, end"):
+        table.add_column(name, justify="right", style="green" if name.endswith("end") else None)
+    rows = table_rows(summary)
+    for number, row in enumerate(rows):
+        table.add_row(*row, end_section=number == len(rows) - 2, style="bold" if number == len(rows) - 1 else None)
+    return table
+
+
+def draw(directory: RunDirectory, summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """summary.png: the curve, the share of groups that teach, and every source before and after."""
+    from matplotlib.figure import Figure  # half a second to import, and only the end of a run needs it
+
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    curve, signal, bars = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
+    steps = [row["step"] + 1 for row in rows]
+    own, grpo = "#0b7285", "#c92a2a"
+
+    rewards = [row["reward/pass_at_1"] for row in rows]
+    curve.plot(steps, rewards, color=own, alpha=0.25, linewidth=1)
+    curve.plot(steps, smooth(rewards), color=own, linewidth=2)
+    curve.set(title="pass@1 while training", xlabel="policy step", ylim=(0, None))
+
+    signal.plot(steps, smooth([row["signal/own"] for row in rows]), color=own, linewidth=2, label=summary["estimator"])
+    signal.plot(steps, smooth([row["signal/grpo"] for row in rows]), color=grpo, linewidth=2, label="GRPO, same groups")
+    signal.set(title="groups that carry signal", xlabel="policy step", ylim=(0, 1.05))
+    signal.legend(frameon=False, loc="center right")
+
+    names = list(summary["sources"])
+    places = range(len(names))
+    for when, offset, color in (("start", 0.2, "#adb5bd"), ("end", -0.2, own)):
+        heights = [summary["sources"][name]["train"][when] or 0.0 for name in names]
+        bars.barh([place + offset for place in places], heights, height=0.38, color=color, label=f"train, {when}")
+    held = [summary["sources"][name]["held_out"]["end"] or 0.0 for name in names]
+    bars.scatter(
+        held, [place - 0.2 for place in places], marker="|", s=90, color="#212529", label="held out, end", zorder=3
+    )
+    bars.set_yticks(list(places), names)
+    bars.set(title="pass@1 by source", xlim=(0, 1))
+    bars.legend(frameon=False, fontsize=8)
+    for axes in (curve, signal, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2)
+    figure.savefig(directory.path / "summary.png", dpi=130)
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Mean of the last `WINDOW` values at each place."""
+    return [_mean(values[max(0, i - WINDOW + 1) : i + 1]) for i in range(len(values))]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"

@@ -1,0 +1,240 @@
+"""The rollout actors as the driver sees them: who serves, who is busy, who has to come back."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+from actors.placement import addresses, alive_nodes, no_room, reserve
+from actors.prompts.feed import Prompt, Ticket
+from actors.rollout.actor import Receipt
+from actors.rollout.spawn import rollout_part, spawn_rollout_actors
+from deploy.config.recipe import RunConfig
+from learner.group import LearnerGroup
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutFleet:
+    """Handles of all rollout actors. Ray restarts a dead one, on another node if its own is gone; it serves again once it
+    has the newest weights. The run goes on for as long as one of them serves."""
+
+    def __init__(self, config: RunConfig, verifiers: Sequence[str]) -> None:
+        """Starts nothing. verifiers: names that the run's prompts ask for, so that a broken one is known before the first step."""
+        self._config = config
+        self._part = rollout_part(config.rollout)
+        self._verifiers = verifiers
+        self._places: PlacementGroup | None = None
+        self.actors: list[Any] = []
+        self._load = [0] * config.rollout.actors
+        self._serving = [False] * config.rollout.actors
+        self._somebody_serves = asyncio.Event()
+        # Of each actor that serves, what ends when it dies.
+        self._watches: dict[int, asyncio.Task[None]] = {}
+        self.restarts = 0
+        self.starts = 0
+        """How often an actor began to serve."""
+        # The newest weights, kept for actors that come back; None while the starting policy serves.
+        self.latest_update: Any = None
+        # Held while weights are on their way: an actor that comes back meanwhile waits, and takes those.
+        self._publishing = asyncio.Lock()
+        self.on_death: Callable[[int], None] = self.suspend
+        """Called with every actor that turns out to be dead."""
+
+    async def start(self) -> None:
+        """Reserve places, start the actors in them and wait until every one serves. Raises NoRoomError, TimeoutError."""
+        config = self._config
+        self._places = await reserve(self._part, config.start_timeout_s)
+        self.actors = spawn_rollout_actors(
+            config.rollout,
+            config.sampling,
+            self._places,
+            policy=config.policy,
+            chat=config.prompts.chat,
+            seed=config.seed,
+            text_share=config.transcripts.share,
+            text_chars=config.transcripts.max_chars,
+            verifiers=self._verifiers,
+            start_timeout_s=config.start_timeout_s,
+        )
+        await asyncio.gather(*(self._started(actor) for actor in range(len(self.actors))))
+
+    def pick(self) -> int | None:
+        """The least busy actor that serves, now busier by one; None if none serves."""
+        serving = self._now_serving()
+        if not serving:
+            return None
+        actor = min(serving, key=lambda candidate: self._load[candidate])
+        self._load[actor] += 1
+        return actor
+
+    def done(self, actor: int) -> None:
+        """One group of this actor ended, however it did."""
+        self._load[actor] -= 1
+
+    def serving(self, actor: int) -> bool:
+        return self._serving[actor]
+
+    def suspend(self, actor: int) -> None:
+        """Give it nothing until it is back."""
+        self._serving[actor] = False
+        if not self._now_serving():
+            self._somebody_serves.clear()
+
+    def states(self) -> list[dict[str, int | bool]]:
+        """Whether each actor serves, and how many groups it works on."""
+        return [{"serving": serves, "load": load} for serves, load in zip(self._serving, self._load, strict=True)]
+
+    def nodes(self) -> list[str | None]:
+        """Address of each actor's node; None for one that lost its node and found no other."""
+        return addresses(self._places) if self._places is not None else []
+
+    async def revive(self, actor: int) -> None:
+        """Wait for Ray's restart of a dead actor and give it the newest weights, however long that takes while others serve.
+
+        Raises TimeoutError if nobody serves past `start_timeout_s`.
+        """
+        self.restarts += 1
+        left = len(self._now_serving())
+        meanwhile = f"going on with {left} of {len(self.actors)}" if left else "nobody samples"
+        logger.warning("rollout actor %d died; %s until it is back", actor, meanwhile)
+        returning = asyncio.ensure_future(self._ready(actor))
+        try:
+            while not (await asyncio.wait([returning], timeout=self._config.start_timeout_s))[0]:
+                why = self._why_missing(actor)
+                if not self._now_serving():
+                    raise TimeoutError(f"no rollout actor serves, and {why}")
+                logger.warning("%s; the run goes on without it", why)
+            await returning
+        finally:
+            returning.cancel()
+
+    def log_revival(self, actor: int, seconds: float) -> None:
+        logger.warning("rollout actor %d serves again after %.0f s, on %s", actor, seconds, self.nodes()[actor])
+
+    async def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Receipt:
+        """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
+
+        Raises RayActorError where the actor dies before that.
+        """
+        return await self._answer(actor, self.actors[actor].rollout.remote(ticket, embedding, moments))
+
+    async def publish(self, learner: LearnerGroup, version: int) -> None:
+        """Give the learner's weights as `version` to every actor that serves; one that dies over it comes back with them."""
+        async with self._publishing:
+            to = {actor: partial(self._update_weights, actor) for actor in self._now_serving()}
+            died = await learner.publish(version, to, self._config.rollout.update_timeout_s)
+            self.latest_update = learner.latest_update
+            for actor in died:
+                self.on_death(actor)
+
+    async def evaluate(self, prompts: Sequence[Prompt]) -> list[list[float | None]]:
+        """Rewards of fresh completions, [len(prompts)][evaluation.samples]; None where there is no reward.
+
+        What an actor did not finish before it died is sampled again by the others.
+        """
+        rewards: list[list[float | None]] = [[] for _ in prompts]
+        left = list(range(len(prompts)))
+        while left:
+            await self._somebody_serves.wait()
+            left = await self._evaluate(prompts, left, rewards)
+        return rewards
+
+    async def close(self, timeout_s: float) -> None:
+        """End engines and verifiers, then the actors, and give their places back."""
+        for watch in self._watches.values():
+            watch.cancel()
+        closing = [actor.close.remote() for actor in self.actors]
+        if closing:
+            await asyncio.to_thread(ray.wait, closing, num_returns=len(closing), timeout=timeout_s)
+        for actor in self.actors:
+            ray.kill(actor, no_restart=True)
+        if self._places is not None:
+            await asyncio.to_thread(remove_placement_group, self._places)
+
+    async def _evaluate(
+        self, prompts: Sequence[Prompt], places: Sequence[int], rewards: list[list[float | None]]
+    ) -> list[int]:
+        """Fill `rewards` at `places`; returns the places that died with their actor."""
+        how = (self._config.evaluation.temperature, self._config.evaluation.samples)
+        serving = self._now_serving()
+        shares = [places[start :: len(serving)] for start in range(len(serving))]
+        results = await asyncio.gather(
+            *(
+                self._answer(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], *how))
+                for actor, share in zip(serving, shares, strict=True)
+            ),
+            return_exceptions=True,
+        )
+        died: list[int] = []
+        for actor, share, result in zip(serving, shares, results, strict=True):
+            if isinstance(result, RayActorError):
+                self.on_death(actor)
+                died.extend(share)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                for place, found in zip(share, result, strict=True):
+                    rewards[place] = found
+        return sorted(died)
+
+    async def _update_weights(self, actor: int, update: ray.ObjectRef) -> None:
+        await self._answer(actor, self.actors[actor].update_weights.remote(update))
+
+    async def _answer(self, actor: int, call: ray.ObjectRef) -> Any:
+        """What an actor that serves answers. Raises RayActorError where it dies before that.
+
+        Ray keeps a call to an actor that it is restarting for that actor's next life, which may never come; such a call is
+        taken back.
+        """
+        answer = asyncio.ensure_future(call)
+        await asyncio.wait({answer, self._watches[actor]}, return_when=asyncio.FIRST_COMPLETED)
+        if answer.done():
+            return answer.result()
+        answer.cancel()
+        ray.cancel(call)
+        raise ActorUnavailableError(f"rollout actor {actor} died before it answered", None)
+
+    def _now_serving(self) -> list[int]:
+        return [actor for actor, serves in enumerate(self._serving) if serves]
+
+    async def _started(self, actor: int) -> None:
+        timeout_s = self._config.start_timeout_s
+        try:
+            await asyncio.wait_for(self._ready(actor), timeout_s)
+        except TimeoutError:
+            raise TimeoutError(
+                f"rollout actor {actor} did not start its engine in {timeout_s:g} s (start_timeout_s); "
+                "its log says how far it came"
+            ) from None
+
+    async def _ready(self, actor: int) -> None:
+        """Wait until the actor has the newest weights, also where newer ones come while it takes them; then it serves."""
+        while not self._serving[actor]:
+            update = self.latest_update
+            await self.actors[actor].ready.remote(update)
+            async with self._publishing:
+                self._serving[actor] = update is self.latest_update
+        self.starts += 1
+        self._watches[actor] = asyncio.create_task(self._watch(actor))
+        self._somebody_serves.set()
+
+    async def _watch(self, actor: int) -> None:
+        """Waits for: the actor's end. A death between two calls would go unnoticed: Ray keeps calls until its restart."""
+        try:
+            await self.actors[actor].live.remote()
+        except RayActorError:
+            self.on_death(actor)
+
+    def _why_missing(self, actor: int) -> str:
+        timeout_s = self._config.start_timeout_s
+        if self.nodes()[actor] is None:
+            return f"rollout actor {actor} is not back after {timeout_s:g} s: {no_room(replace(self._part, count=1), alive_nodes())}"
+        return f"rollout actor {actor} did not start its engine again in {timeout_s:g} s (start_timeout_s)"

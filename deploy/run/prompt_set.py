@@ -1,0 +1,40 @@
+"""The prompts of a run as its clusters see them."""
+
+from collections.abc import Sequence
+
+from actors.prompts.feed import Prompt
+from deploy.config.recipe import ConfigError, RunConfig
+from moments_service.clusters import PromptSet
+from moments_service.clusters.encoder import PromptEncoder
+from moments_service.progress import Progress, silent
+
+
+def prompt_set(config: RunConfig, prompts: Sequence[Prompt], told: Progress = silent) -> PromptSet:
+    """Blocks while it embeds what the cache does not hold, and says how far it is. The encoder is only touched where clusters
+    are made of it."""
+    ids = tuple(prompt.prompt_id for prompt in prompts)
+    sources = tuple(prompt.source for prompt in prompts)
+    difficulties = tuple(prompt.difficulty for prompt in prompts)
+    if config.moments.clusters.by != "embedding":
+        return PromptSet(ids, sources, difficulties)
+    encoder = PromptEncoder(config.moments.clusters)
+    embeddings = encoder.encode([prompt.text for prompt in prompts], told)
+    return PromptSet(ids, sources, difficulties, embeddings, encoder.fingerprint)
+
+
+def encoder_fingerprint(config: RunConfig) -> str:
+    """Of the encoder that the clusters are made with; "" where they are made with none."""
+    return PromptEncoder(config.moments.clusters).fingerprint if config.moments.clusters.by == "embedding" else ""
+
+
+def refuse_missing_difficulty(config: RunConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise ConfigError if clusters are by difficulty and a prompt does not say how hard it is."""
+    if config.moments.clusters.by != "difficulty":
+        return
+    silent = [prompt for prompt in prompts if not prompt.difficulty]
+    if silent:
+        names = ", ".join(sorted({prompt.source for prompt in silent}))
+        raise ConfigError(
+            f"moments.clusters.by: difficulty, but {len(silent)} training prompts do not say how hard they are "
+            f"(sources {names}); give their lines a field `difficulty` or `level`, or choose another `by`"
+        )

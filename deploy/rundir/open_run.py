@@ -1,0 +1,174 @@
+"""One run that somebody looks at: its files, followed while they grow."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from deploy.rundir.groups_index import GroupsIndex
+from deploy.rundir.layout import RunDirectory, json_objects
+from deploy.rundir.ledger_rows import LedgerRows
+from deploy.rundir.metrics_index import MetricsIndex
+
+QUIET_AFTER_S = 120.0
+"""A run whose files have not changed for so long, and for twenty of its steps, is taken for ended."""
+RECENT = 50
+"""Steps that the speed of a run is averaged over."""
+REQUEST_BUDGET_S = 0.2
+"""What one request may spend on reading what is new, where no page follows the run."""
+
+
+class NoLedgerError(LookupError):
+    """The run has no ledger yet."""
+
+
+class OpenRun:
+    """Everything that the views of one run are made of. Safe from several threads."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.directory = directory
+        self.name = directory.path.name
+        self.config = read_config(directory)
+        self.metrics = MetricsIndex(directory.metrics)
+        self.followers = 0
+        """Pages that are being told what is new; they read it, requests need not."""
+        self._lock = threading.Lock()
+        self._ledger: LedgerRows | None = None
+        self._groups: GroupsIndex | None = None
+
+    @property
+    def ledger(self) -> LedgerRows:
+        """Raises NoLedgerError or OldLedgerError."""
+        self.groups()
+        assert self._ledger is not None
+        return self._ledger
+
+    def groups(self) -> GroupsIndex:
+        """The index of its groups, made when it is first asked for. Raises NoLedgerError or OldLedgerError."""
+        with self._lock:
+            if self._groups is None:
+                try:
+                    self._ledger = LedgerRows(self.directory.moments)
+                    # With a ledger of its own: what a page asks does not wait until a stretch of it is read.
+                    self._groups = GroupsIndex(LedgerRows(self.directory.moments))
+                except FileNotFoundError:
+                    raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups") from None
+            return self._groups
+
+    def catch_up(self, budget_s: float) -> bool:
+        """Read what is new for about `budget_s` seconds, split between steps and groups. Returns whether all is in."""
+        done = self.metrics.catch_up(budget_s)
+        if self._groups is not None:
+            done &= self._groups.catch_up(budget_s)
+        return done
+
+    def freshen(self) -> None:
+        """Before a request is answered: read what is new, unless a page follows the run and that happens anyway."""
+        if not self.followers:
+            self.catch_up(REQUEST_BUDGET_S)
+
+    @property
+    def version(self) -> tuple[int, int, int]:
+        """Changes whenever anything of the run did."""
+        groups = self._groups.version if self._groups is not None else 0
+        return self.metrics.version, groups, _changed_ns(self.directory.live)
+
+    @property
+    def share_read(self) -> dict[str, float]:
+        """How much of the run is in memory, in [0, 1]."""
+        groups = {} if self._groups is None else {"groups": self._groups.share_read}
+        return {"steps": self.metrics.share_read, **groups}
+
+    @property
+    def nbytes(self) -> int:
+        return self.metrics.nbytes + (self._groups.nbytes if self._groups is not None else 0)
+
+    def live(self) -> dict[str, Any]:
+        """What the driver last said of its services; empty where it never did."""
+        return _json_object(self.directory.live)
+
+    def status(self) -> dict[str, Any]:
+        """What the head of the page says."""
+        metrics = self.metrics
+        steps = int(metrics.last_row["step"]) + 1 if metrics.last_row else 0
+        planned = whole_number(self.config.get("steps"))
+        seconds = metrics.mean_of_last("seconds", RECENT)
+        state = state_of(self.directory, steps, seconds)
+        left = None if seconds is None or planned is None else max(planned - steps, 0) * seconds
+        recent = {
+            name: metrics.mean_of_last(name, 10)
+            for name in ("reward/pass_at_1", "reward/mean", "signal/own", "signal/grpo", "tokens_per_s", "seconds")
+        }
+        return {
+            "name": self.name,
+            "state": state,
+            "steps": steps,
+            "planned": planned,
+            "estimator": estimator_of(self.config),
+            "recent": recent,
+            "eta_s": left if state == "running" else None,
+            "read": self.share_read,
+            "bad_lines": metrics.bad_lines,
+        }
+
+
+def read_config(directory: RunDirectory) -> dict[str, Any]:
+    """The run's configuration as it stands in the file, whatever version wrote it; empty where it cannot be read."""
+    try:
+        config = yaml.safe_load(directory.config.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    return config if isinstance(config, dict) else {}
+
+
+def estimator_of(config: dict[str, Any]) -> str:
+    """How a run's estimator is called, with its variant where it is not the preset; "" where the configuration does not say."""
+    moments = config.get("moments")
+    if not isinstance(moments, dict):
+        return ""
+    name, blend = str(moments.get("estimator", "")), moments.get("blend")
+    variant = blend.get("variant", "safe") if name == "bv_blend" and isinstance(blend, dict) else "safe"
+    return name if variant == "safe" else f"{name}:{variant}"
+
+
+def whole_number(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def state_of(directory: RunDirectory, steps: int, seconds_a_step: float | None) -> str:
+    """`done`, `paused`, `running`, `failed` or `stopped`, as far as its files tell."""
+    newest = max(_changed_ns(path) for path in (directory.metrics, directory.live, directory.config)) / 1e9
+    quiet = time.time() - newest > max(QUIET_AFTER_S, 20.0 * (seconds_a_step or 0.0))
+    summary = _changed_ns(directory.summary) / 1e9
+    if summary and summary >= newest - QUIET_AFTER_S:
+        return "done"
+    if _changed_ns(directory.error) / 1e9 >= newest:
+        return "stopped" if b"StoppedByHandError" in directory.error.read_bytes() else "failed"
+    if directory.paused.exists():
+        return "paused"
+    return "stopped" if quiet else "running"
+
+
+def read_lines(path: Path, most: int = 1000) -> list[dict[str, Any]]:
+    """The last whole JSON lines of a small file; none where there is no file."""
+    if not path.exists():
+        return []
+    return list(json_objects(path.read_bytes().splitlines()[-most:]))
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

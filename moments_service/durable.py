@@ -1,0 +1,140 @@
+"""How everything that must last is written: whole or not at all, on the disk when the call returns, with a checksum.
+
+A file or directory is made under a temporary name beside its place, synchronised, renamed, and its place synchronised. A kill or a
+power cut at any moment leaves what was there before, or what was to come.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+CHECKSUMS = "checksums.json"
+"""In a directory: blake2b of each of its files, by path."""
+_NEW, _OLD = ".partial", ".replaced"
+
+
+class DamagedFileError(ValueError):
+    """A file is not what was written: the message names it, and how it differs."""
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file in place of `path`."""
+    _write(path, lambda file: file.write(data))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole UTF-8 file in place of `path`."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """Write strict JSON in place of `path`. Raises ValueError for a number that JSON does not have."""
+    write_text(path, strict_json(value, indent))
+
+
+def strict_json(value: Any, indent: int | None = None) -> str:
+    """JSON as the standard has it. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add one line to a log: one call to the system, and on the disk when it returns."""
+    with path.open("ab", buffering=0) as file:
+        file.write(line.encode() + b"\n")
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_directory(path: Path) -> Iterator[Path]:
+    """An empty directory to fill; it stands at `path`, in place of what was there, once the block is left without an error.
+
+    Other processes may write into it too. `checksums.json` is added. What an earlier, killed attempt left is removed.
+    """
+    settle(path)
+    partial = path.with_name(path.name + _NEW)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        seal_directory(partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if path.exists():
+        path.rename(path.with_name(path.name + _OLD))
+    partial.rename(path)
+    _sync_directory(path.parent)
+    shutil.rmtree(path.with_name(path.name + _OLD), ignore_errors=True)
+
+
+def settle(path: Path) -> None:
+    """Put back what a kill between two renames of `whole_directory` left beside its place."""
+    old = path.with_name(path.name + _OLD)
+    if not old.exists():
+        return
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.rename(path)
+        _sync_directory(path.parent)
+
+
+def seal_directory(directory: Path) -> None:
+    """Synchronise every file of a directory and write down their checksums."""
+    sums = {}
+    for file in _files(directory):
+        with file.open("rb") as opened:
+            sums[file.relative_to(directory).as_posix()] = _digest(opened)
+            os.fsync(opened.fileno())
+    write_json(directory / CHECKSUMS, sums, indent=1)
+    for inner in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
+        _sync_directory(inner)
+
+
+def verify_directory(directory: Path) -> None:
+    """Raise DamagedFileError for the first file that is missing, damaged or not from here."""
+    try:
+        sums = json.loads((directory / CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        raise DamagedFileError(f"{directory / CHECKSUMS}: {error}") from None
+    present = {file.relative_to(directory).as_posix(): file for file in _files(directory)}
+    for name, wanted in sums.items():
+        if name not in present:
+            raise DamagedFileError(f"{directory / name} is missing")
+        with present[name].open("rb") as opened:
+            if _digest(opened) != wanted:
+                raise DamagedFileError(f"{directory / name} is damaged: its checksum is not the one that was written")
+    if strangers := sorted(present.keys() - sums.keys()):
+        raise DamagedFileError(f"{directory / strangers[0]} does not belong there: checksums.json does not know it")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.rglob("*") if path.is_file() and path != directory / CHECKSUMS)
+
+
+def _digest(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
+    partial = path.with_name(path.name + _NEW)
+    with partial.open("wb") as file:
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""What the moments service is told and what it answers."""

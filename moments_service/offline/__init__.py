@@ -1,0 +1,1 @@
+"""The same arithmetic without a run: from a ledger, a log or a file."""
