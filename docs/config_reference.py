@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from deploy.config.recipe import RunConfig, models_in
+from deploy.config.models import RunConfig
+from deploy.config.recipe import models_in
 
 INTRODUCTION = """# Configuration
 

@@ -20,7 +20,8 @@ from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
 from deploy.cli.options import Address, Overrides, Recipe
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
-from deploy.config.recipe import ConfigError, RunConfig, dump_config, find_run, load_recipe, load_run_config
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, dump_config, find_run, load_recipe, load_run_config
 from deploy.report.redaction import redacted
 from deploy.rundir.layout import RunDirectory
 from deploy.watching.trackers import TrackerName, chosen_trackers

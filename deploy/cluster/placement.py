@@ -7,7 +7,7 @@ from rich.table import Table
 from actors.placement import Node, NoRoomError, Part, no_room
 from actors.rollout.spawn import rollout_part
 from deploy.cluster.environment import EnvironmentProblemError
-from deploy.config.recipe import RunConfig
+from deploy.config.models import RunConfig
 from learner.group import learner_part
 
 Free = Sequence[Mapping[str, float]]

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from actors.prompts.sources import PromptPool
 from deploy.cluster.environment import machine
-from deploy.config.recipe import RunConfig
+from deploy.config.models import RunConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS_GIB = {"vllm": 1.8, "transformers": 0.9, "learner": 0.7, "moments": 0.3, "driver": 0.6}

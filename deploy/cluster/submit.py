@@ -14,7 +14,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
 from deploy.cluster.environment import EnvironmentProblemError
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 
 STOP_WAIT_S = 120
 """Seconds between a stop request and the end by force, for the last checkpoint; Ray's own default is 3."""

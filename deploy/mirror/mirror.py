@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from deploy.mirror.files import CHECKPOINTS, COMPLETE, Bundle, Signature, bundles, growing, readable, signature
 from deploy.mirror.store import PARTIAL, MirrorStore
 from deploy.rundir.layout import RunDirectory

@@ -7,7 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.prompts.feed import Prompt
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from deploy.rundir.layout import RunDirectory
 from moments_service.clusters import Clusters, Codebook, PromptSet, fit_clusters, load_clusters
 from moments_service.clusters.fitting import PAYS, PROMPTS_PER_CLUSTER, CountChoice

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy.config.recipe import ConfigError, RunConfig, dump_config
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, dump_config
 from deploy.report.progress import bar
 from deploy.report.summary import smooth
 from deploy.report.variations import Variant, variants

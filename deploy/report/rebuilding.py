@@ -7,7 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from deploy.run.warm_start import newest_snapshot
 from deploy.rundir.layout import RunDirectory
 from moments_service.ledger import LedgerDamagedError, RunLedger, ledger_directories

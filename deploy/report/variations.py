@@ -9,7 +9,8 @@ from typing import Any
 
 import yaml
 
-from deploy.config.recipe import ConfigError, RunConfig, with_overrides
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, with_overrides
 from moments_service.estimators.naming import configured
 
 OWN_KEYS = {

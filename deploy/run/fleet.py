@@ -16,7 +16,7 @@ from actors.placement import addresses, alive_nodes, no_room, reserve
 from actors.prompts.feed import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
-from deploy.config.recipe import RunConfig
+from deploy.config.models import RunConfig
 from learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from actors.placement import addresses
 from actors.prompts.feed import Prompt, PromptFeed
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.cluster.environment import EnvironmentProblemError
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from deploy.mirror.mirror import mirrored
 from deploy.report.live import Display
 from deploy.report.progress import EMBEDDING, lines

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer
 
 from actors.prompts.sources import PromptPool
 from actors.rollout.worker import prompt_ids
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 
 
 def refuse_long_prompts(config: RunConfig, pool: PromptPool) -> None:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from actors.prompts.feed import Prompt
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from moments_service.clusters import PromptSet
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.progress import Progress, silent

@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.prompts.feed import Prompt, PromptFeed
 from actors.prompts.sources import PromptPool
-from deploy.config.recipe import RunConfig
+from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror
 from deploy.report.live import Display
 from deploy.run.deadlines import Punctual

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from deploy.config.recipe import ConfigError, RunConfig, load_recipe
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.run.prompt_set import encoder_fingerprint
 from deploy.rundir.layout import RunDirectory
 from moments_service.clusters import load_clusters

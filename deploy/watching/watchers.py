@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from deploy.config.recipe import RunConfig
+from deploy.config.models import RunConfig
 from deploy.run.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.watching.ray_metrics import RayMetrics

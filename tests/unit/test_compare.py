@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from deploy.config.recipe import ConfigError, RunConfig, load_recipe
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.report.compare import Comparison
 from tests.conftest import ROOT
 

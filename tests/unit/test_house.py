@@ -60,7 +60,8 @@ def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
 def test_the_configuration_stays_small() -> None:
     from pydantic import BaseModel
 
-    from deploy.config.recipe import RunConfig, models_in
+    from deploy.config.models import RunConfig
+    from deploy.config.recipe import models_in
 
     seen: set[type[BaseModel]] = set()
 

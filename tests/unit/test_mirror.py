@@ -12,7 +12,8 @@ import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
 
-from deploy.config.recipe import ConfigError, RunConfig, load_recipe
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.mirror.mirror import Mirror, mirrored, refuse_unwritable_mirror
 from deploy.mirror.store import MirrorStore
 from deploy.rundir.layout import RunDirectory

@@ -12,7 +12,8 @@ from actors.config import Placement
 from actors.placement import Node, Part
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.cluster.placement import arrange, busy, places_table, refuse_what_does_not_fit
-from deploy.config.recipe import RunConfig, load_recipe
+from deploy.config.models import RunConfig
+from deploy.config.recipe import load_recipe
 from tests.conftest import ROOT, settings
 
 pytestmark = pytest.mark.unit

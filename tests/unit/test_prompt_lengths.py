@@ -6,7 +6,8 @@ import pytest
 
 from actors.prompts.feed import Prompt
 from actors.prompts.sources import PromptPool
-from deploy.config.recipe import ConfigError, RunConfig
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError
 from deploy.run.prompt_lengths import refuse_long_prompts
 from learner.export import source_directory
 from tests.hub import POLICY, cache_as

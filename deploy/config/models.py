@@ -1,0 +1,134 @@
+"""The whole configuration of a run, composed from the floors' own."""
+
+from pydantic import Field, field_validator, model_validator
+
+from actors.config import PromptConfig, RolloutConfig, SamplingConfig
+from actors.prompts.group_sizes import SMALLEST
+from deploy.mirror.store import refuse_unknown_uri
+from learner.config import LearnerConfig
+from moments_service.config import MomentsConfig, StrictModel
+from moments_service.estimators import create_estimator
+from moments_service.estimators.teaching import can_teach
+
+
+class EvaluationConfig(StrictModel):
+    """When and how pass@1 is measured apart from training."""
+
+    every: int = Field(0, ge=0)
+    """Evaluate on held-out prompts every so many steps; 0 only at the start and the end."""
+    samples: int = Field(2, ge=1)
+    """Completions per prompt; pass@1 is their mean."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature; 0 decodes greedily."""
+    train_prompts: int = Field(256, ge=0)
+    """How many training prompts are evaluated at the start and the end."""
+
+
+class CheckpointConfig(StrictModel):
+    """When the whole run is written to disk."""
+
+    every: int = Field(50, ge=0)
+    """Write a checkpoint every so many steps; 0 only at a stop."""
+    keep: int = Field(2, ge=1)
+    """How many of the newest checkpoints are kept."""
+    stop_grace_s: float = Field(4.0, ge=0)
+    """How long a stop by hand waits for the policy step under way. A longer step is lost, and a resume goes on from the checkpoint before it."""
+
+
+class TranscriptConfig(StrictModel):
+    """How much text of the completions the ledger keeps for people to read."""
+
+    share: float = Field(1.0, ge=0, le=1)
+    """Share of groups whose texts are kept."""
+    max_chars: int = Field(2000, ge=1)
+    """Longer texts are cut to this many characters."""
+
+
+class RunConfig(StrictModel):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    """Name of the run; its directory is `runs_dir/name-TIME`."""
+    policy: str
+    """Starting policy: a Hugging Face directory, relative to the recipe, or a model name."""
+    steps: int = Field(ge=1)
+    """Policy steps."""
+    batch_groups: int = Field(32, ge=1)
+    """Groups (prompts) per policy step."""
+    group_size: int = Field(8, ge=1)
+    """Completions sampled per prompt."""
+    max_group_size: int | None = Field(None, ge=3)
+    """Let group sizes adapt, from 2 up to this, with batch_groups * group_size completions per step as before; None keeps all at group_size."""
+    max_staleness: int = Field(0, ge=0, le=0)
+    """How many policy versions a group may be behind; 0 is exact on-policy training, the only mode so far."""
+    seed: int = Field(0, ge=0)
+    """The one seed that every random choice derives from."""
+    runs_dir: str = "runs"
+    """Where run directories are made."""
+    start_timeout_s: float = Field(300.0, gt=0)
+    """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""
+    mirror: str | None = None
+    """A copy of the run grows under this fsspec URI (`s3://bucket/runs`, `file:///backup`); credentials come from the environment."""
+    stall_timeout_s: float = Field(900.0, gt=0)
+    """A phase that takes longer stops the run and says what it was waiting for."""
+    prompts: PromptConfig
+    sampling: SamplingConfig = SamplingConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    moments: MomentsConfig = MomentsConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    transcripts: TranscriptConfig = TranscriptConfig()
+
+    @property
+    def slots(self) -> int:
+        """Most groups between admission and training; bounds every queue and buffer of the run."""
+        return self.batch_groups * (self.max_staleness + 1)
+
+    @field_validator("moments")
+    @classmethod
+    def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:
+        create_estimator(moments)
+        return moments
+
+    @model_validator(mode="after")
+    def _mirror_can_be(self) -> "RunConfig":
+        # Not a field's validator: what it raises is printed with the value, and there may be a password in that.
+        if self.mirror is not None:
+            refuse_unknown_uri(self.mirror)
+        return self
+
+    @model_validator(mode="after")
+    def _numbers_fit(self) -> "RunConfig":
+        longest = self.prompts.max_tokens + self.sampling.max_tokens
+        if longest > self.rollout.max_model_len:
+            raise ValueError(
+                f"prompts.max_tokens + sampling.max_tokens = {longest} is more than "
+                f"rollout.max_model_len = {self.rollout.max_model_len}; raise the latter or lower one of the former"
+            )
+        if not can_teach(self.moments, self.group_size):
+            raise ValueError(
+                f"moments.estimator = {self.moments.estimator} gives no group of group_size = {self.group_size} any advantage; "
+                "raise group_size, or see moments.options and docs/estimators.md"
+            )
+        if self.learner.updates_per_batch > self.batch_groups:
+            raise ValueError(
+                f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_sizes_fit(self) -> "RunConfig":
+        largest = self.max_group_size
+        if largest is not None and not SMALLEST < self.group_size < largest:
+            raise ValueError(
+                f"max_group_size = {largest} with group_size = {self.group_size} leaves nothing to adapt: sizes go from {SMALLEST} to "
+                "max_group_size with group_size as their mean, which must lie between; raise group_size (and lower "
+                "batch_groups, if the completions per step are to stay), raise max_group_size, or leave it out"
+            )
+        if largest is not None and not can_teach(self.moments, SMALLEST):
+            raise ValueError(
+                f"max_group_size = {largest} makes some groups as small as {SMALLEST}, and moments.estimator = "
+                f"{self.moments.estimator} gives those no advantage; leave max_group_size out, or see moments.options"
+            )
+        return self
