@@ -126,7 +126,7 @@ class MadeRun:
         services = {"slots": self.config.slots, "in_flight": self.config.batch_groups, "scored": 0, "restarts": 0,
                     "actors": [{"serving": True, "load": self.config.batch_groups}]}  # fmt: skip
         about = {"step": self.step, "incarnation": self._incarnation, "policy_version": self.step}
-        self._live.write(about | services | {"moments": await service.stats()}, force=True)
+        self._live.write(about | services | {"moments": await service.stats()})
 
     def _group(self, row: int) -> tuple[ScoredGroup, Transcript]:
         assert self.prompts.embeddings is not None

@@ -15,7 +15,7 @@ import pytest
 
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.recipe import ConfigError, load_recipe
-from deploy.run.evaluation import Evaluation
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.watching import trackers, watchers
 from deploy.watching.sink import Numbers, numbers_of
