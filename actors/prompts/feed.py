@@ -50,6 +50,8 @@ class Ticket:
     """How often the prompt was dealt before in this epoch."""
     attempt: int = 0
     """How often this group was lost before; a lost group is never sampled again under the same id."""
+    born: int = 0
+    """Policy version that every engine held when the group was admitted."""
 
     @property
     def group_id(self) -> str:
