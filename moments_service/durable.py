@@ -8,11 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
 
 CHECKSUMS = "checksums.json"
 """In a directory: blake2b of each of its files, by path."""
@@ -43,11 +47,36 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
+    """Write a safetensors file in place of `path`. about: its metadata."""
+    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(about)))
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log: one call to the system, and on the disk when it returns."""
+    new = not path.exists()
     with path.open("ab", buffering=0) as file:
         file.write(line.encode() + b"\n")
         os.fsync(file.fileno())
+    if new:
+        _sync_directory(path.parent)
+
+
+def cut_half_line(path: Path) -> None:
+    """Remove from a log what a crash left of a line that was never whole. Only for who writes it."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a finished file its name, durably; whoever reads what stood there before goes on reading that."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_directory(path.parent)
 
 
 @contextmanager
@@ -126,10 +155,7 @@ def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
     partial = path.with_name(path.name + _NEW)
     with partial.open("wb") as file:
         fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_directory(path.parent)
+    put_in_place(partial, path)
 
 
 def _sync_directory(directory: Path) -> None:

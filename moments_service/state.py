@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
+from moments_service.durable import strict_json, write_tensors
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
 from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.ledger.seals import LedgerEnd
@@ -101,8 +102,8 @@ class MomentsState:
         return arrays
 
     def save(self, directory: Path, origin: SnapshotOrigin) -> None:
-        """Write moments.safetensors into an existing directory."""
-        save_file(self.arrays(), directory / MOMENTS_FILE, metadata={"origin": json.dumps(asdict(origin))})
+        """Write moments.safetensors into an existing directory, durably."""
+        write_tensors(directory / MOMENTS_FILE, self.arrays(), {"origin": strict_json(asdict(origin))})
 
     def load(self, directory: Path) -> SnapshotOrigin:
         """Go on from what `save` wrote. Raises ValueError if it does not fit."""

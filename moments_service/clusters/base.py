@@ -113,5 +113,5 @@ class Clusters(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; `load_clusters` reads it."""
+        """Write one safetensors file, durably; `load_clusters` reads it."""
         ...

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters.base import ClusterChange, Embeddings, Indices, PromptSet, Transfer
 from moments_service.clusters.fitting import choose_count
 from moments_service.clusters.index import CentroidIndex, fit_cells, spherical_kmeans
+from moments_service.durable import strict_json, write_tensors
 from moments_service.messages.table import GroupTable
 
 NOVELTY_PERCENTILE = 1.0
@@ -112,9 +113,9 @@ class Codebook:
             "encoder": self.encoder,
             "parent": self.parent,
             "fingerprint": self.fingerprint,
-            "novelty": json.dumps(self.novelty),
+            "novelty": strict_json(self.novelty),
         }
-        save_file(arrays, path, metadata=about)
+        write_tensors(path, arrays, about)
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":

@@ -3,12 +3,12 @@
 `ledger-000000.sqlite` and so on stand in one directory; the newest is open, all others are closed and never get another row.
 """
 
-import os
 import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
+from moments_service.durable import put_in_place
 from moments_service.ledger.schema import HEADER_ONLY, create_indexes, create_tables, is_finished, open_for_reading
 from moments_service.ledger.seals import LedgerDamagedError, Seal, write_transaction
 
@@ -56,7 +56,7 @@ def begin_part(directory: Path, number: int, last: Seal) -> tuple[Path, Seal]:
         first = write_transaction(connection, last.number + 1, {"parts": [(number, last.number, last.checksum)]})
     finally:
         connection.close()
-    take_its_name(partial, path)
+    put_in_place(partial, path)
     return path, first
 
 
@@ -88,21 +88,6 @@ def remove_partials(directory: Path, stem: str = f"{_PREFIX}*") -> None:
     """Remove what a writer that was killed has left unfinished. Only for who writes."""
     for left in directory.glob(f"{stem}.partial*"):
         left.unlink()
-
-
-def take_its_name(partial: Path, path: Path) -> None:
-    """Put a written file in its place, durably; whoever reads what stood there before goes on reading that."""
-    _sync(partial)
-    partial.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class PartConnections:

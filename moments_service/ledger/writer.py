@@ -8,6 +8,7 @@ not part of the state.
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moments_service.durable import strict_json
 from moments_service.ledger.closed import ClosedParts
 from moments_service.ledger.outcomes import carry_signal, mean_rewards, outcomes, wasted_by_grpo
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
@@ -89,7 +91,7 @@ class Ledger:
                 table.group_ids[row],
                 text.prompt,
                 json.dumps(text.completions),
-                None if text.reward_parts is None else json.dumps(text.reward_parts),
+                None if text.reward_parts is None else _parts_json(text.reward_parts),
             )
             for row, text in enumerate(transcripts or ())
             if text is not None
@@ -259,6 +261,11 @@ class Ledger:
                 if added:
                     rows[table] += added
         self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def _parts_json(parts: Sequence[dict[str, float] | None]) -> str:
+    """What rewards are the sums of, as strict JSON: a part that is no finite number is left out."""
+    return strict_json([some and {name: part for name, part in some.items() if math.isfinite(part)} for some in parts])
 
 
 def _real(column: np.ndarray) -> np.ndarray:
