@@ -10,13 +10,14 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.placement import Part, bundle, place_in, reserve
+from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
 from learner.batching.split import split_batch
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
 from moments_service.messages.batch import Batch
 
-Taker = Callable[[ray.ObjectRef], Awaitable[Any]]
+Taker = Callable[[WeightOffer], Awaitable[Any]]
 DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
@@ -39,8 +40,8 @@ class LearnerGroup:
         self.rollout_dtype = rollout_dtype
         self.places = places
         self.ranks = ranks
-        # Reference to the newest published WeightUpdate, for rollout actors that start later; None before the first.
-        self.latest_update: ray.ObjectRef | None = None
+        # The newest published weights, for rollout actors that start later; None before the first.
+        self.latest_offer: WeightOffer | None = None
 
     @classmethod
     async def start(
@@ -94,19 +95,16 @@ class LearnerGroup:
     async def publish(self, version: int, to: Mapping[int, Taker], timeout_s: float) -> list[int]:
         """Send the policy as `version` to rollout actors.
 
-        to: for each actor, by number, what hands it a reference to the WeightUpdate; a RayActorError says that it died over it.
-        The update goes from rank 0's object store straight to them and is freed when the next one is published. Returns the
+        to: for each actor, by number, what gives it the offer; a RayActorError says that it died over it.
+        The bytes go from rank 0's object store straight to them and are freed when the next ones are published. Returns the
         numbers of those that died before they had taken it. Raises LearnerError naming the ones that did not take it in
         `timeout_s`.
         """
-        exports = [
-            rank.export_weights.options(num_returns=2).remote(version, self.rollout_dtype) for rank in self.ranks
-        ]
-        await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
-        update = exports[0][0]
-        taking = {number: asyncio.ensure_future(take(update)) for number, take in to.items()}
-        self.latest_update = update
-        del update, exports
+        offer, *_ = await self._all(
+            "export_weights", f"packing version {version}", timeout_s, version, self.rollout_dtype
+        )
+        taking = {number: asyncio.ensure_future(take(offer)) for number, take in to.items()}
+        self.latest_offer = offer
         return await _taken(taking, version, timeout_s)
 
     async def save(self, directory: str) -> None:

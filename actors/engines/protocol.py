@@ -5,17 +5,20 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from actors.weights.update import WeightUpdate
+from actors.weights.offer import WeightOffer
 
 FinishReason = Literal["stop", "length", "abort"]
+Running = Literal["keep", "wait", "abort"]
+"""What becomes of running requests when weights change: they go on with the new ones, they end first, or they are ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Sample `n` completions of one tokenised prompt. Temperature 0 is greedy decoding."""
+    """Sample `n` continuations of one token prefix. Temperature 0 is greedy decoding."""
 
     request_id: str
-    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The prefix: a prompt, and where several turns were spoken, all of them."""
     n: int
     max_tokens: int
     temperature: float = 1.0
@@ -65,11 +68,12 @@ class Engine(Protocol):
         """End a request early. Unknown ids are ignored: the request may just have finished."""
         ...
 
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def take_weights(self, offer: WeightOffer, running: Running) -> None:
         """Take new weights whole or not at all; requests that arrive meanwhile wait.
 
-        After it returns, no token comes from the old weights and no cached prefix survives.
-        Raises `WeightUpdateError` if the checksum or the tensors do not match; the engine must then not serve.
+        offer: whole, with its tensors in this process. After it returns, no token comes from the old weights and no cached
+        prefix survives. An engine that cannot change weights under a running request lets it end where `keep` is asked for.
+        Raises WeightError if a checksum or the tensors do not match; the engine must then not serve.
         """
         ...
 

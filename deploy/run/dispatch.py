@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Ticket
 from actors.rollout.actor import Receipt
 from deploy.run.fleet import RolloutFleet
 from moments_service.messages.groups import GroupStatus
@@ -150,8 +151,7 @@ class Dispatcher:
         self._changed.set()
 
     async def _sample(self, ticket: Ticket, actor: int) -> None:
-        embedding = self._embeddings.get(ticket.prompt.prompt_id)
-        call = self._fleet.rollout(actor, ticket, embedding, self._moments)
+        call = self._fleet.rollout(actor, ticket, self._moments)
         try:
             receipt = await asyncio.wait_for(call, self._group_timeout_s)
         except TimeoutError:

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from moments_service.messages.groups import FULL_REWARD
 
 

@@ -7,15 +7,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.placement import addresses, alive_nodes, no_room, reserve
-from actors.prompts.feed import Prompt, Ticket
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
+from actors.rollout.spec import RolloutSpec
+from actors.weights.offer import WeightOffer
 from deploy.config.models import RunConfig
 from learner.group import LearnerGroup
 
@@ -42,7 +43,7 @@ class RolloutFleet:
         self.starts = 0
         """How often an actor began to serve."""
         # The newest weights, kept for actors that come back; None while the starting policy serves.
-        self.latest_update: Any = None
+        self.latest_offer: Any = None
         # Held while weights are on their way: an actor that comes back meanwhile waits, and takes those.
         self._publishing = asyncio.Lock()
         self.on_death: Callable[[int], None] = self.suspend
@@ -52,18 +53,20 @@ class RolloutFleet:
         """Reserve places, start the actors in them and wait until every one serves. Raises NoRoomError, TimeoutError."""
         config = self._config
         self._places = await reserve(self._part, config.start_timeout_s)
-        self.actors = spawn_rollout_actors(
-            config.rollout,
-            config.sampling,
-            self._places,
+        spec = RolloutSpec(
+            rollout=config.rollout,
+            sampling=config.sampling,
+            rewards=config.rewards,
+            environment=config.environment,
             policy=config.policy,
             chat=config.prompts.chat,
             seed=config.seed,
             text_share=config.transcripts.share,
             text_chars=config.transcripts.max_chars,
-            verifiers=self._verifiers,
+            verifiers=tuple(self._verifiers),
             start_timeout_s=config.start_timeout_s,
         )
+        self.actors = spawn_rollout_actors(spec, self._places)
         await asyncio.gather(*(self._started(actor) for actor in range(len(self.actors))))
 
     def pick(self) -> int | None:
@@ -119,19 +122,19 @@ class RolloutFleet:
     def log_revival(self, actor: int, seconds: float) -> None:
         logger.warning("rollout actor %d serves again after %.0f s, on %s", actor, seconds, self.nodes()[actor])
 
-    async def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Receipt:
+    async def rollout(self, actor: int, ticket: Ticket, moments: Any) -> Receipt:
         """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
 
         Raises RayActorError where the actor dies before that.
         """
-        return await self._answer(actor, self.actors[actor].rollout.remote(ticket, embedding, moments))
+        return await self._answer(actor, self.actors[actor].rollout.remote(ticket, moments))
 
     async def publish(self, learner: LearnerGroup, version: int) -> None:
         """Give the learner's weights as `version` to every actor that serves; one that dies over it comes back with them."""
         async with self._publishing:
-            to = {actor: partial(self._update_weights, actor) for actor in self._now_serving()}
+            to = {actor: partial(self._take, actor) for actor in self._now_serving()}
             died = await learner.publish(version, to, self._config.rollout.update_timeout_s)
-            self.latest_update = learner.latest_update
+            self.latest_offer = learner.latest_offer
             for actor in died:
                 self.on_death(actor)
 
@@ -185,8 +188,8 @@ class RolloutFleet:
                     rewards[place] = found
         return sorted(died)
 
-    async def _update_weights(self, actor: int, update: ray.ObjectRef) -> None:
-        await self._answer(actor, self.actors[actor].update_weights.remote(update))
+    async def _take(self, actor: int, offer: WeightOffer) -> None:
+        await self._answer(actor, self.actors[actor].take.remote(offer))
 
     async def _answer(self, actor: int, call: ray.ObjectRef) -> Any:
         """What an actor that serves answers. Raises RayActorError where it dies before that.
@@ -218,10 +221,10 @@ class RolloutFleet:
     async def _ready(self, actor: int) -> None:
         """Wait until the actor has the newest weights, also where newer ones come while it takes them; then it serves."""
         while not self._serving[actor]:
-            update = self.latest_update
-            await self.actors[actor].ready.remote(update)
+            offer = self.latest_offer
+            await self.actors[actor].ready.remote(offer)
             async with self._publishing:
-                self._serving[actor] = update is self.latest_update
+                self._serving[actor] = offer is self.latest_offer
         self.starts += 1
         self._watches[actor] = asyncio.create_task(self._watch(actor))
         self._somebody_serves.set()

@@ -17,7 +17,8 @@ import numpy as np
 import ray
 
 from actors.placement import addresses
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.models import RunConfig

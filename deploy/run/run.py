@@ -11,7 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror

@@ -44,6 +44,8 @@ class ScoredGroup:
     """Oldest and newest policy version that sampled a token of this group."""
     embedding: np.ndarray | None = None
     """[d] float32, unit length. None where clusters are not made of embeddings."""
+    turns: tuple[int, ...] = ()
+    """How often the policy spoke in each sample."""
     difficulty: str = ""
     """How hard its source says the prompt is; "" where it does not say."""
     status: GroupStatus = GroupStatus.SCORED

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 
 
 def obey(prompt: Prompt, completion: str) -> Any:

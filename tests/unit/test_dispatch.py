@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import Prompt, PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from deploy.run.dispatch import Dispatcher
 from moments_service.messages.groups import GroupStatus
@@ -55,7 +56,7 @@ class FaultyFleet:
 
     def log_revival(self, actor: int, seconds: float) -> None: ...
 
-    def rollout(self, actor: int, ticket: Ticket, embedding: np.ndarray, moments: Any) -> asyncio.Future[Receipt]:
+    def rollout(self, actor: int, ticket: Ticket, moments: Any) -> asyncio.Future[Receipt]:
         future: asyncio.Future[Receipt] = asyncio.get_running_loop().create_future()
         if actor in self.dead:
             future.set_exception(RayActorError())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import Prompt, Ticket
+from actors.prompts.prompt import Prompt, Ticket
 from deploy.run import fleet as fleet_module
 from deploy.run.fleet import RolloutFleet
 from learner.group import Taker
@@ -37,7 +37,7 @@ class FakeActor:
         self.evaluate = Method(self._evaluate)
         self.live = Method(self._live)
         self.rollout = Method(self._kept_when_dead)
-        self.update_weights = Method(self._kept_when_dead)
+        self.take = Method(self._kept_when_dead)
         self.death = asyncio.Event()
 
     async def _ready(self, update: object) -> int:
@@ -71,7 +71,7 @@ class FakeLearner:
     """Publishes when the test lets it."""
 
     def __init__(self) -> None:
-        self.latest_update: object = None
+        self.latest_offer: object = None
         self.may_end = asyncio.Event()
         self.may_end.set()
         self.sent_to: list[list[int]] = []
@@ -79,8 +79,8 @@ class FakeLearner:
     async def publish(self, version: int, to: dict[int, Taker], timeout_s: float) -> list[int]:
         self.sent_to.append(list(to))
         await self.may_end.wait()
-        self.latest_update = f"version {version}"
-        answers = await asyncio.gather(*(take(self.latest_update) for take in to.values()), return_exceptions=True)
+        self.latest_offer = f"version {version}"
+        answers = await asyncio.gather(*(take(self.latest_offer) for take in to.values()), return_exceptions=True)
         return [number for number, answer in zip(to, answers, strict=True) if isinstance(answer, RayActorError)]
 
 
@@ -122,18 +122,18 @@ async def test_a_call_that_ray_keeps_for_the_next_life_of_an_actor_is_taken_back
 ) -> None:
     taken_back: list[object] = []
     monkeypatch.setattr(fleet_module.ray, "cancel", taken_back.append)
-    ticket = Ticket(PROMPTS[0], epoch=0, occurrence=0, sequence=0, group_size=2)
-    assert await fleet.rollout(1, ticket, None, None) == "answer"
+    ticket = Ticket("0:0:0:0", PROMPTS[0], group_size=2, sequence=0)
+    assert await fleet.rollout(1, ticket, None) == "answer"
     await settle()
     actors[1].die()
-    sampling = asyncio.create_task(fleet.rollout(1, ticket, None, None))
+    sampling = asyncio.create_task(fleet.rollout(1, ticket, None))
     await settle()
     with pytest.raises(RayActorError, match="rollout actor 1 died before it answered"):
         await sampling
     assert len(taken_back) == 1 and not fleet.serving(1)
     actors[1].up.set()
     await fleet.revive(1)
-    assert await fleet.rollout(1, ticket, None, None) == "answer"
+    assert await fleet.rollout(1, ticket, None) == "answer"
 
 
 async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for_them(
@@ -159,7 +159,7 @@ async def test_whoever_dies_over_new_weights_is_told_of_and_the_others_have_them
     fleet.on_death = died.append
     actors[0].die()
     await fleet.publish(FakeLearner(), 3)  # type: ignore[arg-type]
-    assert died == [0] and fleet.latest_update == "version 3"
+    assert died == [0] and fleet.latest_offer == "version 3"
 
 
 async def test_an_evaluation_gives_the_share_of_a_dead_actor_to_the_others(

@@ -1,0 +1,191 @@
+"""The reward pool with its real processes: what misbehaves is an error of its own completion, and never a reward."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import RewardsConfig
+from actors.prompts.prompt import Prompt
+from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
+from actors.rewards.protocol import Attempt, Verdict
+
+pytestmark = pytest.mark.unit
+
+OBEY = "hostile_verifiers:obey"
+
+
+@pytest.fixture
+async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RewardPool]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=60.0))
+    yield pool
+    await pool.close()
+
+
+def prompt(verifier: str = OBEY, answer: str = "4") -> Prompt:
+    return Prompt(prompt_id="p", source="s", text="2 + 2", answer=answer, verifier=verifier)
+
+
+async def judge(pool: RewardPool, asked: Prompt, completions: list[str]) -> list[Verdict]:
+    return await pool.judge(asked, [Attempt(text, index) for index, text in enumerate(completions)])
+
+
+def ends(pid: int) -> bool:
+    """Whether a process is gone, or goes within a minute: a kill is delivered after the call that sends it returns."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], 60.0)[0])
+    finally:
+        os.close(process)
+
+
+async def test_rewards_come_back_in_order(pool: RewardPool) -> None:
+    scores = await judge(pool, prompt("numeric"), ["4", "5", "it is 4.", ""])
+    assert scores == [Verdict(1.0, None), Verdict(0.0, None), Verdict(1.0, None), Verdict(0.0, None)]
+    assert await judge(pool, prompt("numeric"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("raise no luck", "verifier raised RuntimeError: no luck"),
+        ("return nan", "verifier returned nan"),
+        ("return inf", "verifier returned inf"),
+        ("return text", "verifier returned str, not a number"),
+        ("return none", "verifier returned NoneType, not a number"),
+        ("parts {}", "verifier raised ValueError: a reward of 0 parts; there may be 1 to 16"),
+        (
+            'parts {"right": "1"}',
+            "verifier raised ValueError: 'right': '1' is no part of a reward; a name of up to 40 characters and a number is",
+        ),
+        ('parts {"right": NaN}', "verifier returned nan"),
+        ("exit 0", "verifier ended its process with exit code 0"),
+        ("sys.exit 3", "verifier raised SystemExit: 3"),
+        ("segfault", "verifier was killed by SIGSEGV"),
+    ],
+)
+async def test_only_the_misbehaving_completion_is_an_error(pool: RewardPool, completion: str, reason: str) -> None:
+    scores = await judge(pool, prompt(), ["0.25", completion, "1"])
+    assert scores == [Verdict(0.25, None), Verdict(None, reason), Verdict(1.0, None)]
+
+
+@pytest.mark.parametrize("completion", ["hang", "regex"])
+async def test_a_hanging_verifier_is_killed_and_the_others_are_scored(
+    monkeypatch: pytest.MonkeyPatch, completion: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=2.0))
+    scores = await judge(pool, prompt(), ["0.25", completion, "1"])
+    await pool.close()
+    assert scores == [Verdict(0.25, None), Verdict(None, "verifier timed out after 2 s"), Verdict(1.0, None)]
+
+
+async def test_a_reward_may_have_parts(pool: RewardPool) -> None:
+    scores = await judge(pool, prompt(), ['parts {"right": 1, "format": 0.25}', "0.5"])
+    assert scores == [Verdict(1.25, None, {"right": 1.0, "format": 0.25}), Verdict(0.5, None)]
+
+
+async def test_reasons_are_short(pool: RewardPool) -> None:
+    (score,) = await judge(pool, prompt(), ["raise " + "x" * 10_000])
+    assert score.error is not None and len(score.error) < 250
+
+
+async def test_booleans_are_numbers_and_prints_are_harmless(pool: RewardPool) -> None:
+    assert await judge(pool, prompt(), ["return true", "print"]) == [Verdict(1.0, None), Verdict(0.5, None)]
+
+
+async def test_groups_scored_at_once_do_not_mix(pool: RewardPool) -> None:
+    groups = [[f"{i}", "exit 1" if i % 5 == 0 else f"{i + 0.5}"] for i in range(20)]
+    for i, scores in enumerate(await asyncio.gather(*(judge(pool, prompt(), group) for group in groups))):
+        assert scores[0] == Verdict(float(i), None)
+        assert scores[1].reward == (None if i % 5 == 0 else i + 0.5)
+
+
+async def test_a_cancelled_caller_leaves_the_pipe_in_step(pool: RewardPool) -> None:
+    await pool.start([OBEY])
+    cancelled = asyncio.create_task(judge(pool, prompt(), ["7", "7"]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert await judge(pool, prompt(), ["1", "2"]) == [Verdict(1.0, None), Verdict(2.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reason"),
+    [("numerik", "did you mean `numeric`"), ("no_such_module:f", "No module named 'no_such_module'")],
+)
+async def test_a_verifier_that_cannot_be_loaded_is_an_error(pool: RewardPool, verifier: str, reason: str) -> None:
+    scores = await judge(pool, prompt(verifier), ["4", "4"])
+    assert [score.reward for score in scores] == [None, None]
+    assert all(score.error is not None and reason in score.error for score in scores)
+    with pytest.raises(UnloadableVerifierError, match=f"verifier `{verifier}` does not start"):
+        await pool.start([verifier])
+
+
+async def test_a_child_that_died_between_requests_is_replaced(pool: RewardPool, tmp_path: Path) -> None:
+    await judge(pool, prompt(), [f"pid {tmp_path / 'pid'}"])
+    child = int((tmp_path / "pid").read_text())
+    os.kill(child, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0, None)]
+
+
+async def test_what_a_verifier_started_dies_with_it(pool: RewardPool, tmp_path: Path) -> None:
+    scores = await judge(pool, prompt(), [f"spawn {tmp_path / 'started'}", "exit 1"])
+    assert [score.reward for score in scores] == [1.0, None]
+    assert ends(int((tmp_path / "started").read_text()))
+
+
+async def test_close_leaves_nothing_running(pool: RewardPool, tmp_path: Path) -> None:
+    await judge(pool, prompt(), [f"pid {tmp_path / 'child'}", f"spawn {tmp_path / 'started'}"])
+    await pool.close()
+    await pool.close()
+    assert ends(int((tmp_path / "child").read_text()))
+    assert ends(int((tmp_path / "started").read_text()))
+    with pytest.raises(RewardPoolClosedError):
+        await judge(pool, prompt(), ["1"])
+
+
+async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=600))
+    await pool.start([OBEY])
+    request = asyncio.create_task(judge(pool, prompt(), ["hang"]))
+    await asyncio.sleep(0)
+    await pool.close()
+    with pytest.raises(RewardPoolClosedError):
+        await request
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    """The parent is killed outright, and its stderr, which the child inherits, reaches its end all the same."""
+    code = f"""
+import asyncio, os
+from actors.prompts.prompt import Prompt
+from actors.config import RewardsConfig
+from actors.rewards.pool import RewardPool
+from actors.rewards.protocol import Attempt
+
+async def main():
+    pool = RewardPool(RewardsConfig(timeout_s=600))
+    prompt = Prompt("p", "s", "?", None, {OBEY!r})
+    assert (await pool.judge(prompt, [Attempt("1")]))[0].reward == 1.0
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
+    # Reading to the end waits for parent and child both: a child that lives on is a TimeoutExpired.
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
