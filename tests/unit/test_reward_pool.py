@@ -19,6 +19,7 @@ from actors.rewards.protocol import Attempt, Verdict
 pytestmark = pytest.mark.unit
 
 OBEY = "hostile_verifiers:obey"
+LATER = "hostile_verifiers:obey_later"
 
 
 @pytest.fixture
@@ -189,3 +190,105 @@ asyncio.run(main())
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
     )
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+
+
+async def test_a_slow_verifier_does_not_hold_up_groups_of_another(pool: RewardPool, tmp_path: Path) -> None:
+    """The slow one is at work, and has more to do, until the others are done: it waits for what is written after them."""
+    slow, gate = prompt("hostile_verifiers:read_pipe"), tmp_path / "gate"
+    os.mkfifo(gate)
+    await pool.start([slow.verifier, OBEY])
+    slow_groups = [asyncio.create_task(judge(pool, slow, [str(gate)])) for _ in range(3)]
+    far_end = await asyncio.to_thread(gate.open, "w")  # returns once a verifier reads
+    for number in range(5):
+        assert await judge(pool, prompt(), [str(number)]) == [Verdict(float(number))]
+    assert not any(group.done() for group in slow_groups)
+    for _ in slow_groups:
+        far_end.write("0.5")
+        await asyncio.to_thread(far_end.close)
+        done, waiting = await asyncio.wait(slow_groups, return_when=asyncio.FIRST_COMPLETED)
+        assert all(group.result() == [Verdict(0.5)] for group in done)
+        slow_groups = list(waiting)
+        if slow_groups:
+            far_end = await asyncio.to_thread(gate.open, "w")
+
+
+async def test_a_slow_group_does_not_hold_up_others_of_its_verifier(pool: RewardPool, tmp_path: Path) -> None:
+    slow, gate, other = prompt("hostile_verifiers:read_pipe"), tmp_path / "gate", tmp_path / "other"
+    os.mkfifo(gate)
+    other.write_text("1")
+    held_up = asyncio.create_task(judge(pool, slow, [str(gate)]))
+    far_end = await asyncio.to_thread(gate.open, "w")
+    assert await judge(pool, slow, [str(other)]) == [Verdict(1.0)]
+    assert not held_up.done()
+    far_end.write("0")
+    await asyncio.to_thread(far_end.close)
+    assert await held_up == [Verdict(0.0)]
+
+
+async def test_async_verifiers_of_several_groups_wait_at_once_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=60.0, processes=1))
+    later = prompt(LATER)
+    await pool.start([LATER])
+    groups = await asyncio.gather(*(judge(pool, later, ["meet 6 there", "meet 6 there"]) for _ in range(3)))
+    assert groups == [[Verdict(1.0), Verdict(1.0)]] * 3
+    await pool.close()
+
+
+async def test_an_async_verifier_that_takes_too_long_costs_nobody_else_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=1.0, processes=1))
+    late, well = await asyncio.gather(*(judge(pool, prompt(LATER), texts) for texts in (["wait", "1"], ["0.5"])))
+    assert late == [Verdict(None, "verifier timed out after 1 s"), Verdict(1.0)] and well == [Verdict(0.5)]
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    ("completion", "error"),
+    [("exit 3", "verifier ended its process with exit code 3"), ("segfault", "verifier was killed by SIGSEGV")],
+)
+async def test_an_async_verifier_that_dies_costs_only_its_own_completion(
+    pool: RewardPool, completion: str, error: str
+) -> None:
+    """They were judged together, so nobody knows whose fault it was before each was judged alone."""
+    await pool.start([LATER])
+    first, second = await asyncio.gather(
+        judge(pool, prompt(LATER), ["0.25", completion, "1"]), judge(pool, prompt(LATER), ["0.75", "meet 1 here"])
+    )
+    assert first == [Verdict(0.25), Verdict(None, error), Verdict(1.0)]
+    assert second == [Verdict(0.75), Verdict(1.0)]
+
+
+async def test_a_verifier_may_judge_whole_groups(pool: RewardPool) -> None:
+    ranked = prompt("hostile_verifiers:Ranked")
+    verdicts = await judge(pool, ranked, ["a", "abc", "ab"])
+    assert [(verdict.reward, verdict.note) for verdict in verdicts] == [(0, "1 of 3"), (1, "3 of 3"), (0, "2 of 3")]
+    for text, error in (
+        ("raise", "verifier raised RuntimeError: no luck"),
+        ("exit", "verifier ended its process with exit code 3"),
+        ("short", "verifier returned 0 verdicts of 2 attempts"),
+    ):
+        assert await judge(pool, ranked, ["a", text]) == [Verdict(None, error)] * 2
+    assert [verdict.reward for verdict in await judge(pool, ranked, ["a", "bb"])] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("forged", "error"),
+    [
+        ('{"request": 1, "place": 9, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}', "attempt 9"),
+        ('{"request": 1, "place": 0, "reward": NaN, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": null, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": "1", "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ("[1, 2]", "cannot be"),
+        ("no json", "cannot be"),
+        ("x" * 70_000, "answer of 70000 bytes"),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_no_verifier_of_ours_gives_is_an_error(pool: RewardPool, forged: str, error: str) -> None:
+    verifier = "hostile_verifiers:forge"
+    await pool.start([verifier])
+    (verdict,) = await judge(pool, prompt(verifier), [forged])
+    assert verdict.reward is None and error in str(verdict.error)
+    assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0)]
