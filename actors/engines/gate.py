@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import numpy as np
-
-from actors.engines.protocol import Completion, EngineDeadError
+from actors.engines.protocol import EngineDeadError
 from actors.weights.offer import WeightError
 
 
@@ -67,8 +65,3 @@ class Gate:
                 if not finished and self._refusal is None:
                     self.refuse(WeightError(f"its update to policy version {version} did not finish"))
                 self._passable.set()
-
-
-def aborted_completion() -> Completion:
-    """What an aborted request has before its first token."""
-    return Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32), "abort")

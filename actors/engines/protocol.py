@@ -61,11 +61,8 @@ class Engine(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """Sample `request.n` completions. An aborted request returns what it had, with finish_reason `abort`."""
-        ...
-
-    async def abort(self, request_id: str) -> None:
-        """End a request early. Unknown ids are ignored: the request may just have finished."""
+        """Sample `request.n` completions. Cancelling it ends the request; one that `take_weights` ends returns what it had,
+        with finish_reason `abort`."""
         ...
 
     async def take_weights(self, offer: WeightOffer, running: Running) -> None:

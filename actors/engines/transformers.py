@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from actors.config import RolloutConfig
-from actors.engines.gate import Gate, aborted_completion
+from actors.engines.gate import Gate
 from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.weights.object_store import open_tensors
@@ -38,9 +38,9 @@ class TransformersEngine:
         self._version = 0
         self._gate = Gate()
         self._turn = asyncio.Lock()
-        self._aborts: dict[str, threading.Event] = {}
+        self._requests: set[str] = set()
         # What ends the request that is on the thread.
-        self._running: threading.Event | None = None
+        self._abort: threading.Event | None = None
         self._model: PreTrainedModel | None = None
         self._files: PolicyFiles | None = None
 
@@ -61,11 +61,11 @@ class TransformersEngine:
         Raises ValueError for a prompt that is empty or fills `max_model_len`, or an id that is running,
         `EngineDeadError` after `close`, `WeightError` if an update failed.
         """
-        if request.request_id in self._aborts:
+        if request.request_id in self._requests:
             raise ValueError(f"request {request.request_id} is already running")
         if not 0 < len(request.token_ids) < self._config.max_model_len:
             raise ValueError(f"a prompt of {len(request.token_ids)} tokens; 1 to {self._config.max_model_len - 1} fit")
-        abort = self._aborts[request.request_id] = threading.Event()
+        self._requests.add(request.request_id)
         try:
             while True:
                 await self._gate.enter()
@@ -73,16 +73,11 @@ class TransformersEngine:
                     if self._gate.closed:
                         continue  # An update came while this request waited for its turn, and goes first.
                     self._gate.raise_if_refusing()
-                    completions = await self._on_thread(request, abort)
+                    completions = await self._on_thread(request)
                     self._gate.raise_if_refusing()
                     return completions
         finally:
-            del self._aborts[request.request_id]
-
-    async def abort(self, request_id: str) -> None:
-        """End a request early; unknown ids are ignored."""
-        if request_id in self._aborts:
-            self._aborts[request_id].set()
+            self._requests.discard(request.request_id)
 
     async def take_weights(self, offer: WeightOffer, running: Running) -> None:
         """Load the whole policy after the request that runs has ended, which `abort` makes happen now.
@@ -90,8 +85,8 @@ class TransformersEngine:
         Raises `WeightError` if the offer is damaged or does not fit; the engine then never serves again.
         """
         async with self._gate.update(offer.version):
-            if running == "abort" and self._running is not None:
-                self._running.set()
+            if running == "abort" and self._abort is not None:
+                self._abort.set()
             async with self._turn:
                 await asyncio.to_thread(self._replace_weights, offer)
                 self._version = offer.version
@@ -99,8 +94,8 @@ class TransformersEngine:
     async def close(self) -> None:
         """Abort what runs, whose callers get `EngineDeadError`, and drop the policy. Closing twice does nothing."""
         self._gate.refuse(EngineDeadError("it was closed"))
-        for abort in self._aborts.values():
-            abort.set()
+        if self._abort is not None:
+            self._abort.set()
         async with self._turn:
             self._model = None
 
@@ -112,9 +107,9 @@ class TransformersEngine:
         model.generation_config = GenerationConfig()
         return cast(PreTrainedModel, model)
 
-    async def _on_thread(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
+    async def _on_thread(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        abort = self._abort = threading.Event()
         work = asyncio.ensure_future(asyncio.to_thread(self._sample, request, abort))
-        self._running = abort
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -123,13 +118,11 @@ class TransformersEngine:
             await asyncio.wait({work})
             raise
         finally:
-            self._running = None
+            self._abort = None
 
     @torch.inference_mode()
     def _sample(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
         assert self._model is not None and self._files is not None
-        if abort.is_set():
-            return (aborted_completion(),) * request.n
         stops = sorted({*request.stop_token_ids, *self._files.eos_token_ids})
         room = self._config.max_model_len - len(request.token_ids)
         prompt = torch.tensor([request.token_ids] * request.n, device=self._device)

@@ -23,7 +23,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
 from actors.config import RolloutConfig
-from actors.engines.gate import Gate, aborted_completion
+from actors.engines.gate import Gate
 from actors.engines.kinds import VllmConfig
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
@@ -48,7 +48,6 @@ class VllmEngine:
         self._version = 0
         self._gate = Gate()
         self._running: set[str] = set()
-        self._aborted: set[str] = set()
         self._llm: AsyncLLM | None = None
         self._files: PolicyFiles | None = None
 
@@ -61,7 +60,7 @@ class VllmEngine:
         """Load the policy into a child process. Raises whatever kept vLLM from starting."""
         self._files = await asyncio.to_thread(read_policy_files, self._policy)
         self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, self._args)
-        # vLLM keeps the answer: later requests are registered without yielding, so that an abort always finds them.
+        # vLLM keeps the answer: later requests are registered without yielding, so that whoever ends all of them finds each.
         await self._llm.get_supported_tasks()
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
         await self._llm.update_weight_version(str(self._version))
@@ -78,8 +77,6 @@ class VllmEngine:
         self._running.add(request.request_id)
         try:
             await self._gate.enter()
-            if request.request_id in self._aborted:
-                return (aborted_completion(),) * request.n
             output = await self._final_output(request)
             self._gate.raise_if_refusing()
             samples = sorted(output.outputs, key=lambda each: each.index)
@@ -87,13 +84,6 @@ class VllmEngine:
             return tuple(_completion(each) for each in (samples if len(samples) == request.n else samples * request.n))
         finally:
             self._running.discard(request.request_id)
-            self._aborted.discard(request.request_id)
-
-    async def abort(self, request_id: str) -> None:
-        """End a request early; unknown ids are ignored."""
-        if request_id in self._running and self._llm is not None:
-            self._aborted.add(request_id)
-            await self._llm.abort(request_id)
 
     async def take_weights(self, offer: WeightOffer, running: Running) -> None:
         """Swap the whole policy between two tokens. With `keep`, running requests go on with the new weights, prefixes recomputed.

@@ -89,10 +89,10 @@ class VerifierProcess:
         with self._request() as (number, answers):
             await self._send(Request(number, verifier))
             answer = await self._next(answers, self._start_timeout_s)
-        error: str | None = answer["error"]
+        error = answer.get("error", "it said nothing of how it was loaded")
         if error is None:
-            self.loaded[verifier] = Loaded(bool(answer["waits"]), bool(answer["by_group"]))
-        return error
+            self.loaded[verifier] = Loaded(bool(answer.get("waits")), bool(answer.get("by_group")))
+        return None if error is None else str(error)[: 2 * MAX_REASON]
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> tuple[dict[int, Verdict], str | None]:
         """Verdicts by place, and how the process died before it gave the rest; None where none is missing.
@@ -107,10 +107,11 @@ class VerifierProcess:
                 await self._send(Request(number, prompt.verifier, prompt, tuple(attempts)))
                 while len(verdicts) < len(attempts):
                     answer = await self._next(answers, deadline_s, self._timeout_s)
-                    place = answer["place"]
+                    place: int = answer.get("place", -1)
                     if place in verdicts or place not in range(len(attempts)):
-                        await self.kill(f"answered for attempt {place!r}, which nobody asked about")
-                        continue
+                        forged = f"answered for attempt {place!r}, which nobody asked about"
+                        await self.kill(forged)
+                        raise ProcessDiedError(forged)
                     verdicts[place] = answer["verdict"]
             except ProcessDiedError as death:
                 return verdicts, str(death)
@@ -179,6 +180,8 @@ class VerifierProcess:
     def _deliver(self, answer: dict[str, Any]) -> None:
         """JSON and not pickle, and every field looked at: nothing that ran beside hostile text gets to build objects here."""
         if "place" in answer:
+            if type(answer["place"]) is not int:
+                raise TypeError(f"{answer['place']!r} is no place")
             answer["verdict"] = _checked(answer)
         if (waiting := self._answers.get(answer["request"])) is not None:
             waiting.put_nowait(answer)  # otherwise whoever asked has gone
