@@ -118,6 +118,8 @@ class RolloutConfig(StrictModel):
     max_model_len: int = Field(1024, ge=8)
     """Longest sample, prompt included, in tokens."""
     group_timeout_s: float = Field(600.0, gt=0)
-    """Deadline for one group, from admission to its receipt."""
+    """A group that takes longer, from its actor to its receipt, is taken back and sampled again."""
+    group_attempts: int = Field(3, ge=1)
+    """A group that was lost or too slow so many times is given up: an error for each of its completions."""
     update_timeout_s: float = Field(120.0, gt=0)
-    """Deadline for one weight update to reach every actor."""
+    """An actor that does not take new weights in this time, or does not say that it is alive, is ended and started again."""

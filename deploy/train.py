@@ -1,7 +1,5 @@
 """The training loop. This page is the table of contents of the whole service."""
 
-import asyncio
-
 from deploy.run.run import Run, policy_move
 from learner.errors import PayloadLostError
 
@@ -9,29 +7,30 @@ from learner.errors import PayloadLostError
 async def train(run: Run) -> None:
     """Consumes: prompts of the feed. Ends: after `steps`, when stopped, or by the first error, which names its phase."""
     while run.step < run.config.steps and not run.stopping:
-        # 1. Rollout actors sample groups with the newest policy, score them and submit them.
+        # 1. Rollout actors sample groups with the newest policy, score them and submit them: the oldest are the batch.
         with run.phase("generate"):
-            await run.gather()
+            group_ids = await run.take()
 
         # 2. Their rewards become advantages, from moments that have not seen this batch.
         with run.phase("moments"):
-            batch = await run.moments.next_batch.remote(run.step, run.config.batch_groups)
-        await run.react(batch.alarms)
+            batch = await run.moments.draw(run.step, group_ids)
+        await run.react(batch)
 
-        # 3. One policy step.
+        # 3. One policy step, once the weights that it changes were handed over.
         try:
             with run.phase("learn"):
-                metrics = await run.learner.step(batch)
+                await run.sync.pushed()
+                learned = await run.learner.step(batch)
         except PayloadLostError as lost:
-            await run.lose(batch, lost.group_ids)
+            await run.sample_again(lost.group_ids)
             continue
 
         # 4. The new weights go to every rollout actor, whole or not at all; meanwhile, and only now, the batch becomes history.
         with run.phase("publish"):
-            version = run.policy_version + 1
-            history = run.moments.commit.remote(run.step, version, policy_move(metrics))
-            await asyncio.gather(run.publish(version), history)
-            await run.advance(batch)
+            run.sync.start(run.step + 1)
+            await run.moments.commit(run.step, run.step + 1, policy_move(learned))
+            await run.sync.settle()
+            await run.advance()
 
         # 5. Report, evaluation and checkpoint, each when due.
-        await run.finish_step(batch, metrics)
+        await run.after_step(batch, learned)

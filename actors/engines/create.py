@@ -1,9 +1,11 @@
 """An engine in this process, and the environment variables that it wants there."""
 
+import importlib
 import os
 
 from actors.config import RolloutConfig
 from actors.engines.protocol import Engine
+from moments_service.seeding import derive_seed
 
 ENGINE_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -40,4 +42,6 @@ def create_engine(config: RolloutConfig, policy: str, seed: int, index: int) -> 
     """
     for name, value in engine_environment(config).items():
         os.environ.setdefault(name, value)
-    return config.engine.create(config, policy, seed, index)
+    module, _, name = config.engine.implementation.partition(":")
+    engine: Engine = getattr(importlib.import_module(module), name)(config, policy, derive_seed(seed, "engine", index))
+    return engine

@@ -49,7 +49,11 @@ class EngineDeadError(RuntimeError):
 
 
 class Engine(Protocol):
-    """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it."""
+    """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it.
+
+    Made by `create_engine` as `TheEngine(rollout, policy, seed)`: the section `rollout` with the engine's own options in
+    `rollout.engine`, a directory or hub id, and a seed of its own.
+    """
 
     @property
     def policy_version(self) -> int:

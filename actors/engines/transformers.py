@@ -32,7 +32,8 @@ class TransformersEngine:
     lands on changes what is sampled. `generate` keeps the scores of a request: n * T * vocabulary * 4 bytes.
     """
 
-    def __init__(self, config: RolloutConfig, policy: str) -> None:
+    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
+        """seed: without meaning here, where every request brings its own."""
         self._config, self._policy = config, policy
         self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
         self._version = 0

@@ -41,9 +41,9 @@ class VllmEngine:
     Waits for: its gate, which an update closes. Ended by: `close`, which fails what is still running.
     """
 
-    def __init__(self, config: VllmConfig, rollout: RolloutConfig, policy: str, seed: int) -> None:
+    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
         """seed: of this engine alone; two with the same one would sample alike."""
-        self._args = engine_args(config, rollout, policy, seed)
+        self._args = engine_args(config, policy, seed % 2**31)
         self._policy = policy
         self._version = 0
         self._gate = Gate()
@@ -146,8 +146,10 @@ class VllmEngine:
                 await llm.resume_generation()
 
 
-def engine_args(config: VllmConfig, rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
+def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
     """Everything that makes vLLM an RL sampler: log-probs of what was really sampled, nothing taken from files."""
+    config = rollout.engine
+    assert isinstance(config, VllmConfig)
     tensor_parallel = max(1, int(rollout.gpus))
     if rollout.gpus > 0:
         device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}

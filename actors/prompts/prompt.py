@@ -42,10 +42,10 @@ class Ticket:
     """Position in the feed, counted over all epochs; orders groups within a batch."""
     attempt: int = 0
     """How often this group was lost before; a lost group is never sampled again under the same id."""
-    born: int = -1
-    """Policy version at which it was admitted; -1 before that."""
+    born: int = 0
+    """Policy version that every engine held when the group was admitted."""
 
     def next_attempt(self) -> "Ticket":
         """The same place once more, after its group was lost."""
         stem, _, _ = self.group_id.rpartition(":")
-        return replace(self, group_id=f"{stem}:{self.attempt + 1}", attempt=self.attempt + 1, born=-1)
+        return replace(self, group_id=f"{stem}:{self.attempt + 1}", attempt=self.attempt + 1)

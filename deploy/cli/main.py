@@ -106,8 +106,9 @@ def _train(
     from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
     from deploy.report.summary import rich_table, signal_sentence
-    from deploy.run.launch import connect, read_pool, run_training
+    from deploy.run.launch import read_pool, run_training
     from deploy.run.prompt_lengths import refuse_long_prompts
+    from deploy.run.ray_cluster import connect
 
     show = None
     if dashboard is not None:
@@ -176,7 +177,7 @@ def _plan_places(config: RunConfig, address: str | None) -> None:
 
     from actors.placement import alive_nodes
     from deploy.cluster.placement import busy, places_table, refuse_what_does_not_fit
-    from deploy.run.launch import join
+    from deploy.run.ray_cluster import join
 
     join(address)
     try:

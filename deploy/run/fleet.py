@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import ray
@@ -18,7 +17,6 @@ from actors.rollout.spawn import rollout_part, spawn_rollout_actors
 from actors.rollout.spec import RolloutSpec
 from actors.weights.offer import WeightOffer
 from deploy.config.models import RunConfig
-from learner.group import LearnerGroup
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +34,8 @@ class RolloutFleet:
         self.actors: list[Any] = []
         self._load = [0] * config.rollout.actors
         self._serving = [False] * config.rollout.actors
+        # Actors that were too slow and have not proved yet that they are alive.
+        self._doubted: set[int] = set()
         self._somebody_serves = asyncio.Event()
         # Of each actor that serves, what ends when it dies.
         self._watches: dict[int, asyncio.Task[None]] = {}
@@ -43,7 +43,7 @@ class RolloutFleet:
         self.starts = 0
         """How often an actor began to serve."""
         # The newest weights, kept for actors that come back; None while the starting policy serves.
-        self.latest_offer: Any = None
+        self.latest_offer: WeightOffer | None = None
         # Held while weights are on their way: an actor that comes back meanwhile waits, and takes those.
         self._publishing = asyncio.Lock()
         self.on_death: Callable[[int], None] = self.suspend
@@ -71,7 +71,7 @@ class RolloutFleet:
 
     def pick(self) -> int | None:
         """The least busy actor that serves, now busier by one; None if none serves."""
-        serving = self._now_serving()
+        serving = [actor for actor in self._now_serving() if actor not in self._doubted]
         if not serving:
             return None
         actor = min(serving, key=lambda candidate: self._load[candidate])
@@ -125,18 +125,54 @@ class RolloutFleet:
     async def rollout(self, actor: int, ticket: Ticket, moments: Any) -> Receipt:
         """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
 
-        Raises RayActorError where the actor dies before that.
+        Raises RayActorError where the actor dies before that. Who stops waiting takes the call back.
         """
-        return await self._answer(actor, self.actors[actor].rollout.remote(ticket, moments))
+        receipt: Receipt = await self._answer(actor, self.actors[actor].rollout.remote(ticket, moments))
+        return receipt
 
-    async def publish(self, learner: LearnerGroup, version: int) -> None:
-        """Give the learner's weights as `version` to every actor that serves; one that dies over it comes back with them."""
+    def doubt(self, actor: int) -> bool:
+        """Give a slow actor nothing new until `answers` has asked it. False where it is being asked already."""
+        first = actor not in self._doubted
+        self._doubted.add(actor)
+        return first
+
+    async def answers(self, actor: int) -> bool:
+        """Whether an actor that is doubted answers within `rollout.update_timeout_s`. One that does not is killed, and Ray starts it
+        again."""
+        try:
+            async with asyncio.timeout(self._config.rollout.update_timeout_s):
+                await self._answer(actor, self.actors[actor].ready.remote(self.latest_offer))
+            return True
+        except RayActorError:
+            return False
+        except TimeoutError:
+            self._kill(actor, "is asked whether it is alive")
+            return False
+        finally:
+            self._doubted.discard(actor)
+
+    async def deliver(self, offer: WeightOffer) -> None:
+        """Give new weights to every actor that serves. One that dies over it, or does not take them within
+        `rollout.update_timeout_s` and is killed, comes back with them. Raises RuntimeError for one that fails otherwise."""
         async with self._publishing:
-            to = {actor: partial(self._take, actor) for actor in self._now_serving()}
-            died = await learner.publish(version, to, self._config.rollout.update_timeout_s)
-            self.latest_offer = learner.latest_offer
-            for actor in died:
-                self.on_death(actor)
+            self.latest_offer = offer
+            taking = {
+                actor: asyncio.ensure_future(self._answer(actor, self.actors[actor].take.remote(offer)))
+                for actor in self._now_serving()
+            }
+            if taking:
+                await asyncio.wait(taking.values(), timeout=self._config.rollout.update_timeout_s)
+            for actor, answer in taking.items():
+                if not answer.done():
+                    answer.cancel()
+                    self._kill(actor, f"is to take policy version {offer.version}")
+                    self.on_death(actor)
+                elif isinstance(error := answer.exception(), RayActorError):
+                    self.on_death(actor)
+                elif error is not None:
+                    raise RuntimeError(
+                        f"rollout actor {actor} failed while taking policy version {offer.version}: {error}"
+                    ) from error
 
     async def evaluate(self, prompts: Sequence[Prompt]) -> list[list[float | None]]:
         """Rewards of fresh completions, [len(prompts)][evaluation.samples]; None where there is no reward.
@@ -188,22 +224,29 @@ class RolloutFleet:
                     rewards[place] = found
         return sorted(died)
 
-    async def _take(self, actor: int, offer: WeightOffer) -> None:
-        await self._answer(actor, self.actors[actor].take.remote(offer))
-
     async def _answer(self, actor: int, call: ray.ObjectRef) -> Any:
         """What an actor that serves answers. Raises RayActorError where it dies before that.
 
         Ray keeps a call to an actor that it is restarting for that actor's next life, which may never come; such a call is
-        taken back.
+        taken back, and so is one that nobody waits for any more.
         """
         answer = asyncio.ensure_future(call)
-        await asyncio.wait({answer, self._watches[actor]}, return_when=asyncio.FIRST_COMPLETED)
-        if answer.done():
-            return answer.result()
-        answer.cancel()
-        ray.cancel(call)
+        try:
+            await asyncio.wait({answer, self._watches[actor]}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+        finally:
+            if not answer.done():
+                answer.cancel()
+                ray.cancel(call)
         raise ActorUnavailableError(f"rollout actor {actor} died before it answered", None)
+
+    def _kill(self, actor: int, when: str) -> None:
+        logger.warning(
+            "rollout actor %d does not answer in %g s (rollout.update_timeout_s) when it %s; it is ended, and started again",
+            *(actor, self._config.rollout.update_timeout_s, when),
+        )
+        ray.kill(self.actors[actor], no_restart=False)
 
     def _now_serving(self) -> list[int]:
         return [actor for actor, serves in enumerate(self._serving) if serves]

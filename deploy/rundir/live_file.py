@@ -1,6 +1,8 @@
 """live.json: queues and moments as of the last step, for whoever watches a run without talking to it."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,20 @@ class LiveFile:
         self.path = path
         self._not_before = 0.0
 
-    def write(self, state: dict[str, Any], force: bool = False) -> None:
-        """Replace the file, unless that would take more than its share of the time. force: in any case.
+    def due(self) -> bool:
+        """Whether writing it now keeps within its share of the time."""
+        return time.monotonic() >= self._not_before
 
-        state: anything JSON; NaN becomes null. `written_at` (seconds since the epoch) is added.
-        """
+    @contextmanager
+    def charged(self) -> Iterator[None]:
+        """What happens in here belongs to the file's share of the time."""
         started = time.monotonic()
-        if started < self._not_before and not force:
-            return
+        yield
+        ended = time.monotonic()
+        self._not_before = max(self._not_before, ended + (ended - started) / SHARE)
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Replace the file. state: anything JSON; NaN becomes null. `written_at` (seconds since the epoch) is added."""
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_bytes(msgspec.json.encode({"written_at": time.time(), **state}))
         partial.rename(self.path)
-        ended = time.monotonic()
-        self._not_before = ended + (ended - started) / SHARE

@@ -8,9 +8,9 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.prompts.prompt import Prompt, Ticket
+from actors.weights.offer import WeightOffer
 from deploy.run import fleet as fleet_module
 from deploy.run.fleet import RolloutFleet
-from learner.group import Taker
 from tests.unit.test_placement import recipe
 
 pytestmark = pytest.mark.unit
@@ -38,6 +38,8 @@ class FakeActor:
         self.live = Method(self._live)
         self.rollout = Method(self._kept_when_dead)
         self.take = Method(self._kept_when_dead)
+        self.may_answer = asyncio.Event()
+        self.may_answer.set()
         self.death = asyncio.Event()
 
     async def _ready(self, update: object) -> int:
@@ -53,6 +55,7 @@ class FakeActor:
     async def _kept_when_dead(self, *_: object) -> str:
         if self.dead:  # Ray keeps the call for the next life
             await self.up.wait()
+        await self.may_answer.wait()
         return "answer"
 
     async def _evaluate(self, prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
@@ -67,21 +70,8 @@ class FakeActor:
         self.death = asyncio.Event()
 
 
-class FakeLearner:
-    """Publishes when the test lets it."""
-
-    def __init__(self) -> None:
-        self.latest_offer: object = None
-        self.may_end = asyncio.Event()
-        self.may_end.set()
-        self.sent_to: list[list[int]] = []
-
-    async def publish(self, version: int, to: dict[int, Taker], timeout_s: float) -> list[int]:
-        self.sent_to.append(list(to))
-        await self.may_end.wait()
-        self.latest_offer = f"version {version}"
-        answers = await asyncio.gather(*(take(self.latest_offer) for take in to.values()), return_exceptions=True)
-        return [number for number, answer in zip(to, answers, strict=True) if isinstance(answer, RayActorError)]
+def offer(version: int) -> WeightOffer:
+    return WeightOffer(version, "full", None, (), None)
 
 
 @pytest.fixture
@@ -98,7 +88,7 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeActor]]:
 
 @pytest.fixture
 async def fleet(actors: list[FakeActor]) -> RolloutFleet:
-    fleet = RolloutFleet(recipe(rollout__actors=2, start_timeout_s=0.01), [])
+    fleet = RolloutFleet(recipe(rollout__actors=2, rollout__update_timeout_s=0.05, start_timeout_s=0.01), [])
     await fleet.start()
     return fleet
 
@@ -139,27 +129,53 @@ async def test_a_call_that_ray_keeps_for_the_next_life_of_an_actor_is_taken_back
 async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for_them(
     fleet: RolloutFleet, actors: list[FakeActor]
 ) -> None:
-    learner = FakeLearner()
-    learner.may_end.clear()
+    actors[0].may_answer.clear()
     fleet.suspend(1)
-    publishing = asyncio.create_task(fleet.publish(learner, 1))  # type: ignore[arg-type]
+    delivering = asyncio.create_task(fleet.deliver(offer(1)))
     await settle()
     returning = asyncio.create_task(fleet.revive(1))
     await settle()
-    assert learner.sent_to == [[0]] and not fleet.serving(1)
-    learner.may_end.set()
-    await asyncio.gather(publishing, returning)
-    assert fleet.serving(1) and actors[1].weights[-2:] == [None, "version 1"]
+    assert not fleet.serving(1)
+    actors[0].may_answer.set()
+    await asyncio.gather(delivering, returning)
+    assert fleet.serving(1) and actors[1].weights[-1] == offer(1)
 
 
 async def test_whoever_dies_over_new_weights_is_told_of_and_the_others_have_them(
-    fleet: RolloutFleet, actors: list[FakeActor]
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(fleet_module.ray, "cancel", lambda call: None)
     died: list[int] = []
     fleet.on_death = died.append
+    await settle()
     actors[0].die()
-    await fleet.publish(FakeLearner(), 3)  # type: ignore[arg-type]
-    assert died == [0] and fleet.latest_offer == "version 3"
+    await fleet.deliver(offer(3))
+    assert 0 in died and 1 not in died and fleet.latest_offer == offer(3)
+
+
+async def test_whoever_hangs_over_new_weights_is_ended_and_the_run_goes_on(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    monkeypatch.setattr(fleet_module.ray, "cancel", lambda call: None)
+    actors[1].may_answer.clear()
+    await fleet.deliver(offer(2))
+    assert killed == [actors[1]] and fleet.serving(0) and not fleet.serving(1)
+    assert "rollout actor 1 does not answer in 0.05 s (rollout.update_timeout_s)" in caplog.text
+
+
+async def test_an_actor_that_is_doubted_gets_nothing_until_it_answers(
+    fleet: RolloutFleet, actors: list[FakeActor]
+) -> None:
+    actors[0].up.clear()
+    assert fleet.doubt(0) and not fleet.doubt(0)
+    asking = asyncio.create_task(fleet.answers(0))
+    await settle()
+    assert [fleet.pick(), fleet.pick()] == [1, 1]
+    actors[0].up.set()
+    assert await asking
+    assert fleet.pick() == 0
 
 
 async def test_an_evaluation_gives_the_share_of_a_dead_actor_to_the_others(

@@ -4,6 +4,7 @@ import ast
 import inspect
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,34 @@ def test_no_import_runs_up(floor: int) -> None:
     assert files
     upward = {str(path.relative_to(ROOT)): up for path in files if (up := imported_packages(path) & above)}
     assert not upward
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product by its dotted name."""
+    found = {}
+    for path in (path for floor in FLOORS for path in (ROOT / floor).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Not even one that a function holds back until it is called."""
+    known = modules()
+    imported: dict[str, set[str]] = {}
+    for name, path in known.items():
+        inner: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                inner |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                inner |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        imported[name] = (inner & known.keys()) - {name}
+    assert known
+    try:
+        list(TopologicalSorter(imported).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
 
 
 def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
@@ -76,11 +105,13 @@ def test_the_configuration_stays_small() -> None:
     fields = [(model.__name__, name, field) for model in seen for name, field in model.model_fields.items()]
     # What two kinds of a thing inherit is written, explained and learned once.
     assert len({(_defined_in(model, name), name) for model in seen for name in model.model_fields}) < 220
-    scalars = {
-        model.__name__: sum(not models_in(field.annotation) for field in model.model_fields.values()) for model in seen
-    }
-    assert {name: count for name, count in scalars.items() if count > 15} == {}
     sections = {model.__name__ for model in seen}
+    crowded = {
+        model.__name__: count
+        for model in seen
+        if (count := sum(not models_in(field.annotation) for field in model.model_fields.values())) > 15
+    }
+    assert not crowded
     undocumented = [
         f"{model}.{name}"
         for model, name, field in fields

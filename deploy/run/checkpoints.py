@@ -1,0 +1,74 @@
+"""Checkpoints of a run: everything that the next step depends on, complete or absent; and its moments at the end."""
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deploy.config.models import CheckpointConfig
+from deploy.run.remote import Remote
+from deploy.rundir.layout import RunDirectory
+from learner.group import LearnerGroup
+
+
+class Checkpoints:
+    """Writes them when due, one at a time; a checkpoint that was begun is finished, also where whoever asked for it was cancelled."""
+
+    def __init__(
+        self, config: CheckpointConfig, directory: RunDirectory, learner: LearnerGroup, moments: Remote
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._learner = learner
+        self._moments = moments
+        self._last = -1
+        self._writing: asyncio.Task[None] | None = None
+
+    def due(self, step: int) -> bool:
+        """Whether one is to be written after so many steps."""
+        return self._config.every > 0 and step % self._config.every == 0
+
+    async def write(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        """Write the checkpoint of `step`, unless it stands already. Only between two steps.
+
+        state: of the driver, as JSON; asked when the writing begins.
+        """
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._last == step:
+            return
+        self._writing = asyncio.create_task(self._write(step, state()), name=f"checkpoint of step {step}")
+        await asyncio.shield(self._writing)
+        self._writing = None
+
+    def restored(self, step: int) -> None:
+        """The run goes on from the checkpoint of `step`."""
+        self._last = step
+
+    async def keep_moments(self) -> None:
+        """Leave the moments of a run that is done where `bvblend moments export` finds them."""
+        final = self._directory.final_moments
+        partial = final.with_name("partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        await self._moments.snapshot(str(partial))
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+
+    async def _write(self, step: int, state: dict[str, Any]) -> None:
+        partial = self._directory.begin_checkpoint(step)
+        for part in ("learner", "moments"):
+            (partial / part).mkdir()
+        await self._learner.save(str(partial / "learner"))
+        await self._moments.snapshot(str(partial / "moments"))
+        (partial / "run.json").write_text(json.dumps(state))
+        await asyncio.to_thread(self._directory.finish_checkpoint, partial, step, self._config.keep)
+        self._last = step
+
+
+def driver_state(checkpoint: Path) -> dict[str, Any]:
+    """What `Checkpoints.write` was given as the driver's state."""
+    state: dict[str, Any] = json.loads((checkpoint / "run.json").read_text())
+    return state
