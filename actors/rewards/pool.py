@@ -100,10 +100,10 @@ class RewardPool:
     async def _judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
         name = prompt.verifier
         verdicts: dict[int, Verdict] = {}
-        # After a process died under attempts that were judged together, each has its own, to find whose fault it was.
+        # After a process died under what was judged together, each has one for itself, to find whose fault it was.
         alone = False
         while left := [place for place in range(len(attempts)) if place not in verdicts]:
-            asked = left[:1] if alone else left
+            asked = left[:1] if alone and not self._kinds[name].by_group else left
             process = await self._process(name, alone)
             started = time.perf_counter()
             try:
@@ -122,7 +122,7 @@ class RewardPool:
             self._refuse_if_closed()
             guilty = [place for place in asked if place not in verdicts]
             kind = self._kinds[name]
-            if kind.waits and not kind.by_group and not alone and len(guilty) > 1:
+            if kind.waits and not alone:
                 alone = True
                 continue
             # Functions are called in order, so the first one without an answer it was; a group's verifier answers for all.

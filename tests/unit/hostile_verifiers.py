@@ -58,6 +58,10 @@ async def obey_later(prompt: Prompt, completion: str) -> Any:
     match action:
         case "wait":
             await asyncio.Event().wait()
+        case "wait_in_the_first_life":
+            if lived_before(Path(argument)):
+                return 1
+            await asyncio.Event().wait()
         case "meet":
             expected, _, path = argument.partition(" ")
             MET.setdefault(path, []).append(asyncio.get_running_loop().create_future())
@@ -67,6 +71,12 @@ async def obey_later(prompt: Prompt, completion: str) -> Any:
             await MET[path][-1]
             return 1
     return obey(prompt, completion)
+
+
+def lived_before(trace: Path) -> bool:
+    before = trace.exists()
+    trace.touch()
+    return before
 
 
 MET: dict[str, list["asyncio.Future[None]"]] = {}
@@ -91,6 +101,8 @@ class Ranked:
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
         texts = [attempt.text for attempt in attempts]
+        if texts[0].startswith("wait_in_the_first_life"):
+            await obey_later(prompt, texts[0])
         if "raise" in texts:
             raise RuntimeError("no luck")
         if "exit" in texts:

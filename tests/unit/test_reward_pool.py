@@ -261,6 +261,17 @@ async def test_an_async_verifier_that_dies_costs_only_its_own_completion(
     assert second == [Verdict(0.75), Verdict(1.0)]
 
 
+@pytest.mark.parametrize("verifier", [LATER, "hostile_verifiers:Ranked"])
+async def test_a_death_is_not_blamed_on_who_shared_the_process(pool: RewardPool, tmp_path: Path, verifier: str) -> None:
+    await pool.start([verifier])
+    innocent = asyncio.create_task(judge(pool, prompt(verifier), [f"wait_in_the_first_life {tmp_path / 'begun'}"]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    (guilty,) = await judge(pool, prompt(verifier), ["exit" if "Ranked" in verifier else "exit 3"])
+    assert guilty == Verdict(None, "verifier ended its process with exit code 3")
+    assert await innocent == [Verdict(1.0, note=None if verifier == LATER else innocent.result()[0].note)]
+
+
 async def test_a_verifier_may_judge_whole_groups(pool: RewardPool) -> None:
     ranked = prompt("hostile_verifiers:Ranked")
     verdicts = await judge(pool, ranked, ["a", "abc", "ab"])
