@@ -17,7 +17,7 @@ from deploy.report.summary import summarise
 from deploy.run.evaluation import Evaluation, measure
 from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT
-from tests.unit.test_dispatch import PROMPTS
+from tests.unit.test_sampling import PROMPTS
 
 pytestmark = pytest.mark.unit
 
