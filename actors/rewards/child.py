@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from actors.prompts.prompt import Prompt
-from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict, Verifier, reason
+from actors.rewards.protocol import MAX_REASON, Attempt, FunctionVerifier, Verdict, Verifier, reason
 from actors.verifiers import get_verifier
 
 GRACE_S = 5.0
@@ -137,13 +137,13 @@ class Server:
 
 
 def _said(place: int, verdict: Verdict) -> dict[str, Any]:
+    short = {name: text and str(text)[:MAX_REASON] for name, text in (("error", verdict.error), ("note", verdict.note))}
     return {
         "place": place,
-        "reward": verdict.reward,
-        "error": verdict.error,
-        "parts": verdict.parts,
-        "seconds": verdict.seconds,
-        "note": verdict.note,
+        "reward": None if verdict.reward is None else float(verdict.reward),
+        "parts": verdict.parts and {str(name): float(part) for name, part in verdict.parts.items()},
+        "seconds": float(verdict.seconds),
+        **short,
     }
 
 

@@ -110,4 +110,4 @@ class Ranked:
         if "short" in texts:
             return []
         longest = max(map(len, texts))
-        return [Verdict(float(len(text) == longest), note=f"{len(text)} of {longest}") for text in texts]
+        return [Verdict(float(len(text) == longest), note=f"{len(text)} of {longest}" + " " * 1000) for text in texts]

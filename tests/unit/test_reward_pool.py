@@ -275,7 +275,11 @@ async def test_a_death_is_not_blamed_on_who_shared_the_process(pool: RewardPool,
 async def test_a_verifier_may_judge_whole_groups(pool: RewardPool) -> None:
     ranked = prompt("hostile_verifiers:Ranked")
     verdicts = await judge(pool, ranked, ["a", "abc", "ab"])
-    assert [(verdict.reward, verdict.note) for verdict in verdicts] == [(0, "1 of 3"), (1, "3 of 3"), (0, "2 of 3")]
+    assert [(verdict.reward, str(verdict.note).strip()) for verdict in verdicts] == [
+        (0, "1 of 3"),
+        (1, "3 of 3"),
+        (0, "2 of 3"),
+    ]
     for text, error in (
         ("raise", "verifier raised RuntimeError: no luck"),
         ("exit", "verifier ended its process with exit code 3"),
