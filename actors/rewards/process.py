@@ -57,6 +57,7 @@ class VerifierProcess:
         self._received = bytearray()
         self._sending = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._socket, far_end = socket.socketpair()
         self._socket.setblocking(False)
         with far_end:
@@ -135,11 +136,20 @@ class VerifierProcess:
 
     async def _send(self, request: Request) -> None:
         message = bytes(ForkingPickler.dumps(request))
-        try:
-            async with self._sending:
-                await asyncio.get_running_loop().sock_sendall(self._socket, len(message).to_bytes(4, "big") + message)
-        except OSError:
-            self._end(None)
+        message = len(message).to_bytes(4, "big") + message
+        async with self._sending:
+            if self._ended.done():
+                return
+            sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(self._socket, message))
+            # Nothing else wakes who sends to a process that is killed.
+            await asyncio.wait(
+                {sending, self._ended}, timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not sending.done():
+                sending.cancel()
+                self._end(f"did not take its request in {self._start_timeout_s:g} s")
+            elif sending.exception() is not None:
+                self._end(None)
 
     async def _next(
         self, answers: "asyncio.Queue[_Answer]", deadline_s: float, said_s: float | None = None
@@ -189,6 +199,7 @@ class VerifierProcess:
     def _end(self, why: str | None) -> None:
         if self._ending is None:
             asyncio.get_running_loop().remove_reader(self._socket)
+            self._ended.set_result(None)
             self._ending = asyncio.create_task(self._reap(why), name="end-of-verifier-process")
 
     async def _reap(self, why: str | None) -> None:

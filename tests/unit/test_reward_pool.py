@@ -14,6 +14,7 @@ import pytest
 from actors.config import RewardsConfig
 from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
+from actors.rewards.process import VerifierProcess
 from actors.rewards.protocol import Attempt, Verdict
 
 pytestmark = pytest.mark.unit
@@ -165,6 +166,33 @@ async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -
     await pool.close()
     with pytest.raises(RewardPoolClosedError):
         await request
+
+
+async def test_close_ends_a_request_that_its_process_does_not_take(pool: RewardPool, tmp_path: Path) -> None:
+    """The process is busy for ever, and the pipe to it is full."""
+    await pool.start([LATER])
+    busy = asyncio.create_task(judge(pool, prompt(LATER), [f"pid {tmp_path / 'begun'}", "hang"]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    large = asyncio.create_task(judge(pool, prompt(LATER), ["x" * 50_000_000]))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(pool.close(), timeout=60)
+    for request in (busy, large):
+        with pytest.raises(RewardPoolClosedError):
+            await request
+
+
+async def test_a_request_that_no_process_takes_has_a_deadline(pool: RewardPool, tmp_path: Path) -> None:
+    process = VerifierProcess(timeout_s=600.0, start_timeout_s=60.0)
+    assert await process.load(LATER) is None
+    busy = asyncio.create_task(process.judge(prompt(LATER), [Attempt(f"pid {tmp_path / 'begun'}"), Attempt("hang")]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    process._start_timeout_s = 0.1
+    assert await process.judge(prompt(LATER), [Attempt("x" * 50_000_000)]) == ({}, "did not take its request in 0.1 s")
+    assert (await busy)[1] == "did not take its request in 0.1 s"
+    await process.kill()
 
 
 def test_the_child_ends_with_its_parent() -> None:
