@@ -11,7 +11,23 @@ TORCH_GPU := $(if $(UV_FIND_LINKS),,--torch-backend auto)
 # Compiled here and once: where Python may not write bytecode, every process would compile vLLM again.
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c deploy/constraints.txt
 
-.PHONY: help install install-gpu install-trackers install-dev demo demo-llm test lint policy clean
+CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+# One thread a process: many small matrices, and as many processes as cores.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
+# mypy and the light layers side by side on all cores, then the heavy layers one after the other; all of it, whatever fails. 5 is
+# pytest's "no tests": what PYTEST_ARGS asks for may stand in one part alone.
+define everything
+$(BIN)/ruff check . && $(BIN)/ruff format --check . || exit 1; \
+types=0; light=0; heavy=0; \
+$(BIN)/mypy & mypy=$$!; \
+$(PYTEST) --part light --numprocesses $(CORES) --dist loadfile $(1) || light=$$?; \
+wait $$mypy || types=$$?; \
+$(PYTEST) --part heavy $(1) || heavy=$$?; \
+echo "exit codes: mypy $$types, light layers $$light, heavy layers $$heavy"; \
+case "$$types$$light$$heavy" in 000) ;; 005 | 050) $(if $(PYTEST_ARGS),true,false) ;; *) exit 1 ;; esac
+endef
+
+.PHONY: help install install-gpu install-trackers install-dev demo demo-llm test test-long lint policy clean
 
 help:  ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
@@ -23,11 +39,11 @@ demo-llm: $(VENV)/.smollm2  ## train SmolLM2-135M-Instruct, a real pretrained mo
 	$(BIN)/python -m deploy.recipes.smollm2.convert
 	$(BIN)/bvblend train deploy/recipes/smollm2.yaml
 
-test: $(VENV)/.dev  ## lint, types and every test that this machine can run
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev  ## lint, types and every test that this machine can run (at most 25 minutes on 2 cores)
+	@$(call everything,$(PYTEST_ARGS))
+
+test-long: $(VENV)/.dev  ## the same at full length: every kill, whole recipes, the page with 1,000,000 groups (hours)
+	@$(call everything,--full $(PYTEST_ARGS))
 
 lint: $(VENV)/.dev  ## format, lint and check types
 	$(BIN)/ruff format .
@@ -62,6 +78,7 @@ $(VENV)/.smollm2: $(VENV)/.cpu
 $(VENV)/.trackers: pyproject.toml deploy/constraints.txt | $(UV)
 	$(INSTALL) tensorboard wandb mlflow-skinny sqlalchemy alembic
 	@touch $@
-$(VENV)/.dev: $(VENV)/.cpu
+# Not after .cpu, which is part of it: one installation compiles everything once.
+$(VENV)/.dev: pyproject.toml deploy/constraints.txt | $(UV)
 	$(INSTALL) $(TORCH_CPU) -e '.[cpu,smollm2,trl,tensorboard,wandb,mlflow,dev]'
-	@touch $@
+	@touch $(VENV)/.cpu $@

@@ -1,11 +1,15 @@
 """What every layer shares: the command as a user runs it, and the proof that nothing of it is left behind."""
 
+import fcntl
 import os
+import shutil
+import socket
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
@@ -19,7 +23,43 @@ hypothesis.settings.register_profile("bvblend", deadline=None, suppress_health_c
 hypothesis.settings.load_profile("bvblend")
 
 ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests"
 MARK = "BVBLEND_TEST_PROCESS"
+LIGHT = ("unit", "contract")
+"""Layers that run side by side on all cores. The others take a core or two each, and deadlines hold in them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("bvblend")
+    group.addoption("--part", choices=("light", "heavy"), help=f"only the layers {', '.join(LIGHT)}; or all others")
+    group.addoption("--full", action="store_true", help="at full length: what is marked long, and every size")
+
+
+def _of_other_part(path: Path, config: pytest.Config) -> bool:
+    part = config.getoption("--part")
+    return part is not None and (path.relative_to(TESTS).parts[0] in LIGHT) != (part == "light")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    layer = collection_path.is_dir() and collection_path.parent == TESTS
+    return True if layer and _of_other_part(collection_path, config) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    # A path that is named is collected whatever its part is.
+    others = [item for item in items if _of_other_part(item.path, config)]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
+    if not config.getoption("--full"):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason="runs with --full (make test-long)"))
+
+
+@pytest.fixture(scope="session")
+def full(pytestconfig: pytest.Config) -> bool:
+    """Whether sizes are those of `make test-long`; what is asserted is the same."""
+    return bool(pytestconfig.getoption("--full"))
 
 
 class Command:
@@ -53,10 +93,10 @@ class Command:
     def output(self) -> str:
         return self.log.read_text()
 
-    def wait_for(self, text: str, timeout_s: float) -> None:
-        """Wait until the command has printed `text`."""
+    def wait_for(self, text: str, timeout_s: float, times: int = 1) -> None:
+        """Wait until the command has printed `text` so many times."""
         deadline = time.monotonic() + timeout_s
-        while text not in self.output():
+        while self.output().count(text) < times:
             assert self.process.poll() is None, f"ended before it printed {text!r}:\n{self.output()}"
             assert time.monotonic() < deadline, f"did not print {text!r} in {timeout_s} s:\n{self.output()}"
             wait_a_moment(self.process)
@@ -87,21 +127,54 @@ def wait_a_moment(process: subprocess.Popen[bytes]) -> None:
         return
 
 
-@pytest.fixture
-def bvblend(tmp_path: Path) -> Iterator[Callable[..., Command]]:
-    """Start the command with the given arguments; whatever is left of it ends with the test."""
+@contextmanager
+def commands(logs: Path) -> Iterator[Callable[..., Command]]:
+    """Start the command with the given arguments; whatever is left of it ends with the context. logs: where outputs go."""
     started: list[Command] = []
 
     def start(*arguments: object, cwd: Path = ROOT, prefix: Sequence[str] = ()) -> Command:
-        command = Command(tuple(map(str, arguments)), tmp_path / f"output-{len(started)}.log", cwd, prefix)
+        command = Command(tuple(map(str, arguments)), logs / f"output-{len(started)}.log", cwd, prefix)
         started.append(command)
         return command
 
-    yield start
-    for command in started:
-        command.end()
+    try:
+        yield start
+    finally:
+        for command in started:
+            command.end()
+
+
+@pytest.fixture
+def bvblend(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Start the command with the given arguments; whatever is left of it ends with the test."""
+    with commands(tmp_path) as start:
+        yield start
 
 
 def settings(**values: object) -> list[str]:
     """`--set` arguments; double underscores stand for dots."""
     return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """A directory that `make` fills once per test session, however many workers ask for it. To be read only."""
+    base = factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    directory, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(directory, ignore_errors=True)
+            directory.mkdir()
+            make(directory)
+            done.touch()
+    return directory
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that nobody listens on at the moment."""
+    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [probe.getsockname()[1] for probe in probes]
+    for probe in probes:
+        probe.close()
+    return ports

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.browser
 STEPS = 80 if "BVBLEND_SCREENSHOTS" in os.environ else 10
 """Pictures want a curve."""
 START_S = 300.0
+END_S = 600.0
 SHOWN_STEP = "Number(document.querySelector('.tile dd > span').textContent.replace(/\\D/g, ''))"
 
 
@@ -36,9 +37,10 @@ async def test_training_is_watched_from_its_first_step_to_its_end(
     page = await pages.open(f"#/run?name={name}")
     await until(page, f"{SHOWN_STEP} >= 1", START_S)
     seen = {await page.evaluate(SHOWN_STEP)}
-    while training.process.poll() is None:
-        seen.add(await page.evaluate(SHOWN_STEP))
-        await asyncio.sleep(0.1)
+    async with asyncio.timeout(END_S):
+        while training.process.poll() is None:
+            seen.add(await page.evaluate(SHOWN_STEP))
+            await asyncio.sleep(0.1)
     assert training.process.returncode == 0, training.output()
     await until(page, f"{SHOWN_STEP} === {STEPS}")
     await until(page, "document.getElementById('state').textContent === 'done'")

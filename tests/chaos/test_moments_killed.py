@@ -11,9 +11,10 @@ import pytest
 pytestmark = pytest.mark.chaos
 
 
-def test_two_hundred_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path) -> None:
+def test_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path, full: bool) -> None:
+    kills = 200 if full else 40
     done = subprocess.run(
-        [sys.executable, "-m", "tests.chaos.moments_under_fire", str(tmp_path), "200"],
+        [sys.executable, "-m", "tests.chaos.moments_under_fire", str(tmp_path), str(kills)],
         capture_output=True,
         text=True,
         check=False,
@@ -22,6 +23,6 @@ def test_two_hundred_kills_lose_nothing_and_count_nothing_twice(tmp_path: Path) 
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
-    assert found["kills"] == 200
-    assert found["groups_acknowledged"] > 1000 and found["commits_acknowledged"] > 200
-    assert found["parts"] > 60
+    assert found["kills"] == kills
+    assert found["groups_acknowledged"] > 5 * kills and found["commits_acknowledged"] > kills
+    assert found["parts"] > 0.3 * kills

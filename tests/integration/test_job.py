@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ import pytest
 
 from deploy.run.watchdog import marked_processes
 from deploy.rundir.layout import RunDirectory
-from tests.conftest import MARK, ROOT, Command, settings
+from tests.conftest import MARK, ROOT, Command, free_ports, settings
 from tests.ray_start import RAY, start_ray
 
 pytestmark = pytest.mark.integration
@@ -57,15 +56,6 @@ def end(mark: str) -> None:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             continue  # it ended by itself
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at the moment."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 def wait_for_agent(port: int, timeout_s: float) -> None:

@@ -4,8 +4,7 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ VOCABULARY = 64
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=2, include_dashboard=False)
+    ray.init(num_cpus=3, include_dashboard=False)
     # Workers cannot import a test module, so its classes travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
@@ -127,23 +126,50 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
     return LearnerConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
-@asynccontextmanager
-async def running_group(path: str, config: LearnerConfig) -> AsyncIterator[LearnerGroup]:
-    group = await LearnerGroup.start(
-        config, path, total_steps=6, seed=7, rollout_dtype="float32", start_timeout_s=120.0
-    )
-    try:
-        yield group
-    finally:
-        await group.close()
+def started(path: str, config: LearnerConfig, checkpoint: Path) -> LearnerGroup:
+    """A group before its first step, which can be loaded again from `checkpoint`."""
+
+    async def start() -> LearnerGroup:
+        group = await LearnerGroup.start(config, path, 6, 7, "float32", 120.0)
+        await group.save(str(checkpoint))
+        return group
+
+    return asyncio.run(start())
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(1, marks=pytest.mark.long)], ids="{} updates a batch".format)
+def updates(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
 
 
 @pytest.fixture(scope="module")
-def pair(policy_path: str) -> Iterator[LearnerGroup]:
-    """Two ranks that several tests use one after the other."""
-    group = asyncio.run(LearnerGroup.start(config_for(2), policy_path, 6, 7, "float32", 120.0))
-    yield group
-    asyncio.run(group.close())
+def groups(
+    policy_path: str, updates: int, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[int, tuple[LearnerGroup, Path]]]:
+    """By number of ranks, a group that the tests use one after the other, and where its first state is kept."""
+    made = {}
+    for ranks in (1, 2):
+        checkpoint = tmp_path_factory.mktemp("start") / "checkpoint"
+        made[ranks] = started(policy_path, config_for(ranks, updates_per_batch=updates), checkpoint), checkpoint
+    yield made
+    for group, _ in made.values():
+        asyncio.run(group.close())
+
+
+async def as_at_the_start(groups: dict[int, tuple[LearnerGroup, Path]], ranks: int) -> LearnerGroup:
+    group, checkpoint = groups[ranks]
+    assert await group.load(str(checkpoint)) == 0
+    return group
+
+
+@pytest.fixture
+async def alone(groups: dict[int, tuple[LearnerGroup, Path]]) -> LearnerGroup:
+    return await as_at_the_start(groups, 1)
+
+
+@pytest.fixture
+async def pair(groups: dict[int, tuple[LearnerGroup, Path]]) -> LearnerGroup:
+    return await as_at_the_start(groups, 2)
 
 
 async def published(group: LearnerGroup, version: int = 1) -> dict[str, np.ndarray]:
@@ -155,54 +181,61 @@ async def published(group: LearnerGroup, version: int = 1) -> dict[str, np.ndarr
     return weights
 
 
-@pytest.mark.parametrize("updates", [1, 2])
-async def test_two_ranks_learn_what_one_learns(policy_path: str, updates: int) -> None:
+def assert_learned_the_same(path: str, one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    """Weights moved alike since the policy in `path`, to a thousandth of how far they moved.
+
+    By tensor: Adam divides a gradient by its own size, so that where it is nearly 0 the order of a sum decides whether an
+    element goes one learning rate up or down; which elements these are depends on the processor.
+    """
+    start = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).state_dict()
+    assert set(one) == set(other)
+    for name in one:
+        moved = np.linalg.norm(one[name] - start[name].numpy())
+        assert np.linalg.norm(one[name] - other[name]) <= 1e-3 * moved, name
+
+
+async def test_two_ranks_learn_what_one_learns(policy_path: str, alone: LearnerGroup, pair: LearnerGroup) -> None:
     results = []
-    for world_size in (1, 2):
-        async with running_group(policy_path, config_for(world_size, updates_per_batch=updates)) as group:
-            metrics = [await group.step(draw_batch(step)) for step in range(3)]
-            results.append((metrics, await published(group)))
+    for group in (alone, pair):
+        metrics = [await group.step(draw_batch(step)) for step in range(3)]
+        results.append((metrics, await published(group)))
     (one, one_weights), (two, two_weights) = results
-    assert set(one_weights) == set(two_weights)
-    for name in one_weights:
-        np.testing.assert_allclose(one_weights[name], two_weights[name], atol=1e-6, err_msg=name)
-    for alone, together in zip(one, two, strict=True):
-        assert set(alone) == set(together)
-        for name in set(alone) - {"step_s", "open_s", "microbatches"}:
-            assert together[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
+    assert_learned_the_same(policy_path, one_weights, two_weights)
+    for by_one, together in zip(one, two, strict=True):
+        assert set(by_one) == set(together)
+        for name in set(by_one) - {"step_s", "open_s", "microbatches"}:
+            assert together[name] == pytest.approx(by_one[name], rel=1e-4, abs=1e-6), name
 
 
 async def test_fewer_groups_than_ranks_and_payloads_without_refs(pair: LearnerGroup) -> None:
     metrics = await pair.step(draw_batch(0, count=1, by_ref=False))
-    assert metrics["updates"] == 1.0 and metrics["grad_norm"] > 0
+    assert metrics["updates"] >= 1.0 and metrics["grad_norm"] > 0
     empty = await pair.step(Batch.of(step=1, groups=()))
     assert empty["updates"] == empty["tokens"] == 0.0
 
 
-async def test_save_with_two_ranks_resumes_with_one(policy_path: str, tmp_path: Path) -> None:
+async def test_save_with_two_ranks_resumes_with_one(
+    policy_path: str, alone: LearnerGroup, pair: LearnerGroup, tmp_path: Path
+) -> None:
     checkpoint = str(tmp_path / "checkpoint")
-    async with running_group(policy_path, config_for(2)) as group:
-        for step in range(4):
-            await group.step(draw_batch(step))
-            if step == 1:
-                await group.save(checkpoint)
-        straight = await published(group)
+    for step in range(4):
+        await pair.step(draw_batch(step))
+        if step == 1:
+            await pair.save(checkpoint)
+    straight = await published(pair)
     files = sorted((tmp_path / "checkpoint").iterdir())
     assert [path.suffix for path in files] == [".safetensors"] * 2, "nothing that has to be unpickled"
-    async with running_group(policy_path, config_for(1)) as group:
-        half = tmp_path / "half"
-        half.mkdir()
-        shutil.copy(files[0], half)
-        with pytest.raises(LearnerError):
-            await group.load(str(half))
-    async with running_group(policy_path, config_for(1)) as group:
-        assert await group.load(checkpoint) == 2
-        for step in (2, 3):
-            await group.step(draw_batch(step))
-        resumed = await published(group)
-        await group.export_hf(str(tmp_path / "out"))
-    for name in straight:
-        np.testing.assert_allclose(straight[name], resumed[name], atol=1e-6, err_msg=name)
+    half = tmp_path / "half"
+    half.mkdir()
+    shutil.copy(files[0], half)
+    with pytest.raises(LearnerError):
+        await alone.load(str(half))
+    assert await alone.load(checkpoint) == 2
+    for step in (2, 3):
+        await alone.step(draw_batch(step))
+    resumed = await published(alone)
+    await alone.export_hf(str(tmp_path / "out"))
+    assert_learned_the_same(policy_path, straight, resumed)
     state = AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     for name, value in resumed.items():
         np.testing.assert_array_equal(state[name].numpy(), value, err_msg=name)
@@ -220,15 +253,15 @@ async def test_lost_payloads_are_reported_before_anything_is_trained(pair: Learn
     assert error.value.group_ids == ("0-2",)
     after = await published(pair)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert (await pair.step(Batch.of(step=0, groups=batch.groups[:2])))["updates"] == 1.0
+    assert (await pair.step(Batch.of(step=0, groups=batch.groups[:2])))["updates"] >= 1.0
 
 
-async def test_a_dead_rank_is_named(policy_path: str) -> None:
-    async with running_group(policy_path, config_for(2)) as group:
-        await group.step(draw_batch(0))
-        ray.kill(group.ranks[1])
-        with pytest.raises(LearnerError, match="learner rank 1 died while"):
-            await group.step(draw_batch(1))
+async def test_a_dead_rank_is_named(pair: LearnerGroup) -> None:
+    """The last test of the pair, which does not survive it."""
+    await pair.step(draw_batch(0))
+    ray.kill(pair.ranks[1])
+    with pytest.raises(LearnerError, match="learner rank 1 died while"):
+        await pair.step(draw_batch(1))
 
 
 async def test_a_policy_that_does_not_load_fails_the_start_and_gives_its_cpus_back(tmp_path: Path) -> None:

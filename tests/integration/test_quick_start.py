@@ -1,44 +1,52 @@
-"""The commands of the quick start, in their order, as somebody types them who has only read that page."""
+"""The commands of the quick start do what that page says, and the run that they make is whole."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+import json
+import sqlite3
+from contextlib import closing
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.unit.test_docs import fenced
+from tests.integration.conftest import QuickStart
 
 pytestmark = pytest.mark.integration
 
-ELSEWHERE = ("make install", "export PATH", "bvblend dashboard")
-"""Done before the tests ran; or serves until it is stopped, which the browser tests do."""
+
+def test_the_quick_start_does_what_it_says(quick_start: QuickStart) -> None:
+    assert len(quick_start.typed) >= 8
+    assert "step   10/10" in quick_start.output and "moments-a" in quick_start.output
+    assert (quick_start.directory / "moments-a" / "about.json").exists()
+    assert (quick_start.directory / "runs" / "compare-cold-start" / "compare.png").exists()
 
 
-def test_the_quick_start_does_what_it_says(tmp_path: Path) -> None:
-    (tmp_path / "deploy").symlink_to(ROOT / "deploy")
-    lines = [line for block in fenced(ROOT / "docs" / "index.md") for line in block.splitlines()]
-    typed = [line for line in lines if line.strip() and not line.startswith(ELSEWHERE)]
-    assert len(typed) >= 8
-    environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
+def test_a_run_with_vllm_leaves_a_whole_run_directory(quick_start: QuickStart) -> None:
+    run = quick_start.run
+    summary = json.loads((run / "summary.json").read_text())
+    assert set(summary) >= {
+        "train",
+        "held_out",
+        "sources",
+        "steps",
+        "seconds",
+        "phases",
+        "signal_ratio",
+        "versions",
+        "machine",
     }
-    log = tmp_path / "output.log"
-    with log.open("w") as output:
-        done = subprocess.run(
-            ["bash", "-euxo", "pipefail", "-c", "\n".join(typed)],
-            cwd=tmp_path,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            timeout=900,
-        )
-    text = log.read_text()
-    assert done.returncode == 0, text
-    assert "step   10/10" in text and "moments-a" in text
-    assert (tmp_path / "moments-a" / "about.json").exists()
-    assert (tmp_path / "runs" / "compare-cold-start" / "compare.png").exists()
+    assert summary["steps"] == 10
+    assert set(summary["phases"]) == {"generate", "score", "moments", "learn", "publish"}
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["policy_version"] for row in metrics] == list(range(1, 11))
+    # On-policy in float32: trainer and engine agree on every sampled token.
+    assert all(row["learner/mismatch_max"] < 1e-3 for row in metrics)
+    # From the second step on history speaks up in groups that GRPO throws away.
+    assert metrics[-1]["signal/own"] > metrics[-1]["signal/grpo"]
+    for name in ("config.yaml", "summary.md", "summary.png", "policy/config.json", "policy/tokenizer.json"):
+        assert (run / name).stat().st_size > 0, name
+    with closing(sqlite3.connect(f"file:{run}/moments/ledger-000000.sqlite?mode=ro", uri=True)) as ledger:
+        (groups,) = ledger.execute("SELECT COUNT(*) FROM groups").fetchone()
+        (texts,) = ledger.execute("SELECT COUNT(*) FROM transcripts").fetchone()
+    assert groups >= 10 * 32 and texts == groups
+    # A log has one readable line a step.
+    log = quick_start.output
+    first_run = log[: log.index("bvblend runs")]
+    assert sum(line.startswith("step ") for line in first_run.splitlines()) == 10
