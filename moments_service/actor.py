@@ -41,9 +41,14 @@ class ShardActor:
         await self._shard.append_losses(groups)
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[Key]
+        self,
+        batch: Batch,
+        policy_version: int,
+        move: PolicyMove | None,
+        closed: GroupTable,
+        closed_clusters: Indices,
     ) -> None:
-        await self._shard.append_commit(batch, policy_version, move, closed)
+        await self._shard.append_commit(batch, policy_version, move, closed, closed_clusters)
 
     async def close(self) -> None:
         await self._shard.close()
@@ -76,9 +81,14 @@ class RemoteShard:
         await self._actor.append_losses.remote(list(groups))
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[Key]
+        self,
+        batch: Batch,
+        policy_version: int,
+        move: PolicyMove | None,
+        closed: GroupTable,
+        closed_clusters: Indices,
     ) -> None:
-        await self._actor.append_commit.remote(batch, policy_version, move, closed)
+        await self._actor.append_commit.remote(batch, policy_version, move, closed, closed_clusters)
 
     async def close(self) -> None:
         await self._actor.close.remote()

@@ -210,7 +210,7 @@ class MomentsService:
                 self._leaving = self._closed.take_all(trained)
                 self._orphans.difference_update(self._leaving.table.group_ids)
             closed = self._leaving if len(self._leaving) else None
-            await self._ledger.append_commit(batch, policy_version, move, closed)
+            await self._ledger.append_commit(batch, policy_version, move, self._leaving)
             state.fold(step, committed_rewards(trained, closed, policy_version, move))
             self._open.difference_update(batch.group_ids, self._leaving.table.group_ids)
             self._drawn = self._leaving = None

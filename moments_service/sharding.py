@@ -39,7 +39,12 @@ class LedgerShard(Protocol):
     async def append_losses(self, groups: Iterable[Key]) -> None: ...
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[Key]
+        self,
+        batch: Batch,
+        policy_version: int,
+        move: PolicyMove | None,
+        closed: GroupTable,
+        closed_clusters: Indices,
     ) -> None: ...
 
     async def close(self) -> None: ...
@@ -129,22 +134,22 @@ class ShardedLedger:
         )
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: ReadyGroups | None
+        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: ReadyGroups
     ) -> None:
         """Write one fold into the moments: the batch with its advantages, and what was not trained on.
 
         If it raises, some shards may hold it; call again with the same batch and the same `closed`.
         """
         if len(self._shards) == 1:
-            keys = closed.keys() if closed is not None else []
-            await self._shards[0].append_commit(batch, policy_version, move, keys)
+            await self._shards[0].append_commit(batch, policy_version, move, closed.table, closed.clusters)
             return
-        closed_of = {} if closed is None else {n: closed.take(rows).keys() for n, rows in self._split(closed).items()}
+        closed_of = closed.clusters % len(self._shards)
 
         async def commit_part(number: int, shard: LedgerShard) -> None:
             if number not in self._committed:
                 part = batch.part(np.flatnonzero(batch.clusters % len(self._shards) == number))
-                await shard.append_commit(part, policy_version, move, closed_of.get(number, []))
+                left = closed.take(np.flatnonzero(closed_of == number))
+                await shard.append_commit(part, policy_version, move, left.table, left.clusters)
                 self._committed.add(number)
 
         await _all(commit_part(number, shard) for number, shard in enumerate(self._shards))

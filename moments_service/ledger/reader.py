@@ -69,6 +69,18 @@ class LedgerReader:
         """Rows of any SELECT over the tables in schema.py, asked of every part by itself, oldest first."""
         return [row for path in part_paths(self.directory) for row in self._ask(path, sql, values)]
 
+    def newest(self, sql: str, values: Sequence[Any] = (), limit: int = 2**62) -> list[Row]:
+        """Up to `limit` rows of a SELECT over `folds` that gives the newest first; older parts are asked only if need be.
+
+        sql: ends in `ORDER BY incarnation DESC, step DESC, …`; a LIMIT is added.
+        """
+        rows: list[Row] = []
+        for path in reversed(part_paths(self.directory)):
+            if len(rows) == limit:
+                break
+            rows += self._ask(path, f"{sql} LIMIT ?", (*values, limit - len(rows)))
+        return rows
+
     def incarnations(self) -> dict[int, int]:
         """`after_step` of every incarnation: the last step of the earlier ones that it went on from."""
         return dict(self.query("SELECT incarnation, after_step FROM incarnations"))
@@ -162,8 +174,7 @@ class LedgerReader:
         values = (incarnation, sealed[0][0] if sealed else 2**62)
         groups, completions, errors, lost = _sums(
             self.query(
-                "SELECT COUNT(*), TOTAL(json_array_length(rewards)), TOTAL((SELECT COUNT(value) FROM json_each(errors))), "
-                "TOTAL(lost) FROM groups WHERE incarnation = ? AND seal <= ?",
+                "SELECT COUNT(*), TOTAL(size), TOTAL(failed), TOTAL(lost) FROM groups WHERE incarnation = ? AND seal <= ?",
                 values,
             )
         )
@@ -203,6 +214,10 @@ class LedgerReader:
         Raises LedgerDamagedError if a group that was folded in stands in none of them.
         """
         *before, path = paths
+        group, fold = (
+            ", ".join(f"{table}.{name}" for name in names.split(", "))
+            for table, names in (("groups", group), ("folds", fold))
+        )
         somewhere = "" if places is None else f"AND sequence IN ({','.join('?' * len(places))}) "
         rows = self._ask(
             path,

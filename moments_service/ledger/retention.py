@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moments_service.ledger.checked import remember_checked
 from moments_service.ledger.parts import fresh_partial, take_its_name
-from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_tables, open_for_reading
+from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_indexes, create_tables, open_for_reading
 from moments_service.ledger.seals import Seal, verify
 
 
@@ -55,6 +55,7 @@ def drop_texts(path: Path) -> None:
                 "FROM whole.seals",
                 (DROPPED,),
             )
+        create_indexes(connection)
         ((before,),) = connection.execute("SELECT last_seal FROM parts").fetchall()
         verify(connection, partial, Seal(before))
     finally:

@@ -17,15 +17,10 @@ from typing import Any
 import numpy as np
 
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.parts import (
-    DEFAULT_LIMITS,
-    LedgerLimits,
-    begin_part,
-    part_paths,
-    remove_partials,
-)
+from moments_service.ledger.outcomes import carry_signal, mean_rewards, outcomes, wasted_by_grpo
+from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
-from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
+from moments_service.ledger.schema import RepeatedRows, Row, drop_indexes, json_rows, open_for_reading, open_for_writing
 from moments_service.ledger.seals import Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.messages.batch import Batch
@@ -65,6 +60,7 @@ class Ledger:
         self._number = len(paths) - 1
         self.path = paths[-1]
         self.connection = open_for_writing(self.path)
+        drop_indexes(self.connection)
         # A second connection sees only what is committed, so what it finds is on the disk.
         self._reader = open_for_reading(self.path)
         self._full_at = limits.part_bytes
@@ -116,17 +112,27 @@ class Ledger:
         await self._write([("losses", [(self.incarnation, *group) for group in groups])])
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[tuple[int, str]]
+        self,
+        batch: Batch,
+        policy_version: int,
+        move: PolicyMove | None,
+        closed: GroupTable,
+        closed_clusters: np.ndarray,
     ) -> None:
-        """Write one fold into the moments: the batch with its advantages, and (sequence, id) of what was not trained on."""
-        table = batch.table
-        trained = zip(
-            table.sequence.tolist(), table.group_ids, json_rows(batch.advantages, table.sizes),
-            batch.baseline.tolist(), batch.scale.tolist(), batch.weight.tolist(), strict=True,
-        )  # fmt: skip
-        nothing = (None, None, None, None)
-        folds = [(self.incarnation, batch.step, *row) for row in trained]
-        folds += [(self.incarnation, batch.step, *group, *nothing) for group in closed]
+        """Write one fold into the moments: the batch with its advantages, and the groups that were not trained on."""
+        numbers = (_real(column).tolist() for column in (batch.weight, batch.baseline, batch.scale))
+        signal = carry_signal(batch.advantages)
+        rescued = signal & wasted_by_grpo(batch.table.rewards)
+        folds = self._fold_rows(batch.step, batch.table, batch.clusters, False, signal, rescued)
+        folds = [
+            (*row, *rest)
+            for row, *rest in zip(folds, *numbers, json_rows(batch.advantages, batch.table.sizes), strict=True)
+        ]
+        nothing = np.zeros(len(closed), dtype=np.bool_)
+        folds += [
+            (*row, None, None, None, None)
+            for row in self._fold_rows(batch.step, closed, closed_clusters, True, nothing, nothing)
+        ]
         measured = (None, None) if move is None else (move.kl, move.log_ratio)
         commit = (self.incarnation, batch.step, policy_version, *measured)
         await self._write([("folds", folds), ("commits", [commit])])
@@ -147,6 +153,26 @@ class Ledger:
         self._closed.add(self.path, self.connection, self.connection)
         self._closed.close()
 
+    def _fold_rows(
+        self, step: int, table: GroupTable, clusters: np.ndarray, closed: bool, signal: np.ndarray, rescued: np.ndarray
+    ) -> list[Row]:
+        """What a fold says of each group, but for the numbers that made its advantages."""
+        return list(
+            zip(
+                (self.incarnation,) * len(table),
+                (step,) * len(table),
+                table.sequence.tolist(),
+                table.group_ids,
+                table.sources,
+                clusters.tolist(),
+                outcomes(table.rewards, closed),
+                mean_rewards(table.rewards),
+                signal.astype(int).tolist(),
+                rescued.astype(int).tolist(),
+                strict=True,
+            )
+        )
+
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
         return list(
@@ -158,6 +184,10 @@ class Ledger:
                 table.sources,
                 clusters.tolist(),
                 table.lost.astype(int).tolist(),
+                table.sizes.tolist(),
+                (table.sizes - (~np.isnan(table.rewards)).sum(axis=1)).tolist(),
+                mean_rewards(table.rewards),
+                table.lengths.sum(axis=1).tolist(),
                 self._reward_texts.json(table.rewards, table.sizes),
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
@@ -231,6 +261,11 @@ class Ledger:
                 if added:
                     rows[table] += added
         self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def _real(column: np.ndarray) -> np.ndarray:
+    """Numbers as SQLite keeps them: it has no -0.0, and the checksum is over what is read back."""
+    return column + 0.0
 
 
 def _begun(directory: Path, incarnation: int) -> tuple[bool, SeenPlaces]:

@@ -186,7 +186,7 @@ async def test_groups_are_found_across_the_parts_of_a_ledger(tmp_path: Path) -> 
     for part in parts:
         with closing(open_for_reading(part)) as connection:
             folded_elsewhere += connection.execute(
-                "SELECT COUNT(*) FROM folds LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE cluster IS NULL"
+                "SELECT COUNT(*) FROM folds LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE groups.cluster IS NULL"
             ).fetchone()[0]
     assert len(parts) > 2 and folded_elsewhere > 0
     ledger = LedgerRows(run.directory.moments)

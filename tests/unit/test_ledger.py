@@ -23,6 +23,10 @@ from moments_service.messages.table import GroupTable
 pytestmark = pytest.mark.unit
 
 
+NOTHING = GroupTable.of([]), np.zeros(0, dtype=np.int64)
+"""What a commit takes in of groups that were not trained on: none."""
+
+
 def header(sequence: int, rewards: tuple[float | None, ...] = (1.0, 0.0)) -> ScoredGroup:
     return ScoredGroup(
         group_id=f"prompt{sequence}:0:0:0",
@@ -65,7 +69,7 @@ async def written(directory: Path, steps: int = 4) -> Path:
     ledger = Ledger(directory, incarnation=0)
     for step in range(steps):
         await ledger.append(GroupTable.of([header(step)]), np.array([2]), [Transcript("1+1=", ("2", "3"))])
-        await ledger.append_commit(batch(step, header(step)), step + 1, PolicyMove(0.5, 0.25), [])
+        await ledger.append_commit(batch(step, header(step)), step + 1, PolicyMove(0.5, 0.25), *NOTHING)
     (copy := directory / "unfinished").mkdir()
     for path in (ledger.path, log_of(ledger.path)):
         shutil.copy(path, copy)
@@ -78,7 +82,8 @@ async def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     groups = [header(0), header(1, (None, 1.0, 0.1)), header(2, (None, None))]
     await ledger.append(GroupTable.of(groups), np.array([2, 0, 1]))
     await ledger.append_losses([(2, groups[2].group_id)])
-    await ledger.append_commit(batch(0, *groups[:2]), 7, PolicyMove(0.5, 0.25), [(2, groups[2].group_id)])
+    closed = GroupTable.of(groups[2:]), np.array([1])
+    await ledger.append_commit(batch(0, *groups[:2]), 7, PolicyMove(0.5, 0.25), *closed)
     await ledger.close()
     reader = LedgerReader(tmp_path)
     (commit,) = reader.commits(0)
@@ -137,7 +142,7 @@ async def test_a_torn_end_is_cut_and_what_stands_before_it_stays(
     assert [commit.step for commit in reader.commits(0)] == [0, 1, 2]
     assert [group.sequence for group, _ in reader.unfolded(0)] == [3]
     reader.close()
-    await ledger.append_commit(batch(3, header(3)), 4, None, [])
+    await ledger.append_commit(batch(3, header(3)), 4, None, *NOTHING)
     assert verify(ledger.connection, path, Seal()).cut == 0
     await ledger.close()
 
