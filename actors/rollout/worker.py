@@ -202,7 +202,6 @@ class RolloutWorker:
             lengths=tuple(len(completion.token_ids) for completion in completions),
             truncated=tuple(completion.finish_reason == "length" for completion in completions),
             policy_versions=_version_span(completions, self.policy_version),
-            embedding=embedding,
             difficulty=ticket.prompt.difficulty,
             status=GroupStatus.SCORED if rewarded else GroupStatus.ERROR,
         )

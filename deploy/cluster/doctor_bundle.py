@@ -22,7 +22,7 @@ from deploy.report.redaction import redacted
 from deploy.run.processes import processes_here
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import OpenRun
-from moments_service.ledger import RunLedger
+from moments_service.ledger import LedgerReader
 
 CATCH_UP_S = 60.0
 TAIL_BYTES = 2**20
@@ -119,7 +119,7 @@ def _listing(path: Path) -> dict[str, int]:
 
 def _ledger(directory: RunDirectory) -> dict[str, Any]:
     try:
-        ledger = RunLedger(directory.moments)
+        ledger = LedgerReader(directory.moments)
     except FileNotFoundError as error:
         return {"problem": str(error)}
     with closing(ledger):

@@ -14,9 +14,10 @@ from moments_service.adapters.clusters import Encoder, LabelClusters, PromptClus
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
+from moments_service.messages.counts import Counts
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History, Indices
-from moments_service.state import Counts, MomentsState, SnapshotOrigin
+from moments_service.state import MomentsState, SnapshotOrigin
 
 ABOUT_FILE = "local.json"
 

@@ -77,19 +77,18 @@ class Codebook:
     def remember(self, prompts: PromptSet) -> Indices:
         """Look the clusters of these prompts up once; `assign` then knows them by id. Returns them, [N]."""
         clusters = self.assign_prompts(prompts)
-        self._of_prompt = dict(zip(prompts.prompt_ids, clusters.tolist(), strict=True))
+        self._of_prompt.update(zip(prompts.prompt_ids, clusters.tolist(), strict=True))
         return clusters
 
     def assign(self, table: GroupTable) -> Indices:
-        clusters = np.array([self._of_prompt.get(prompt_id, -1) for prompt_id in table.prompt_ids], dtype=np.int64)
-        unknown = np.flatnonzero(clusters < 0)
-        if len(unknown):
-            bare = unknown if table.embeddings is None else unknown[np.isnan(table.embeddings[unknown, 0])]
-            if table.embeddings is None or len(bare):
-                group_id = table.group_ids[bare[0]]
-                raise ValueError(f"group {group_id} carries no embedding, and clusters are made of embeddings")
-            clusters[unknown] = self.nearest(table.embeddings[unknown])
-        return clusters
+        known = self._of_prompt
+        try:
+            return np.array([known[prompt_id] for prompt_id in table.prompt_ids], dtype=np.int64)
+        except KeyError as error:
+            group_id = table.group_ids[table.prompt_ids.index(error.args[0])]
+            raise ValueError(
+                f"group {group_id}: nobody told what its prompt {error.args[0]} is; call remember(PromptSet) before its groups come"
+            ) from None
 
     def assign_prompts(self, prompts: PromptSet) -> Indices:
         return self.nearest(prompts.embedded())

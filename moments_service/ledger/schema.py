@@ -43,7 +43,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt_id TEXT NOT NULL",
         "source TEXT NOT NULL", "cluster INTEGER NOT NULL", "lost INTEGER NOT NULL", "size INTEGER NOT NULL",
         "failed INTEGER NOT NULL", "reward REAL", "tokens INTEGER NOT NULL", "rewards TEXT NOT NULL", "errors TEXT",
-        "lengths TEXT NOT NULL", "truncated TEXT NOT NULL", "oldest_version INTEGER NOT NULL",
+        "lengths TEXT NOT NULL", "truncated TEXT NOT NULL", "turns TEXT NOT NULL", "oldest_version INTEGER NOT NULL",
         "newest_version INTEGER NOT NULL",
     ),
     "transcripts": (

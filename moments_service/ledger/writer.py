@@ -12,7 +12,6 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ from moments_service.ledger.outcomes import carry_signal, mean_rewards, outcomes
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import RepeatedRows, Row, drop_indexes, json_rows, open_for_reading, open_for_writing
-from moments_service.ledger.seals import Seal, check_parts, write_transaction
+from moments_service.ledger.seals import LedgerEnd, Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove, Transcript
@@ -50,10 +49,8 @@ class Ledger:
         paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
         paths[-1].chmod(0o644)  # read-only since the ledger was closed
         report = check_parts(paths, writing=True)
-        if report.torn_frames or report.cut:
-            logger.warning(
-                "%s: cut an unfinished write (%d frames, %d transactions)", paths[-1], report.torn_frames, report.cut
-            )
+        if report.cut:
+            logger.warning("%s: cut an unfinished write (%d transactions)", paths[-1], report.cut)
         self._last = report.last
         self._closed = ClosedParts(paths[:-1], incarnation, limits.texts_bytes)
         self._closed.finish()
@@ -67,11 +64,16 @@ class Ledger:
         begun, self._seen = _begun(directory, incarnation)
         if not begun:
             self._transact([[("incarnations", [(incarnation, after_step)])]])
-        self._reward_texts, self._truncated_texts = RepeatedRows(), RepeatedRows()
+        self._reward_texts, self._truncated_texts, self._turn_texts = RepeatedRows(), RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
+
+    @property
+    def end(self) -> LedgerEnd:
+        """The newest transaction that is on the disk."""
+        return LedgerEnd(self._number, self._last.number, self._last.checksum)
 
     async def append(
         self, table: GroupTable, clusters: np.ndarray, transcripts: Sequence[Transcript | None] | None = None
@@ -137,11 +139,6 @@ class Ledger:
         commit = (self.incarnation, batch.step, policy_version, *measured)
         await self._write([("folds", folds), ("commits", [commit])])
 
-    def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
-        """Write commits that fold no group in, before anything else is written. Each: (step, policy_version, kl, log_ratio)."""
-        if commits:
-            self._transact([[("commits", [(self.incarnation, *commit) for commit in commits])]])
-
     async def close(self) -> None:
         """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
         if self._writer is not None:
@@ -192,6 +189,7 @@ class Ledger:
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
                 self._truncated_texts.json(table.truncated, table.sizes),
+                self._turn_texts.json(table.turns, table.sizes),
                 table.policy_versions[:, 0].tolist(),
                 table.policy_versions[:, 1].tolist(),
                 strict=True,

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 
 from moments_service.clusters import Clusters, load_clusters, refuse_other_clusters
 from moments_service.config import BlendConfig, MomentsConfig
+from moments_service.messages.counts import Counts
 from moments_service.moments import ClusterMoments, PaperMoments, create_moments
-from moments_service.state import MOMENTS_FILE, Counts, MomentsState
+from moments_service.state import MOMENTS_FILE, MomentsState
 
 FORMAT = 1
 CODEBOOK_FILE = "codebook.safetensors"

@@ -53,16 +53,16 @@ async def step(
     service: MomentsService, feed: PromptFeed, number: int, hand: Sequence[Ticket]
 ) -> tuple[Batch, list[Ticket]]:
     """As the driver does it: groups without any reward make room for another ticket; told at the commit, then the next hand."""
-    waiting, scored = list(hand), 0
+    waiting, scored = list(hand), []
     while waiting:
         header = sampled(waiting.pop())
         await service.submit(header, "payload" if header.status is GroupStatus.SCORED else None)
         if header.status is GroupStatus.SCORED:
-            scored += 1
+            scored.append(header.group_id)
         else:
             waiting += feed.deal(1)
-    assert scored == GROUPS
-    batch = await service.next_batch(number, GROUPS)
+    assert len(scored) == GROUPS
+    batch = await service.draw(number, scored)
     await service.commit(number, policy_version=number + 1)
     feed.learn(await service.expected_signal())
     return batch, feed.deal(GROUPS)

@@ -11,8 +11,8 @@ from moments_service.ledger.outcomes import Outcome, outcomes
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.schema import INDEXES
 from moments_service.messages.batch import Batch
-from moments_service.messages.groups import BlendedGroup, ScoredGroup
-from moments_service.messages.table import GroupTable
+from moments_service.messages.groups import ScoredGroup
+from moments_service.messages.table import GroupTable, padded
 from tests.unit.test_ledger import NOTHING, header
 from tests.unit.test_ledger_parts import SMALL, add
 
@@ -21,13 +21,21 @@ pytestmark = pytest.mark.unit
 _NEWEST = "ORDER BY incarnation DESC, step DESC, sequence DESC, group_id DESC"
 
 
-def blended(group: ScoredGroup, *advantages: float | None, baseline: float = 0.5) -> BlendedGroup:
-    return BlendedGroup(group, "payload", 2, advantages, baseline, 0.25, 0.125)
+Blended = tuple[ScoredGroup, tuple[float | None, ...], float]
 
 
-async def commit(ledger: Ledger, step: int, *groups: BlendedGroup, closed: tuple[ScoredGroup, ...] = ()) -> None:
+def blended(group: ScoredGroup, *advantages: float | None, baseline: float = 0.5) -> Blended:
+    return group, advantages, baseline
+
+
+async def commit(ledger: Ledger, step: int, *groups: Blended, closed: tuple[ScoredGroup, ...] = ()) -> None:
+    headers, advantages, baselines = zip(*groups, strict=True)
+    table, count = GroupTable.of(headers), len(groups)
+    values = padded(advantages, table.rewards.shape[1], np.nan)
+    numbers = (np.array(baselines), np.full(count, 0.25), np.full(count, 0.125))
+    batch = Batch(step, table, ("payload",) * count, np.full(count, 2), values, *numbers)
     left = GroupTable.of(closed), np.full(len(closed), 3)
-    await ledger.append_commit(Batch.of(step, groups), step + 1, None, *(left if closed else NOTHING))
+    await ledger.append_commit(batch, step + 1, None, *(left if closed else NOTHING))
 
 
 async def test_every_group_says_how_it_ended(tmp_path: Path) -> None:

@@ -149,9 +149,16 @@ async def test_a_run_begins_with_anothers_moments_and_makes_room_for_new_prompts
     config = MomentsConfig(clusters=ClusterConfig(count=4))
     old = MomentsService(config, tmp_path / "old", seed=0)
     embeddings = np.eye(8, dtype=np.float32)
-    await old.fit_clusters(embeddings[:4])
+    prompts = PromptSet(tuple(f"prompt{n}" for n in range(8)), ("sums",) * 8, ("",) * 8, embeddings)
+
+    def some(first: int, last: int) -> PromptSet:
+        return PromptSet(
+            prompts.prompt_ids[first:last], ("sums",) * (last - first), ("",) * (last - first), embeddings[first:last]
+        )
+
+    await old.fit_clusters(some(0, 4))
     for step in range(3):
-        await train_on(old, step, group(step, (1.0, 0.0), embedding=embeddings[0]))
+        await train_on(old, step, group(step, (1.0, 0.0), prompt_id="prompt0"))
     (tmp_path / "snapshot").mkdir()
     await old.snapshot(tmp_path / "snapshot")
     exported = PortableMoments.from_snapshot(tmp_path / "snapshot", config, "tiny", "old")
@@ -161,18 +168,19 @@ async def test_a_run_begins_with_anothers_moments_and_makes_room_for_new_prompts
     start.place(new_directory)
 
     new = MomentsService(config, new_directory, seed=1)
-    assert await new.fit_clusters(embeddings[2:6]) > 4
-    before, after = (await old.stats())["clusters"], (await new.stats())["clusters"]
+    assert await new.fit_clusters(some(2, 6)) > 4
+    before, after = (await old.cluster_stats()), (await new.cluster_stats())
     home = int(np.argmax(before["mass"]))
     assert after["mass"][home] == pytest.approx(0.5 * before["mass"][home])
     assert sum(after["seen"]) == 1
     # From the first batch on history speaks.
-    first = await train_on(new, 0, group(0, (0.0, 0.0), embedding=embeddings[0]))
+    await new.remember(some(0, 2))
+    first = await train_on(new, 0, group(0, (0.0, 0.0)))
     assert first[0].cluster == home and first[0].weight > 0
-    await train_on(new, 1, group(1, (1.0, 0.0), embedding=embeddings[5]))
-    expected = await new.stats()
+    await train_on(new, 1, group(5, (1.0, 0.0)))
+    expected = await new.cluster_stats()
     again = MomentsService(config, new_directory, seed=1)
-    assert (await again.stats())["clusters"] == expected["clusters"]
+    assert (await again.cluster_stats()) == expected
     for service in (old, new, again):
         await service.close()
 
