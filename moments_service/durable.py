@@ -56,25 +56,31 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     Other processes may write into it too. `checksums.json` is added. What an earlier, killed attempt left is removed.
     """
-    settle(path)
     partial = path.with_name(path.name + _NEW)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        seal_directory(partial)
+        put_in_place(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a directory that was filled, beside `path`, its checksums and its name. What was there before is dropped after that."""
+    settle(path)
+    seal_directory(partial)
+    old = path.with_name(path.name + _OLD)
     if path.exists():
-        path.rename(path.with_name(path.name + _OLD))
+        path.rename(old)
     partial.rename(path)
     _sync_directory(path.parent)
-    shutil.rmtree(path.with_name(path.name + _OLD), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def settle(path: Path) -> None:
-    """Put back what a kill between two renames of `whole_directory` left beside its place."""
+    """Put back what a kill between the two renames of `put_in_place` left beside its place."""
     old = path.with_name(path.name + _OLD)
     if not old.exists():
         return

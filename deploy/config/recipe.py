@@ -8,7 +8,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deploy.config.models import RunConfig
-from deploy.rundir.layout import RunDirectory
 from moments_service.config import MomentsConfig
 from moments_service.suggestions import nearest
 
@@ -34,19 +33,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
     return _validated(raw)
-
-
-def find_run(path: Path) -> RunDirectory:
-    """The run of that directory. Raises ConfigError where there is none."""
-    directory = RunDirectory(path)
-    if not directory.config.exists():
-        raise ConfigError(f"{directory.path}: no run there (no config.yaml in it)")
-    return directory
-
-
-def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with. Raises ConfigError where this version does not know all of it."""
-    return load_recipe(directory.config, overrides)
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:

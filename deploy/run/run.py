@@ -11,13 +11,14 @@ from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror
 from deploy.run.checkpoints import Checkpoints
 from deploy.run.clock import Clock
-from deploy.run.evaluation import Evaluation, measure
+from deploy.run.evaluation import measure
 from deploy.run.health import HealthGuard, HealthStopError
 from deploy.run.report import Reporter, step_row
 from deploy.run.sampling import Sampler
 from deploy.run.services import Services
 from deploy.run.sync import WeightSync
 from deploy.run.work import NothingScoredError, WorkBuffer
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from learner.errors import PayloadLostError
 from moments_service.messages.batch import Batch
