@@ -19,8 +19,7 @@ from deploy.dashboard.events import changes
 from deploy.dashboard.group_view import GroupUnknownError
 from deploy.dashboard.run_view import overview
 from deploy.rundir.catalog import Catalog, NoRunError
-from deploy.rundir.groups_index import Wanted
-from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 from deploy.rundir.thinning import MOST_POINTS
 from moments_service.ledger import LedgerDamagedError
@@ -101,11 +100,11 @@ def _add_moments(app: FastAPI, catalog: Catalog) -> None:
 
     @app.get("/api/clusters")
     def clusters(name: RunName) -> Response:
-        return answer(views.overview(_with_groups(catalog, name)))
+        return answer(views.overview(catalog.open(name)))
 
     @app.get("/api/cluster")
     def cluster(name: RunName, cluster: Annotated[int, Query(ge=0, lt=2**31)]) -> Response:
-        return answer(views.detail(_with_groups(catalog, name), cluster))
+        return answer(views.detail(catalog.open(name), cluster))
 
 
 def _add_groups(app: FastAPI, catalog: Catalog) -> None:
@@ -117,17 +116,16 @@ def _add_groups(app: FastAPI, catalog: Catalog) -> None:
         step: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
         source: Annotated[str, Query(max_length=400)] = "",
         outcome: Annotated[str, Query(max_length=20)] = "",
-        before: Annotated[str | None, Query(max_length=80, pattern=r"^\d{1,9}\.\d{1,18}\.\d{1,9}$")] = None,
+        before: Annotated[str | None, Query(max_length=500, pattern=r"^(\d{1,18}\.){3}.+$")] = None,
     ) -> Response:
         if outcome and outcome not in group_view.outcome_names():
             return _problem(422, f"outcome: {outcome!r}; there are {', '.join(group_view.outcome_names())}")
-        run = _opened(catalog, name, groups=True)
-        found = group_view.search(run, Wanted(id.strip(), cluster, step, source, outcome), before)
-        return answer(found | {"sources": run.groups().sources(), "outcomes": group_view.outcome_names()})
+        wanted = Wanted(id.strip(), cluster, step, source, outcome)
+        return answer(group_view.search(catalog.open(name), wanted, before))
 
     @app.get("/api/group")
     def group(name: RunName, id: GroupId, incarnation: Annotated[int | None, Query(ge=0, lt=2**31)] = None) -> Response:
-        return answer(group_view.detail(_opened(catalog, name, groups=True), id, incarnation))
+        return answer(group_view.detail(catalog.open(name), id, incarnation))
 
     @app.get("/api/group/text")
     def text(
@@ -137,8 +135,7 @@ def _add_groups(app: FastAPI, catalog: Catalog) -> None:
         offset: Annotated[int, Query(ge=0, lt=2**40)] = 0,
         incarnation: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
     ) -> Response:
-        run = _opened(catalog, name, groups=True)
-        return answer(group_view.more_text(run, id, incarnation, completion, offset))
+        return answer(group_view.more_text(catalog.open(name), id, incarnation, completion, offset))
 
     @app.get("/api/group/recomputed")
     def recomputed(
@@ -147,7 +144,7 @@ def _add_groups(app: FastAPI, catalog: Catalog) -> None:
         incarnation: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
         patient: bool = False,
     ) -> Response:
-        return answer(group_view.recomputed(_opened(catalog, name, groups=True), id, incarnation, patient))
+        return answer(group_view.recomputed(catalog.open(name), id, incarnation, patient))
 
 
 def _add_problems(app: FastAPI) -> None:
@@ -158,7 +155,6 @@ def _add_problems(app: FastAPI) -> None:
         NoLedgerError: 404,
         GroupUnknownError: 404,
         ClusterUnknownError: 404,
-        OldLedgerError: 409,
         ConfigError: 409,
         LedgerDamagedError: 409,
         sqlite3.OperationalError: 409,
@@ -178,21 +174,11 @@ def _add_problems(app: FastAPI) -> None:
         return _problem(422, f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}")
 
 
-def _opened(catalog: Catalog, name: str, groups: bool = False) -> OpenRun:
-    """The run, with what is new in its files. groups: of its ledger too. Raises NoLedgerError or OldLedgerError for that."""
+def _opened(catalog: Catalog, name: str) -> OpenRun:
+    """The run, with what is new in its files."""
     run = catalog.open(name)
-    if groups:
-        run.groups()
     run.freshen()
     return run
-
-
-def _with_groups(catalog: Catalog, name: str) -> OpenRun:
-    """The run, with what is new in its files and its ledger, if it has one that can be read."""
-    try:
-        return _opened(catalog, name, groups=True)
-    except (NoLedgerError, OldLedgerError):
-        return _opened(catalog, name)
 
 
 def _problem(status: int, sentence: str) -> Response:

@@ -13,10 +13,9 @@ from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
 from deploy.dashboard.group_view import listed
 from deploy.dashboard.shown_text import excerpt
-from deploy.rundir.groups_index import Wanted
-from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import NoLedgerError, OpenRun
-from deploy.rundir.thinning import Thinning, binned, rounded
+from deploy.rundir.thinning import Thinning, rounded
 from moments_service.clusters import Codebook, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.estimators import RewardBatch
@@ -24,7 +23,7 @@ from moments_service.state import MomentsState
 
 MOST_SHOWN = 600
 """Clusters on the map; the lightest of more are left out, and counted."""
-HISTORY_BINS = 200
+HISTORY_SPANS = 200
 EXEMPLARS = 5
 EXEMPLAR_CHARS = 400
 _SEARCHED_FOR_EXEMPLARS = 400
@@ -59,9 +58,6 @@ class ClusterViews:
         """Of the version in force; None before there is one."""
         moments = run.directory.moments
         path = ClusterVersions(moments, 0).in_force() if moments.exists() else None
-        if path is None:
-            # Before there were versions, a run had one codebook.
-            path = next((old for old in sorted(moments.glob("codebook*.safetensors"))), None)
         if path is None:
             return None
         with self._lock:
@@ -105,15 +101,20 @@ class ClusterViews:
         about: dict[str, Any] = {"id": cluster, "name": _names(run, layout).get(cluster, "")}
         about |= {name: _at(values, cluster) for name, values in numbers.items()}
         try:
-            index = run.groups()
-        except (NoLedgerError, OldLedgerError) as error:
+            groups = run.groups()
+        except NoLedgerError as error:
             return about | {"history": {}, "exemplars": [], "groups": [], "note": str(error)}
-        steps, rewards, weights = index.of_cluster(cluster)
-        about["count"] = len(steps)
-        about["history"] = {"reward": _history(steps, rewards), "trust": _history(steps, weights)}
-        with run.ledger.reading():
-            about["exemplars"] = _exemplars(run, cluster)
-        about["groups"] = listed(run, index.search(Wanted(cluster=cluster), None, 10))
+        history = groups.history(cluster, HISTORY_SPANS)
+        about["count"] = groups.count(Wanted(cluster=cluster))
+        about["history"] = {
+            "reward": _history(history.steps, history.reward),
+            "trust": _history(history.steps, history.trust),
+        }
+        prompts = groups.prompts(cluster, _SEARCHED_FOR_EXEMPLARS, _TRIED_FOR_EXEMPLARS, EXEMPLARS)
+        about["exemplars"] = [
+            {"source": source, "prompt": excerpt(prompt.strip(), limit=EXEMPLAR_CHARS)} for source, prompt in prompts
+        ]
+        about["groups"] = listed(groups, groups.search(Wanted(cluster=cluster), limit=10))
         return about
 
 
@@ -152,10 +153,11 @@ def _saved_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
     }, state.last_step + 1
 
 
-def _history(steps: np.ndarray, values: np.ndarray) -> dict[str, Any]:
-    places, means = binned(steps, values, HISTORY_BINS)
+def _history(steps: np.ndarray, means: np.ndarray) -> dict[str, Any]:
+    known = ~np.isnan(means)
+    steps, means = steps[known], means[known]
     return {
-        "steps": places.tolist(),
+        "steps": steps.tolist(),
         "values": rounded(means),
         "trend": rounded(Thinning(len(means)).trend(means)),
     }
@@ -179,7 +181,7 @@ def _names(run: OpenRun, layout: Layout) -> dict[int, str]:
         return {cluster: excerpt(label, limit=60)["text"] for cluster, label in enumerate(layout.labels)}
     try:
         counts = run.groups().sources_of_clusters()
-    except (NoLedgerError, OldLedgerError):
+    except NoLedgerError:
         return {}
     return {cluster: _mostly(sources) for cluster, sources in counts.items()}
 
@@ -187,22 +189,6 @@ def _names(run: OpenRun, layout: Layout) -> dict[int, str]:
 def _mostly(sources: Counter[str]) -> str:
     total = sources.total()
     return ", ".join(source for source, count in sources.most_common(2) if count >= 0.2 * total)
-
-
-def _exemplars(run: OpenRun, cluster: int) -> list[dict[str, Any]]:
-    """Different prompts of its newest groups whose texts were kept."""
-    prompts: list[dict[str, Any]] = []
-    newest = {
-        hit.key: hit for hit in reversed(run.groups().search(Wanted(cluster=cluster), None, _SEARCHED_FOR_EXEMPLARS))
-    }
-    for hit in list(reversed(newest.values()))[:_TRIED_FOR_EXEMPLARS]:
-        row = run.ledger.folded(hit.place.incarnation, hit.place.step, [hit.sequence])[hit.twin]
-        texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
-        if texts is not None:
-            prompts.append({"source": row.group.source, "prompt": excerpt(texts.prompt.strip(), limit=EXEMPLAR_CHARS)})
-        if len(prompts) == EXEMPLARS:
-            break
-    return prompts
 
 
 def _at(values: list[Any], cluster: int) -> Any:

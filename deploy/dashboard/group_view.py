@@ -1,17 +1,17 @@
 """What the page shows of groups: rows of a search, and one group in full with its advantages computed again."""
 
 import threading
-from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.shown_text import MORE_CHARS, excerpt
-from deploy.rundir.groups_index import Found, Place, Wanted
-from deploy.rundir.ledger_rows import Incarnation
+from deploy.rundir.groups import Groups, Incarnation, Place, Wanted
 from deploy.rundir.open_run import OpenRun
-from deploy.rundir.outcomes import Outcome
 from moments_service.ledger import FoldedGroup
-from moments_service.messages.groups import FULL_REWARD, GroupStatus
+from moments_service.ledger.outcomes import Outcome, outcomes
 from moments_service.offline.explain import explain
 
 PAGE = 50
@@ -28,50 +28,28 @@ class GroupUnknownError(LookupError):
 
 def outcome_names() -> list[str]:
     """What a search by outcome can ask for."""
-    return [outcome.name.lower() for outcome in Outcome] + ["rescued"]
+    return [*Outcome, "rescued"]
 
 
 def search(run: OpenRun, wanted: Wanted, before: str | None) -> dict[str, Any]:
-    """One page of groups, newest first: {groups, next, total, read}. before: `next` of the page before.
+    """One page of groups, newest first: {groups, next, total, sources, outcomes}. before: `next` of the page before.
 
     Raises ValueError where `before` is nothing that a page said.
     """
-    index = run.groups()
-    place = None if before is None else Place.parse(before)
-    hits: list[Found] = []
-    rows: list[dict[str, Any]] = []
-    while True:
-        hits = index.search(wanted, place, PAGE)
-        found = listed(run, hits)
-        rows += [row for row in found if row["id"].startswith(wanted.id_prefix)]
-        more = len(hits) == PAGE
-        if more:
-            place = hits[-1].place
-        if not more or len(rows) >= PAGE:
-            break
-    exact = len(wanted.id_prefix) <= 8
+    groups = run.groups()
+    hits = groups.search(wanted, None if before is None else Place.parse(before), PAGE)
     return {
-        "groups": rows,
-        "next": str(place) if more else None,
-        "total": index.count(wanted) if exact else None,
-        "read": index.share_read,
+        "groups": listed(groups, hits),
+        "next": str(hits[-1]) if len(hits) == PAGE else None,
+        "total": groups.count(wanted),
+        "sources": groups.sources(),
+        "outcomes": outcome_names(),
     }
 
 
-def listed(run: OpenRun, hits: list[Found]) -> list[dict[str, Any]]:
-    """Rows of a list of groups, in the order of the hits."""
-    by_step: dict[tuple[int, int], list[Found]] = defaultdict(list)
-    for hit in hits:
-        by_step[hit.place.incarnation, hit.place.step].append(hit)
-    rows: dict[str, dict[str, Any]] = {}
-    with run.ledger.reading():
-        for (incarnation, step), some in by_step.items():
-            twins: dict[int, list[FoldedGroup]] = defaultdict(list)
-            for row in run.ledger.folded(incarnation, step, [hit.sequence for hit in some]):
-                twins[row.group.sequence].append(row)
-            for hit in some:
-                rows[str(hit.place)] = _listed(twins[hit.sequence][hit.twin])
-    return [rows[str(hit.place)] for hit in hits]
+def listed(groups: Groups, places: Sequence[Place]) -> list[dict[str, Any]]:
+    """Rows of a list of groups, in their order."""
+    return [_listed(row) for row in groups.folded(places)]
 
 
 def _listed(row: FoldedGroup) -> dict[str, Any]:
@@ -91,23 +69,16 @@ def _listed(row: FoldedGroup) -> dict[str, Any]:
 
 def outcome_of(row: FoldedGroup) -> str:
     """Name of the group's outcome."""
-    known = [reward for reward in row.group.rewards if reward is not None]
-    if not known:
-        return "error"
-    if row.step >= 0 and (row.group.status == GroupStatus.LOST or row.advantages is None):
-        return "lost"
-    if max(known) > min(known):
-        return "mixed"
-    return "solved" if min(known) >= FULL_REWARD else "unsolved"
+    rewards = np.array([row.group.rewards], dtype=np.float64)
+    return outcomes(rewards, closed=row.step >= 0 and row.advantages is None)[0]
 
 
 def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, Any]:
     """One group in full, texts cut to their beginnings. incarnation: None for the newest. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
-    texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
+    texts, dropped = run.groups().texts(row)
     completions = texts.completions if texts is not None else ()
     parts = texts.reward_parts if texts is not None else None
-    dropped = texts is None and run.ledger.texts_were_dropped(row.incarnation, row.group.sequence, row.group.group_id)
     return _listed(row) | {
         "sequence": row.group.sequence,
         "waiting": row.step < 0,
@@ -135,7 +106,7 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
 def more_text(run: OpenRun, group_id: str, incarnation: int | None, completion: int, offset: int) -> dict[str, Any]:
     """The next part of a completion, or of the prompt for -1. Raises GroupUnknownError."""
     row = find(run, group_id, incarnation)
-    texts = run.ledger.texts(row.incarnation, row.group.sequence, row.group.group_id)
+    texts, _ = run.groups().texts(row)
     if texts is None or not -1 <= completion < len(texts.completions) or offset < 0:
         raise GroupUnknownError(f"group {group_id} has no text {completion} there")
     return excerpt(texts.prompt if completion < 0 else texts.completions[completion], offset, MORE_CHARS)
@@ -176,23 +147,10 @@ def _numbers(numbers: Any) -> dict[str, Any]:
 
 def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedGroup:
     """The newest row of a group. Raises GroupUnknownError."""
-    candidates: dict[int, list[Found]] = defaultdict(list)
-    for hit in run.groups().search(Wanted(id_prefix=group_id), None, 2**31):
-        if incarnation in (None, hit.place.incarnation):
-            candidates[hit.place.incarnation].append(hit)
-    with run.ledger.reading():
-        for number, hits in candidates.items():
-            sequence = run.ledger.place(number, group_id, [hit.sequence for hit in hits])
-            for hit in hits:
-                rows = run.ledger.folded(number, hit.place.step, [hit.sequence]) if hit.sequence == sequence else []
-                for row in rows:
-                    if row.group.group_id == group_id:
-                        return row
-    if group_id.count(":") == 3:
-        for row in run.ledger.waiting(group_id):
-            if incarnation in (None, row.incarnation):
-                return row
-    raise GroupUnknownError(f"no group {group_id[:80]} in the ledger of {run.name}")
+    row = run.groups().find(group_id, incarnation)
+    if row is None:
+        raise GroupUnknownError(f"no group {group_id[:80]} in the ledger of {run.name}")
+    return row
 
 
 def superseded(incarnations: list[Incarnation], number: int, step: int) -> bool:

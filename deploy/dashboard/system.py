@@ -1,12 +1,12 @@
 """What the page shows of the parts of a run: its starts, its services as the driver last saw them, what it stands on."""
 
 import time
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from deploy.cluster.environment import versions
 from deploy.run.processes import processes_here
-from deploy.rundir.ledger_rows import OldLedgerError
 from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 
@@ -48,20 +48,6 @@ def _processes(live: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _incarnations(run: OpenRun) -> list[dict[str, Any]]:
     try:
-        run.groups()
-        starts = run.ledger.incarnations()
-    except (NoLedgerError, OldLedgerError):
+        return [asdict(one) for one in run.groups().incarnations()]
+    except NoLedgerError:
         return []
-    rows = []
-    for one in starts:
-        version = None if one.last_step is None else run.ledger.policy_version(one.number, one.last_step)
-        rows.append(
-            {
-                "number": one.number,
-                "after_step": one.after_step,
-                "first_step": one.first_step,
-                "last_step": one.last_step,
-                "policy_version": version,
-            }
-        )
-    return rows

@@ -11,7 +11,7 @@ from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import OpenRun, estimator_of, read_config, state_of, whole_number
 
 MEMORY_BYTES = 120 * 2**20
-"""What the indexes of all open runs may take together; the run that was looked at longest ago goes first."""
+"""What the metrics of all open runs may take together; the run that was looked at longest ago goes first."""
 
 
 class NoRunError(LookupError):
@@ -53,7 +53,7 @@ class Catalog:
                 run = self._open[name] = OpenRun(directory)
             self._open.move_to_end(name)
             for other in [one for one, opened in self._open.items() if one != name and not opened.followers]:
-                if sum(opened.nbytes for opened in self._open.values()) <= MEMORY_BYTES:
+                if sum(opened.metrics.nbytes for opened in self._open.values()) <= MEMORY_BYTES:
                     break
                 del self._open[other]
             return run

@@ -1,15 +1,13 @@
 """One run that somebody looks at: its files, followed while they grow."""
 
-import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from deploy.rundir.groups_index import GroupsIndex
+from deploy.rundir.groups import Groups
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.ledger_rows import LedgerRows
 from deploy.rundir.lines import read_object
 from deploy.rundir.metrics_index import MetricsIndex
 
@@ -37,35 +35,17 @@ class OpenRun:
         self.metrics = MetricsIndex(directory.metrics)
         self.followers = 0
         """Pages that are being told what is new; they read it, requests need not."""
-        self._lock = threading.Lock()
-        self._ledger: LedgerRows | None = None
-        self._groups: GroupsIndex | None = None
 
-    @property
-    def ledger(self) -> LedgerRows:
-        """Raises NoLedgerError or OldLedgerError."""
-        self.groups()
-        assert self._ledger is not None
-        return self._ledger
-
-    def groups(self) -> GroupsIndex:
-        """The index of its groups, made when it is first asked for. Raises NoLedgerError or OldLedgerError."""
-        with self._lock:
-            if self._groups is None:
-                try:
-                    self._ledger = LedgerRows(self.directory.moments)
-                    # With a ledger of its own: what a page asks does not wait until a stretch of it is read.
-                    self._groups = GroupsIndex(LedgerRows(self.directory.moments))
-                except FileNotFoundError:
-                    raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups") from None
-            return self._groups
+    def groups(self) -> Groups:
+        """Its groups. Raises NoLedgerError."""
+        try:
+            return Groups(self.directory.moments)
+        except FileNotFoundError:
+            raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups") from None
 
     def catch_up(self, budget_s: float) -> bool:
-        """Read what is new for about `budget_s` seconds, split between steps and groups. Returns whether all is in."""
-        done = self.metrics.catch_up(budget_s)
-        if self._groups is not None:
-            done &= self._groups.catch_up(budget_s)
-        return done
+        """Read new steps for about `budget_s` seconds. Returns whether all are in."""
+        return self.metrics.catch_up(budget_s)
 
     def freshen(self) -> None:
         """Before a request is answered: read what is new, unless a page follows the run and that happens anyway."""
@@ -73,20 +53,9 @@ class OpenRun:
             self.catch_up(REQUEST_BUDGET_S)
 
     @property
-    def version(self) -> tuple[int, int, int]:
+    def version(self) -> tuple[int, int]:
         """Changes whenever anything of the run did."""
-        groups = self._groups.version if self._groups is not None else 0
-        return self.metrics.version, groups, _changed_ns(self.directory.live)
-
-    @property
-    def share_read(self) -> dict[str, float]:
-        """How much of the run is in memory, in [0, 1]."""
-        groups = {} if self._groups is None else {"groups": self._groups.share_read}
-        return {"steps": self.metrics.share_read, **groups}
-
-    @property
-    def nbytes(self) -> int:
-        return self.metrics.nbytes + (self._groups.nbytes if self._groups is not None else 0)
+        return self.metrics.version, _changed_ns(self.directory.live)
 
     def live(self) -> dict[str, Any]:
         """What the driver last said of its services; empty where it never did."""
@@ -112,7 +81,7 @@ class OpenRun:
             "estimator": estimator_of(self.config),
             "recent": recent,
             "eta_s": left if state == "running" else None,
-            "read": self.share_read,
+            "read": metrics.share_read,
             "bad_lines": metrics.bad_lines,
         }
 

@@ -56,24 +56,6 @@ class Thinning:
         return np.where(count > 0, mean, np.nan)
 
 
-def binned(steps: Places, values: Floats, bins: int) -> tuple[Places, Floats]:
-    """Means of `values` in at most `bins` equal spans of steps: (last step of each span that has a value, mean).
-
-    steps: [N] in any order.    values: [N], NaN where there is none.
-    """
-    known = ~np.isnan(values)
-    if not known.any():
-        return np.zeros(0, dtype=np.int64), np.zeros(0)
-    steps, values = steps[known], values[known]
-    first, last = int(steps.min()), int(steps.max())
-    width = -(-(last - first + 1) // bins)
-    of_row = (steps - first) // width
-    counts = np.bincount(of_row)
-    sums = np.bincount(of_row, weights=values)
-    filled = np.flatnonzero(counts)
-    return np.minimum(first + (filled + 1) * width - 1, last), sums[filled] / counts[filled]
-
-
 def rounded(values: Floats, digits: int = 5) -> list[float | None]:
     """Numbers for JSON: `digits` significant ones, None for NaN and infinities."""
     numbers = values.astype(np.float64)

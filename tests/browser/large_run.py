@@ -6,11 +6,12 @@ from contextlib import closing
 from pathlib import Path
 
 from moments_service.ledger.parts import part_path
-from moments_service.ledger.schema import create_indexes, drop_indexes
+from moments_service.ledger.schema import create_indexes, create_tables, drop_indexes
 from tests.made_runs import MadeRun
 
 PROMPTS = 4000
 CLUSTERS = 12
+GROUPS_A_PART = 120_000
 
 _NUMBERS = "WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last})"
 _ID = f"printf('%016x:%d:0:0', (i % {PROMPTS}) * 2654435761, i / {PROMPTS})"
@@ -18,7 +19,7 @@ _GROUPS = f"""
 INSERT INTO groups {_NUMBERS} SELECT 0, i, {_ID}, printf('%016x', (i % {PROMPTS}) * 2654435761),
 printf('source_%d', i % 9), i % {CLUSTERS}, 0, 2, 0, CASE i % 4 WHEN 0 THEN 0.5 WHEN 1 THEN 1.0 ELSE 0.0 END, 21,
 CASE i % 4 WHEN 0 THEN '[1.0,0.0]' WHEN 1 THEN '[1.0,1.0]' ELSE '[0.0,0.0]' END,
-NULL, '[12,9]', '[false,false]', i / {{groups}}, i / {{groups}}, 0 FROM n
+NULL, '[12,9]', '[false,false]', '[1,1]', i / {{groups}}, i / {{groups}}, 0 FROM n
 """
 _FOLDS = f"""
 INSERT INTO folds {_NUMBERS} SELECT 0, i / {{groups}}, i, {_ID}, printf('source_%d', i % 9), i % {CLUSTERS},
@@ -34,7 +35,7 @@ async def large_run(runs: Path, steps: int, groups: int) -> str:
     run = await MadeRun(runs, "large", steps=steps, groups=groups).start()
     await (await run.steps(1)).close()
     _write_metrics(run.directory.metrics, steps)
-    _write_ledger(part_path(run.directory.moments, 0), steps, groups)
+    _write_ledger(run.directory.moments, steps, groups)
     return run.directory.path.name
 
 
@@ -51,12 +52,23 @@ def _write_metrics(path: Path, steps: int) -> None:
             file.write(json.dumps(first) + "\n")
 
 
-def _write_ledger(path: Path, steps: int, groups: int) -> None:
-    with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("PRAGMA synchronous=OFF")
-        drop_indexes(connection)
-        known = connection.execute("SELECT COUNT(*) FROM groups").fetchone()[0]
-        for statement in (_GROUPS, _FOLDS):
-            connection.execute(statement.format(first=known, last=steps * groups - 1, groups=groups))
-        connection.execute(_COMMITS.format(first=1, last=steps - 1))
-        create_indexes(connection)
+def _write_ledger(directory: Path, steps: int, groups: int) -> None:
+    """Parts of the size that a ledger has, all closed but the newest."""
+    steps_a_part = max(1, GROUPS_A_PART // groups)
+    for number, first in enumerate(range(0, steps, steps_a_part)):
+        last = min(first + steps_a_part, steps) - 1
+        path = part_path(directory, number)
+        path.touch()
+        path.chmod(0o644)
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA synchronous=OFF")
+            drop_indexes(connection)
+            if number:
+                create_tables(connection)
+            known = connection.execute("SELECT COUNT(*) FROM groups").fetchone()[0]
+            for statement in (_GROUPS, _FOLDS):
+                numbers = {"first": first * groups + known, "last": last * groups + groups - 1}
+                connection.execute(statement.format(**numbers, groups=groups))
+            connection.execute(_COMMITS.format(first=max(first, 1), last=last))
+            if last < steps - 1:
+                create_indexes(connection)

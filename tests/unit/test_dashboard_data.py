@@ -2,9 +2,12 @@
 
 import json
 import os
+import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +16,15 @@ from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
 from deploy.dashboard.shown_text import excerpt, visible
-from deploy.rundir.groups_index import GroupsIndex, Wanted
+from deploy.rundir.groups import NEWEST_FIRST, PLACE, Groups, Incarnation, Place, Wanted
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.ledger_rows import LedgerRows, OldLedgerError
 from deploy.rundir.live_file import LiveFile
 from deploy.rundir.metrics_index import MetricsIndex
 from deploy.rundir.open_run import state_of
-from deploy.rundir.outcomes import Outcome, outcomes, rescued
-from deploy.rundir.thinning import Thinning, binned, rounded
+from deploy.rundir.thinning import Thinning, rounded
 from moments_service.ledger import LedgerLimits, LedgerReader
-from moments_service.ledger.parts import part_paths
-from moments_service.ledger.schema import open_for_reading
+from moments_service.ledger.parts import is_finished, part_paths
+from moments_service.ledger.schema import create_indexes, create_tables, open_for_reading
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -74,12 +75,6 @@ def test_the_trend_is_the_mean_of_the_last_ten_known_values() -> None:
         assert trend[row] == pytest.approx(np.nanmean(values[max(0, row - 9) : row + 1]))
 
 
-def test_bins_are_means_of_equal_spans_of_steps() -> None:
-    steps, means = binned(np.array([9, 0, 1, 5]), np.array([4.0, 1.0, 3.0, np.nan]), bins=5)
-    assert steps.tolist() == [1, 9] and means.tolist() == [2.0, 4.0]
-    assert binned(np.array([1]), np.array([np.nan]), 5)[0].tolist() == []
-
-
 def line(step: int, **values: float) -> str:
     return json.dumps({"step": step, "phases": {"learn": 0.5}, **values}) + "\n"
 
@@ -123,58 +118,122 @@ def test_another_file_of_the_same_name_begins_anew(tmp_path: Path) -> None:
     assert index.series(["a"])["series"]["a"]["values"] == [5.0]
 
 
-def test_outcomes_of_groups() -> None:
-    nan = np.nan
-    rewards = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [nan, nan], [1.0, nan], [0.0, 1.0]])
-    closed = np.array([False, False, False, True, False, True])
-    assert [Outcome(kind) for kind in outcomes(rewards, closed)] == [
-        Outcome.MIXED, Outcome.SOLVED, Outcome.UNSOLVED, Outcome.ERROR, Outcome.SOLVED, Outcome.LOST,
-    ]  # fmt: skip
-    pushed = np.array([[0.5, -0.5], [0.2, 0.2], [0.0, 0.0], [nan, nan], [0.1, nan], [nan, nan]])
-    assert rescued(rewards, pushed).tolist() == [False, True, False, False, True, False]
+def ledger_rows(directory: Path) -> list[tuple[Any, ...]]:
+    """(incarnation, step, sequence, id, cluster, source, rewards, advantages, weight) of every group, oldest first."""
+    with LedgerReader(directory) as reader:
+        return [
+            (incarnation, step, row.group.sequence, row.group.group_id, row.cluster, row.group.source, row.group.rewards,
+             row.advantages, row.weight)
+            for incarnation in sorted(reader.incarnations())
+            for (step,) in reader.query("SELECT step FROM commits WHERE incarnation = ? ORDER BY step", (incarnation,))
+            for row in reader.batch(incarnation, step)
+        ]  # fmt: skip
 
 
-async def test_the_index_finds_what_the_ledger_holds(tmp_path: Path) -> None:
-    run = await MadeRun(tmp_path, steps=40, groups=6).start()
-    await run.steps(20)
-    ledger = LedgerRows(run.directory.moments)
-    index = GroupsIndex(ledger)
-    assert index.catch_up(ALL) and index.groups == 120 and index.share_read == 1.0
+async def grown_run(directory: Path, part_bytes: int = 60_000) -> MadeRun:
+    """A run of two incarnations over several parts, still open; the second went back to step 12."""
+    run = MadeRun(directory, steps=40, groups=6, limits=LedgerLimits(part_bytes=part_bytes))
+    await (await run.start()).steps(12)
+    checkpoint = await run.snapshot(directory / "checkpoint")
     await run.steps(3)
-    assert index.catch_up(ALL) and index.groups == 138
-    everything = ledger.columns(0, 0, 99)
-    for cluster in range(12):
-        rows = [row for row in everything if row[4] == cluster]
-        assert index.count(Wanted(cluster=cluster)) == len(rows)
-        found = index.search(Wanted(cluster=cluster), None, 1000)
-        assert [(hit.place.step, hit.sequence) for hit in found] == [(row[0], row[1]) for row in reversed(rows)]
-    mixed = index.search(Wanted(outcome="mixed", source="gcd", step=7), None, 1000)
-    wanted = [row[1] for row in everything if row[0] == 7 and row[3] == "gcd" and "0.0" in row[6] and "1.0" in row[6]]
-    assert sorted(hit.sequence for hit in mixed) == wanted
-    group_id = run.group_ids[50]
-    assert 50 in [hit.sequence for hit in index.search(Wanted(id_prefix=group_id), None, 1000)]
-    assert sum(counter.total() for counter in index.sources_of_clusters().values()) == 138
+    await run.close()
+    await (await run.start(1, checkpoint, step=12)).steps(8)
+    return run
+
+
+async def test_searches_find_what_the_ledger_holds(tmp_path: Path) -> None:
+    run = await grown_run(tmp_path)
+    groups = Groups(run.directory.moments)
+    assert len(part_paths(run.directory.moments)) > 2
+    rows = ledger_rows(run.directory.moments)[::-1]
+    assert len(rows) == (15 + 8) * 6
+    an_id = rows[40][3]
+    fits: list[tuple[Wanted, Callable[[tuple[Any, ...]], bool]]] = [
+        (Wanted(), lambda row: True),
+        (Wanted(cluster=3), lambda row: row[4] == 3),
+        (Wanted(step=13), lambda row: row[1] == 13),
+        (Wanted(step=13, outcome="mixed"), lambda row: row[1] == 13 and len(set(row[6])) == 2),
+        (Wanted(source="gcd"), lambda row: row[5] == "gcd"),
+        (Wanted(source="gcd", cluster=3), lambda row: row[5] == "gcd" and row[4] == 3),
+        (Wanted(outcome="solved"), lambda row: set(row[6]) == {1.0}),
+        (Wanted(outcome="unsolved", source="gcd"), lambda row: set(row[6]) == {0.0} and row[5] == "gcd"),
+        (Wanted(outcome="rescued"), lambda row: len(set(row[6])) == 1 and any(row[7])),
+        (Wanted(outcome="rescued", cluster=3), lambda row: len(set(row[6])) == 1 and any(row[7]) and row[4] == 3),
+        (Wanted(id_prefix=an_id[:1]), lambda row: row[3][0] == an_id[0]),
+        (Wanted(id_prefix=an_id[:1], outcome="mixed"), lambda row: row[3][0] == an_id[0] and len(set(row[6])) == 2),
+        (Wanted(id_prefix=an_id), lambda row: row[3] == an_id),
+        (Wanted(id_prefix="zz"), lambda row: False),
+        (Wanted(source="no such"), lambda row: False),
+    ]
+    for wanted, fit in fits:
+        expected = [row[:4] for row in rows if fit(row)]
+        assert groups.search(wanted) == expected, wanted
+        assert groups.count(wanted) == len(expected), wanted
+        pages, before = [], None
+        while page := groups.search(wanted, before, 5):
+            pages += page
+            before = Place.parse(str(page[-1]))
+        assert pages == expected, wanted
+    assert sum(fit(row) for row in rows for _, fit in fits[1:13]) > 100, "nearly every search finds something"
+    counts = groups.sources_of_clusters()
+    assert sum(counter.total() for counter in counts.values()) == len(rows)
+    assert counts[3]["gcd"] == groups.count(Wanted(cluster=3, source="gcd"))
+    assert groups.sources() == sorted({row[5] for row in rows})
+    assert groups.incarnations() == [Incarnation(0, -1, 0, 14, 15), Incarnation(1, 11, 12, 19, 20)]
+    await run.close()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "index"),
+    [
+        (Wanted(), "PRIMARY KEY"),
+        (Wanted(step=3, cluster=1, source="gcd", outcome="mixed"), "PRIMARY KEY (incarnation=? AND step=?)"),
+        (
+            Wanted(id_prefix="0a", cluster=1, outcome="rescued"),
+            "INDEX folds_by_id (group_id>? AND group_id<?)",
+        ),
+        (Wanted(cluster=1, source="gcd", outcome="rescued"), "COVERING INDEX folds_by_cluster (cluster=? AND (incarn"),
+        (Wanted(source="gcd", outcome="rescued"), "COVERING INDEX folds_by_source (source=? AND (incarn"),
+        (Wanted(outcome="mixed"), "COVERING INDEX folds_by_outcome (outcome=? AND (incarn"),
+        (Wanted(outcome="rescued"), "COVERING INDEX folds_rescued (rescued=? AND (incarn"),
+    ],
+)
+def test_every_search_goes_by_the_index_that_leaves_least(wanted: Wanted, index: str) -> None:
+    clause, values = wanted.terms([0, 1], Place(1, 2, 3, "a.b"))
+    with closing(sqlite3.connect(":memory:")) as part:
+        create_tables(part)
+        create_indexes(part)
+        (first, *_) = part.execute(f"EXPLAIN QUERY PLAN SELECT {PLACE} FROM folds {clause} {NEWEST_FIRST}", values)
+    assert first[3].startswith("SEARCH") and index in first[3]
+
+
+async def test_what_is_counted_grows_with_the_run(tmp_path: Path) -> None:
+    run = await grown_run(tmp_path)
+    groups = Groups(run.directory.moments)
+    for _ in range(4):
+        before = groups.count(Wanted()), groups.count(Wanted(outcome="rescued"))
+        await run.steps(5)
+        rows = ledger_rows(run.directory.moments)
+        assert before[0] == len(rows) - 30 and groups.count(Wanted()) == len(rows)
+        assert groups.count(Wanted(outcome="rescued")) == len(groups.search(Wanted(outcome="rescued"))) > before[1]
     await run.close()
 
 
 async def test_pages_of_groups_join_without_gaps_while_the_run_goes_on(tmp_path: Path) -> None:
     run = await MadeRun(tmp_path, steps=40, groups=7).start()
     await run.steps(10)
-    ledger = LedgerRows(run.directory.moments)
-    index = GroupsIndex(ledger)
-    index.catch_up(ALL)
+    groups = Groups(run.directory.moments)
     seen: list[int] = []
     before = None
-    while page := index.search(Wanted(), before, 9):
-        seen += [hit.sequence for hit in page]
-        before = page[-1].place
+    while page := groups.search(Wanted(), before, 9):
+        seen += [place.sequence for place in page]
+        before = page[-1]
         await run.steps(1)  # newer groups belong on no page after the first
-        index.catch_up(ALL)
     assert seen == list(range(69, -1, -1))
     await run.close()
 
 
-async def test_groups_are_found_across_the_parts_of_a_ledger(tmp_path: Path) -> None:
+async def test_a_group_is_found_whatever_part_it_stands_in(tmp_path: Path) -> None:
     small = LedgerLimits(part_bytes=60_000)
     run = MadeRun(tmp_path, steps=40, groups=6, limits=small)
     run.ahead = 4  # so that the folds of some groups stand in a later part than they do
@@ -187,29 +246,48 @@ async def test_groups_are_found_across_the_parts_of_a_ledger(tmp_path: Path) -> 
                 "SELECT COUNT(*) FROM folds LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE groups.cluster IS NULL"
             ).fetchone()[0]
     assert len(parts) > 2 and folded_elsewhere > 0
-    ledger = LedgerRows(run.directory.moments)
-    index = GroupsIndex(ledger)
-    assert index.catch_up(ALL)
-    hits = index.search(Wanted(), None, 1000)
-    assert [hit.sequence for hit in hits] == list(range(119, -1, -1))
-    reader = LedgerReader(run.directory.moments)
-    for step in range(20):
-        expected = reader.batch(0, step)
-        assert ledger.folded(0, step, [entry.group.sequence for entry in expected]) == expected
-        assert ledger.folded(0, step, [expected[1].group.sequence]) == expected[1:2]
-    reader.close()
-    (waiting,) = ledger.waiting(run.group_ids[-1])
-    assert waiting.step == -1 and waiting.advantages is None
-    assert ledger._reader is None, "it is open only while it is asked something"
+    groups = Groups(run.directory.moments)
+    places = groups.search(Wanted())
+    found = groups.folded(places)
+    assert [(row.incarnation, row.step, row.group.sequence, row.group.group_id) for row in found] == places
+    with LedgerReader(run.directory.moments) as reader:
+        assert found[::-1] == [row for step in range(20) for row in reader.batch(0, step)]
+    for place, row in list(zip(places, found, strict=True))[::10]:
+        assert groups.find(place.group_id) == groups.find(place.group_id, 0) == row
+        assert groups.find(place.group_id, 1) is None
+        texts, dropped = groups.texts(row)
+        assert texts is not None and not dropped
+    waiting = groups.find(run.group_ids[-1])
+    assert waiting is not None and waiting.step == -1 and waiting.advantages is None
+    assert groups.find("no such group") is None
+    await run.close()
+    assert all(is_finished(path) for path in parts), "nobody who asked still has a part open"
+
+
+async def test_a_cluster_goes_as_its_groups_went(tmp_path: Path) -> None:
+    run = await grown_run(tmp_path)
+    groups = Groups(run.directory.moments)
+    rows = [row for row in ledger_rows(run.directory.moments) if row[4] == 3]
+    for spans, width in ((1000, 1), (20, 1), (7, 4), (1, 32)):
+        history = groups.history(3, spans)
+        of_span: dict[int, list[tuple[Any, ...]]] = {}
+        for row in sorted(rows, key=lambda row: row[1]):
+            of_span.setdefault(row[1] // width, []).append(row)
+        assert history.steps.tolist() == [min((span + 1) * width - 1, 19) for span in of_span]
+        assert history.reward.tolist() == pytest.approx(
+            [np.mean([row[6] for row in some]) for some in of_span.values()]
+        )
+        assert history.trust.tolist() == pytest.approx([np.mean([row[8] for row in some]) for some in of_span.values()])
+    assert len(groups.history(99, 10).steps) == 0
+    prompts = groups.prompts(3, groups=400, tried=20, most=5)
+    assert len({prompt for _, prompt in prompts}) == len(prompts) > 1
+    assert {source for source, _ in prompts} <= {row[5] for row in rows}
     await run.close()
 
 
-def test_an_old_ledger_is_refused_by_name(tmp_path: Path) -> None:
+def test_a_run_without_a_ledger_has_no_groups(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        LedgerRows(tmp_path)
-    (tmp_path / "ledger.sqlite").touch()
-    with pytest.raises(OldLedgerError, match=r"ledger\.sqlite was written by an older version"):
-        LedgerRows(tmp_path)
+        Groups(tmp_path)
 
 
 def test_the_map_keeps_distances_along_the_two_widest_axes() -> None:

@@ -350,18 +350,17 @@ def test_bad_addresses_and_directories_are_named(tmp_path: Path) -> None:
         Catalog(tmp_path / "nowhere")
 
 
-def test_a_run_of_an_older_version_shows_what_can_be_shown(tmp_path: Path) -> None:
-    run = tmp_path / "old"
-    (run / "moments").mkdir(parents=True)
-    (run / "config.yaml").write_text("steps: 2\nunknown_key: 1\nmoments: {estimator: bv_blend}\n")
-    (run / "metrics.jsonl").write_text('{"step": 0, "reward/mean": 0.5}\n')
-    (run / "moments" / "codebook.safetensors").write_bytes(b"what is this")
-    (run / "moments" / "ledger.sqlite").touch()
+async def test_a_run_whose_files_are_damaged_shows_what_can_be_shown(tmp_path: Path) -> None:
+    run = await (await MadeRun(tmp_path, "damaged", groups=4).start()).steps(1)
+    await run.close()
+    for path in run.directory.moments.glob("*-*"):
+        path.chmod(0o644)
+        path.write_bytes(b"what is this" * 100)
+    run.directory.config.write_text("steps: 2\nunknown_key: 1\nmoments: {estimator: bv_blend}\n")
     with TestClient(create_app(tmp_path)) as client:
-        assert get(client, "run", name="old")["steps"] == 1
-        assert get(client, "system", name="old")["incarnations"] == []
+        assert get(client, "run", name="damaged")["steps"] == 1
         for endpoint in ("groups", "clusters"):
-            refused = client.get(f"/api/{endpoint}", params={"name": "old"})
+            refused = client.get(f"/api/{endpoint}", params={"name": "damaged"})
             assert refused.status_code == 409 and refused.json()["problem"]
 
 

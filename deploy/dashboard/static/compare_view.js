@@ -48,7 +48,7 @@ class ComparePage {
     const turn = (this.turn = (this.turn ?? 0) + 1);
     const runs = await get("compare", { name: this.names, series: first, ...range });
     if (this.closed || turn !== this.turn) return; // an answer to what was asked before
-    this.running = runs.some(({ run }) => run.state === "running" || run.read.steps < 1);
+    this.running = runs.some(({ run }) => run.state === "running" || run.read < 1);
     this.showHead(runs);
     const specs = CHARTS.filter((chart) => runs.some((run) => chart.lines[0].name in run.series));
     if (!this.charts.length) {

@@ -2,7 +2,7 @@
 
 import { follow, get, throttled } from "/static/api.js";
 import { fill, h, table } from "/static/dom.js";
-import { count, fixed, number, percent, shortId } from "/static/format.js";
+import { count, fixed, number, shortId } from "/static/format.js";
 import { address, showState } from "/static/head.js";
 
 const WORDS = { mixed: "mixed", solved: "all solved", unsolved: "none solved", error: "no reward", lost: "not trained on", rescued: "rescued from GRPO" };
@@ -104,15 +104,13 @@ class GroupsPage {
     if (turn !== this.turn) return;
     this.groups.push(...found.groups);
     this.next = found.next;
-    this.told = found;
-    this.tell(found.read);
+    this.tell(found.total);
     this.show(found);
   }
 
-  /** The server reads on, or the run goes on: count again, and show what is new where nobody has paged further. */
+  /** The run goes on: count again, and show what is new where nobody has paged further. */
   progress(status) {
-    const read = status.read.groups ?? 1;
-    if (!this.told || (read === this.told.read && status.steps === this.steps)) return;
+    if (status.steps === this.steps) return;
     this.steps = status.steps;
     this.again();
   }
@@ -121,8 +119,7 @@ class GroupsPage {
     const turn = this.turn;
     const found = await get("groups", this.wanted());
     if (turn !== this.turn) return;
-    this.told = found;
-    this.tell(found.read);
+    this.tell(found.total);
     if (this.groups.length > found.groups.length || document.activeElement?.closest("table")) return;
     this.groups = found.groups;
     this.next = found.next;
@@ -137,9 +134,8 @@ class GroupsPage {
       : h("p", { class: "empty" }, "No group fits. Groups appear once their batch was trained on."));
   }
 
-  tell(read) {
-    const total = this.told.total === null ? `${count(this.groups.length)} found` : `${count(this.told.total)} found`;
-    fill(this.total, read < 1 ? `${total} in the newest ${percent(read)} of the ledger; the rest is being read` : total);
+  tell(total) {
+    fill(this.total, `${count(total)} found`);
   }
 
   sourcesKnown(sources) {

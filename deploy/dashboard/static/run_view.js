@@ -182,6 +182,6 @@ class Tiles {
 }
 
 function reading(status) {
-  const share = status.read.steps;
+  const share = status.read;
   return share < 1 ? `reading, ${percent(share)}` : null;
 }
