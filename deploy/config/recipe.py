@@ -88,6 +88,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
+        if isinstance(node, dict) and isinstance(node.get(part), str):
+            node[part] = {"kind": node[part]}  # the bare name of a kind of thing, which has keys of its own
         node = node[_place(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")
@@ -125,9 +127,8 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
 
 def _describe(problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
-    key = ".".join(str(part) for part in location)
+    key, fields = _walk(location)
     if problem["type"] == "extra_forbidden":
-        fields = _fields_at(location[:-1])
         return f"{key}: unknown key (value {problem['input']!r}){nearest(str(location[-1]), fields)}"
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
@@ -135,17 +136,29 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
-def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """Field names of the model that sits at `location` in RunConfig."""
+def _walk(location: Sequence[str | int]) -> tuple[str, list[str]]:
+    """A location in RunConfig as a key, and the field names of the model that its last part stands in."""
     models: list[type[BaseModel]] = [RunConfig]
+    fields: list[str] = []
+    key = []
     for part in location:
-        inner: list[type[BaseModel]] = []
-        for model in models:
-            if part in model.model_fields:
-                inner = models_in(model.model_fields[str(part)].annotation)
-        # List indices and the tags of unions stand in the location, but name no field.
+        tagged = [
+            model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == part
+        ]
+        if tagged:
+            # The tag of a union tells which model, and is no key.
+            models = tagged
+            continue
+        key.append(str(part))
+        fields = sorted({name for model in models for name in model.model_fields})
+        inner = [
+            found
+            for model in models
+            if part in model.model_fields
+            for found in models_in(model.model_fields[str(part)].annotation)
+        ]
         models = inner or models
-    return sorted({name for model in models for name in model.model_fields})
+    return ".".join(key), fields
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
