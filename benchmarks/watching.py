@@ -21,7 +21,8 @@ import ray
 
 from benchmarks.figures import Figure, figure, write_figures
 from deploy.cluster.environment import EnvironmentProblemError
-from deploy.config.recipe import ConfigError, find_run, load_run_config
+from deploy.config.recipe import ConfigError
+from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
 from deploy.watching.ray_metrics import REFRESH_S, RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers

@@ -71,7 +71,7 @@ def cut_half_line(path: Path) -> None:
         os.truncate(path, text.rfind(b"\n") + 1)
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def put_file(partial: Path, path: Path) -> None:
     """Give a finished file its name, durably; whoever reads what stood there before goes on reading that."""
     with partial.open("rb") as file:
         os.fsync(file.fileno())
@@ -85,25 +85,31 @@ def whole_directory(path: Path) -> Iterator[Path]:
 
     Other processes may write into it too. `checksums.json` is added. What an earlier, killed attempt left is removed.
     """
-    settle(path)
     partial = path.with_name(path.name + _NEW)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        seal_directory(partial)
+        put_directory(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def put_directory(partial: Path, path: Path) -> None:
+    """Give a directory that was filled, beside `path`, its checksums and its name. What was there before is dropped after that."""
+    settle(path)
+    seal_directory(partial)
+    old = path.with_name(path.name + _OLD)
     if path.exists():
-        path.rename(path.with_name(path.name + _OLD))
+        path.rename(old)
     partial.rename(path)
     _sync_directory(path.parent)
-    shutil.rmtree(path.with_name(path.name + _OLD), ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def settle(path: Path) -> None:
-    """Put back what a kill between two renames of `whole_directory` left beside its place."""
+    """Put back what a kill between the two renames of `put_directory` left beside its place."""
     old = path.with_name(path.name + _OLD)
     if not old.exists():
         return
@@ -155,7 +161,7 @@ def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
     partial = path.with_name(path.name + _NEW)
     with partial.open("wb") as file:
         fill(file)
-    put_in_place(partial, path)
+    put_file(partial, path)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -61,7 +61,7 @@ def show(
     from deploy.report.progress import EMBEDDING, progress
     from deploy.run.launch import read_pool
     from deploy.run.prompt_set import prompt_set
-    from deploy.run.warm_start import newest_snapshot, read_saved
+    from deploy.rundir.saved_moments import newest_snapshot, read_saved
 
     run = RunDirectory(source)
     config = load_recipe(run.config if run.config.exists() else source, override or ())

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from deploy.cli.options import Overrides
 from deploy.cluster.environment import EnvironmentProblemError, check_packages
-from deploy.config.recipe import ConfigError, find_run, load_run_config
+from deploy.config.recipe import ConfigError
+from deploy.rundir.find import find_run, load_run_config
 
 inspect_app = typer.Typer()
 console = Console()

@@ -21,9 +21,11 @@ from deploy.cli.moments import moments_app
 from deploy.cli.options import Address, Overrides, Recipe
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.config.models import RunConfig
-from deploy.config.recipe import ConfigError, dump_config, find_run, load_recipe, load_run_config
+from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.report.redaction import redacted
-from deploy.rundir.layout import RunDirectory
+from deploy.run.errors import StoppedByHandError
+from deploy.rundir.find import find_run, load_run_config, newest_checkpoint
+from deploy.rundir.layout import Ending, RunDirectory
 from deploy.watching.trackers import TrackerName, chosen_trackers
 
 if TYPE_CHECKING:
@@ -72,12 +74,11 @@ def train(
     if resume is not None:
         directory = find_run(resume)
         config = load_run_config(directory, override or ())
-        steps = directory.checkpoint_steps()
-        checkpoint = directory.checkpoint(steps[-1]) if steps else None
+        checkpoint = newest_checkpoint(directory)
     else:
         assert recipe is not None
         config = load_recipe(recipe, override or ())
-    require_packages(config.rollout.engine)
+    require_packages(config.rollout.engine.kind)
     trackers = chosen_trackers(track, directory if resume is not None else None)
     from deploy.run.warm_start import read_warm_start
 
@@ -137,8 +138,9 @@ def _train(
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
         result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
-    except Exception:
-        directory.error.write_text(redacted(traceback.format_exc()))
+    except Exception as error:
+        how: Ending = "stopped" if isinstance(error, StoppedByHandError) else "failed"
+        directory.end_early(how, redacted(traceback.format_exc()))
         raise
     finally:
         display.close()
@@ -252,7 +254,7 @@ def compare(
     config = load_recipe(recipe, override or ())
     out = out or Path(config.runs_dir) / f"compare-{config.name}"
     comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
-    for engine in {variant.config.rollout.engine for variant in comparison.variants}:
+    for engine in {variant.config.rollout.engine.kind for variant in comparison.variants}:
         require_packages(engine)
     comparison.run(console)
     console.print(comparison.table())
@@ -269,10 +271,10 @@ def main() -> None:
         _fail(str(error), 3)
     except KeyboardInterrupt:
         _fail("stopped before the run began", 130)
+    except StoppedByHandError as error:
+        _fail(str(error), 130)
     except Exception as error:
         # The one place that ends every failed command: a person reads the message, error.txt holds the traceback.
-        if type(error).__name__ == "StoppedByHandError":
-            _fail(str(error), 130)
         _fail(f"{type(error).__name__}: {error}", 4)
 
 

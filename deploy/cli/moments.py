@@ -32,7 +32,7 @@ def export_moments(
     source: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints", show_default=False)], out: Out
 ) -> None:
     """Write the newest saved moments of a run. Example: bvblend moments export runs/latest --out moments-a"""
-    from deploy.run.warm_start import read_saved
+    from deploy.rundir.saved_moments import read_saved
 
     portable = read_saved(source)
     _write(portable, out)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from rich.table import Table
 
 from deploy.cluster.environment import PackageCheck
@@ -84,11 +85,7 @@ def _space(name: str, path: Path, least_gib: float, remedy: str) -> MachineCheck
 
 
 def _memory() -> MachineCheck:
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES") / 2**30
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # what programs can have, with what the page cache would give back
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) / 2**20
+    free = psutil.virtual_memory().available / 2**30
     problem = f"less than {MEMORY_GIB:g} GiB: an engine and a learner do not fit" if free < MEMORY_GIB else None
     return MachineCheck("memory", f"{free:.1f} GiB free", problem)
 

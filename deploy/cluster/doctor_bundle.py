@@ -16,15 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from deploy.cluster.doctor import MachineCheck
 from deploy.cluster.environment import PackageCheck, machine, versions
 from deploy.report.redaction import redacted
 from deploy.run.processes import processes_here
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.open_run import OpenRun
+from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.ledger import LedgerReader
 
-CATCH_UP_S = 60.0
 TAIL_BYTES = 2**20
 """Of each file; its end says what happened last."""
 STACK_S = 30.0
@@ -43,7 +44,7 @@ def write_bundle(
 ) -> list[str]:
     """Write the zip; returns what to tell the person."""
     run = OpenRun(directory)
-    run.catch_up(CATCH_UP_S)
+    run.catch_up(ALL_OF_IT_S)
     processes = processes_here(run.live())
     secrets = [_environment(process["pid"]) for process in processes]
     about = {
@@ -83,10 +84,9 @@ def write_bundle(
 def _environment(pid: int) -> dict[str, str]:
     """What a process was started with; empty where we may not look."""
     try:
-        entries = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace").split("\0")
-    except OSError:
+        return psutil.Process(pid).environ()
+    except (psutil.Error, OSError):
         return {}
-    return dict(entry.split("=", 1) for entry in entries if "=" in entry)
 
 
 def stacks(pid: int) -> str:
@@ -108,7 +108,7 @@ def _logs(pid: int) -> list[Path]:
 
 def _small_files(directory: RunDirectory) -> list[Path]:
     names = {directory.config, directory.metrics, directory.evaluations, directory.alarms, directory.live}
-    more = {directory.paused, directory.summary, directory.error}
+    more = {directory.paused, directory.summary, directory.error, directory.ending}
     return sorted(path for path in names | more if path.is_file())
 
 

@@ -8,7 +8,6 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deploy.config.models import RunConfig
-from deploy.rundir.layout import RunDirectory
 from moments_service.config import MomentsConfig
 from moments_service.suggestions import nearest
 
@@ -34,19 +33,6 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
     return _validated(raw)
-
-
-def find_run(path: Path) -> RunDirectory:
-    """The run of that directory. Raises ConfigError where there is none."""
-    directory = RunDirectory(path)
-    if not directory.config.exists():
-        raise ConfigError(f"{directory.path}: no run there (no config.yaml in it)")
-    return directory
-
-
-def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
-    """The configuration that a run was started with. Raises ConfigError where this version does not know all of it."""
-    return load_recipe(directory.config, overrides)
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -127,38 +113,39 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
 
 def _describe(problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
-    key, fields = _walk(location)
+    key, models = _at(location)
     if problem["type"] == "extra_forbidden":
+        fields = sorted({name for model in _at(location[:-1])[1] for name in model.model_fields})
         return f"{key}: unknown key (value {problem['input']!r}){nearest(str(location[-1]), fields)}"
+    if problem["type"] == "union_tag_invalid":
+        tag = problem["ctx"]["tag"]
+        return (
+            f"{key}: no such kind (value {tag!r}){nearest(tag, [kind for model in models if (kind := _kind(model))])}"
+        )
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (value {problem['input']!r})"
     return f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
-def _walk(location: Sequence[str | int]) -> tuple[str, list[str]]:
-    """A location in RunConfig as a key, and the field names of the model that its last part stands in."""
+def _at(location: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
+    """The key of a location as a recipe writes it, and the models that may sit there."""
+    key: list[str] = []
     models: list[type[BaseModel]] = [RunConfig]
-    fields: list[str] = []
-    key = []
     for part in location:
-        tagged = [
-            model for model in models if "kind" in model.model_fields and model.model_fields["kind"].default == part
-        ]
-        if tagged:
-            # The tag of a union tells which model, and is no key.
-            models = tagged
+        holders = [model for model in models if part in model.model_fields]
+        if holders:
+            models = [inner for model in holders for inner in models_in(model.model_fields[str(part)].annotation)]
+        elif chosen := [model for model in models if _kind(model) == part]:
+            models = chosen  # which of a union's kinds it is stands in the location, but in no recipe
             continue
         key.append(str(part))
-        fields = sorted({name for model in models for name in model.model_fields})
-        inner = [
-            found
-            for model in models
-            if part in model.model_fields
-            for found in models_in(model.model_fields[str(part)].annotation)
-        ]
-        models = inner or models
-    return ".".join(key), fields
+    return ".".join(key), models
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return None if field is None else str(field.default)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

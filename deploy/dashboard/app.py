@@ -18,11 +18,11 @@ from deploy.dashboard.clusters import ClusterUnknownError, ClusterViews
 from deploy.dashboard.events import changes
 from deploy.dashboard.group_view import GroupUnknownError
 from deploy.dashboard.run_view import overview
-from deploy.dashboard.thinning import MOST_POINTS
 from deploy.rundir.catalog import Catalog, NoRunError
 from deploy.rundir.groups_index import Wanted
 from deploy.rundir.ledger_rows import OldLedgerError
 from deploy.rundir.open_run import NoLedgerError, OpenRun
+from deploy.rundir.thinning import MOST_POINTS
 from moments_service.ledger import LedgerDamagedError
 
 STATIC = Path(__file__).parent / "static"

@@ -13,10 +13,10 @@ from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
 from deploy.dashboard.group_view import listed
 from deploy.dashboard.shown_text import excerpt
-from deploy.dashboard.thinning import Thinning, binned, rounded
 from deploy.rundir.groups_index import Wanted
 from deploy.rundir.ledger_rows import OldLedgerError
 from deploy.rundir.open_run import NoLedgerError, OpenRun
+from deploy.rundir.thinning import Thinning, binned, rounded
 from moments_service.clusters import Codebook, load_clusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.estimators import RewardBatch

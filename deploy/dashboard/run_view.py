@@ -3,7 +3,8 @@
 from typing import Any
 
 from deploy.report.live import PHASES
-from deploy.rundir.open_run import OpenRun, read_lines
+from deploy.rundir import lines
+from deploy.rundir.open_run import OpenRun
 
 LAST_STEPS = 10
 """Steps that phases and histograms are averaged over."""
@@ -15,8 +16,8 @@ EVALUATIONS_SHOWN = 12
 
 def overview(run: OpenRun) -> dict[str, Any]:
     """The run's status, the names of its series, its phases, its newest alarms and evaluations."""
-    alarms = read_lines(run.directory.alarms)
-    evaluations = [row for row in read_lines(run.directory.evaluations) if isinstance(row.get("pass_at_1"), float)]
+    alarms = lines.read(run.directory.alarms)
+    evaluations = [row for row in lines.read(run.directory.evaluations) if isinstance(row.get("pass_at_1"), float)]
     return run.status() | {
         "series": run.metrics.names(),
         "phases": phases(run),

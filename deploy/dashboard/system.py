@@ -1,6 +1,5 @@
 """What the page shows of the parts of a run: its starts, its services as the driver last saw them, what it stands on."""
 
-import json
 import time
 from functools import cache
 from typing import Any
@@ -8,13 +7,14 @@ from typing import Any
 from deploy.cluster.environment import versions
 from deploy.run.processes import processes_here
 from deploy.rundir.ledger_rows import OldLedgerError
+from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 
 
 def overview(run: OpenRun) -> dict[str, Any]:
     """Starts, services, checkpoints, versions."""
     live = run.live()
-    summary = _summary(run)
+    summary = read_object(run.directory.summary)
     return {
         "incarnations": _incarnations(run),
         "services": _services(live),
@@ -23,7 +23,7 @@ def overview(run: OpenRun) -> dict[str, Any]:
         "policy_version": run.metrics.last_row.get("policy_version"),
         "versions": summary.get("versions") or _versions(),
         "machine": summary.get("machine"),
-        "checkpoints": run.directory.checkpoint_steps() if run.directory.checkpoints.exists() else [],
+        "checkpoints": run.directory.checkpoint_steps(),
     }
 
 
@@ -65,11 +65,3 @@ def _incarnations(run: OpenRun) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _summary(run: OpenRun) -> dict[str, Any]:
-    try:
-        found = json.loads(run.directory.summary.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

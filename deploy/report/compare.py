@@ -1,6 +1,5 @@
 """The same recipe under several estimators, settings and seeds: equal samples, curves with their spread, one table."""
 
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from deploy.report.progress import bar
 from deploy.report.summary import smooth
 from deploy.report.variations import Variant, variants
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.lines import read_object
+from moments_service import durable
 
 COLORS = ("#0b7285", "#c92a2a", "#e67700", "#5f3dc4", "#2b8a3e", "#495057")
 LINES = ("-", "--", ":", "-.")
@@ -46,7 +47,7 @@ class Comparison:
         text = dump_config(self.config)
         if recipe.exists() and recipe.read_text() != text:
             raise ConfigError(f"{self.out} holds a comparison of another recipe; name another --out or remove it")
-        recipe.write_text(text)
+        durable.write_text(recipe, text)
         # Seeds outside, so that variants stay level when a comparison is cut short.
         jobs = [(variant, seed) for seed in self.seeds for variant in self.variants]
         with bar(console, "runs") as told:
@@ -60,7 +61,7 @@ class Comparison:
     def write(self) -> None:
         """compare.json and compare.png from the runs that are finished."""
         summaries = self.summaries()
-        (self.out / "compare.json").write_text(json.dumps(summaries, indent=2) + "\n")
+        durable.write_json(self.out / "compare.json", summaries, indent=2)
         if any(summaries.values()):
             self._draw()
 
@@ -69,9 +70,7 @@ class Comparison:
         order of the seeds."""
         return {
             variant.name: [
-                json.loads(run.summary.read_text())
-                for seed in self.seeds
-                if (run := self._finished(variant, seed)) is not None
+                read_object(run.summary) for seed in self.seeds if (run := self._finished(variant, seed)) is not None
             ]
             for variant in self.variants
         }
@@ -92,7 +91,7 @@ class Comparison:
                 Text(variant.name),
                 str(len(summaries)),
                 _spread([summary["train"]["end"] for summary in summaries]),
-                _spread([summary["held_out"]["end"] for summary in summaries]),
+                _spread([end for summary in summaries if (end := summary["held_out"]["end"]) is not None]),
                 _spread([mean(curve) for curve in curves]),
                 "–" if not summaries else f"{mean(summary['signal_ratio']['own'] for summary in summaries):.0%}",
             )

@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
-from deploy.run.warm_start import newest_snapshot
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.saved_moments import newest_snapshot
 from moments_service.ledger import LedgerDamagedError, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts

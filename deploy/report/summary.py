@@ -1,6 +1,5 @@
 """The end of a run in numbers, words and a picture: summary.json, summary.md, summary.png."""
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,9 +7,11 @@ from rich.table import Table
 
 from deploy.cluster.environment import machine, versions
 from deploy.report.live import PHASES
-from deploy.run.evaluation import Evaluation
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from moments_service import durable
 
+SPLITS = ("train", "held_out")
 WINDOW = 10
 """Steps that a curve is smoothed over."""
 
@@ -20,19 +21,15 @@ def summarise(
 ) -> dict[str, Any]:
     """Write all three files and return what summary.json holds.
 
-    start, end: evaluations by split, `train` and `held_out`.
+    start, end: evaluations by split; without those that have no prompts. What was not measured is null.
     """
     rows = directory.read_metrics()
     summary = {
         "estimator": estimator,
-        "train": {"start": start["train"].pass_at_1, "end": end["train"].pass_at_1},
-        "held_out": {"start": start["held_out"].pass_at_1, "end": end["held_out"].pass_at_1},
+        **{split: _before_after(start, end, split) for split in SPLITS},
         "sources": {
-            source: {
-                split: {"start": start[split].sources.get(source), "end": end[split].sources.get(source)}
-                for split in ("train", "held_out")
-            }
-            for source in sorted(set(start["train"].sources) | set(start["held_out"].sources))
+            source: {split: _before_after(start, end, split, source) for split in SPLITS}
+            for source in sorted({source for evaluation in start.values() for source in evaluation.sources})
         },
         "steps": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
@@ -45,10 +42,23 @@ def summarise(
         "versions": versions(),
         "machine": machine(),
     }
-    directory.summary.write_text(json.dumps(summary, indent=2) + "\n")
-    (directory.path / "summary.md").write_text(markdown(summary))
+    durable.write_json(directory.summary, summary, indent=2)
+    durable.write_text(directory.path / "summary.md", markdown(summary))
     draw(directory, summary, rows)
     return summary
+
+
+def _before_after(
+    start: dict[str, Evaluation], end: dict[str, Evaluation], split: str, source: str | None = None
+) -> dict[str, float | None]:
+    """pass@1 of a split, or of one source in it."""
+
+    def measured(evaluation: Evaluation | None) -> float | None:
+        if evaluation is None:
+            return None
+        return evaluation.pass_at_1 if source is None else evaluation.sources.get(source)
+
+    return {"start": measured(start.get(split)), "end": measured(end.get(split))}
 
 
 def markdown(summary: dict[str, Any]) -> str:
@@ -77,10 +87,8 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name and four numbers a source, the total last."""
     rows = []
     for source, splits in summary["sources"].items():
-        rows.append(
-            (source, *(_number(splits[split][when]) for split in ("train", "held_out") for when in ("start", "end")))
-        )
-    total = (_number(summary[split][when]) for split in ("train", "held_out") for when in ("start", "end"))
+        rows.append((source, *(_number(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
+    total = (_number(summary[split][when]) for split in SPLITS for when in ("start", "end"))
     return [*rows, ("all", *total)]
 
 

@@ -10,12 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report.live import HISTORY, RunView
+from deploy.rundir import lines
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.open_run import OpenRun, read_lines
+from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.health import Alarm
 
 REFRESH_S = 1.0
-CATCH_UP_S = 60.0
 ALARMS_SHOWN = 3
 COLORS = {"running": "green", "done": "cyan", "paused": "yellow", "failed": "red", "stopped": "yellow"}
 
@@ -34,7 +34,7 @@ def watch(directory: RunDirectory, console: Console, once: bool) -> None:
 
 
 def _draw(run: OpenRun) -> RenderableType:
-    run.catch_up(CATCH_UP_S)
+    run.catch_up(ALL_OF_IT_S)
     status, live = run.status(), run.live()
     parts: list[RenderableType] = [_head(status)]
     rows = run.directory.last_metrics(HISTORY)
@@ -47,7 +47,7 @@ def _draw(run: OpenRun) -> RenderableType:
         parts.append(view.draw(_numbers(stats)))
     if live:
         parts.append(_services(live))
-    alarms = read_lines(run.directory.alarms)
+    alarms = lines.read(run.directory.alarms)
     for alarm in alarms[-ALARMS_SHOWN:]:
         step = alarm.pop("step")
         parts.append(Text(f"alarm at step {step + 1}: {Alarm(**alarm)}", style="red"))

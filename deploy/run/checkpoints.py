@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from deploy.config.models import CheckpointConfig
 from deploy.run.remote import Remote
 from deploy.rundir.layout import RunDirectory
 from learner.group import LearnerGroup
+from moments_service import durable
 
 
 class Checkpoints:
@@ -49,13 +49,8 @@ class Checkpoints:
 
     async def keep_moments(self) -> None:
         """Leave the moments of a run that is done where `bvblend moments export` finds them."""
-        final = self._directory.final_moments
-        partial = final.with_name("partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        await self._moments.snapshot(str(partial))
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        with durable.whole_directory(self._directory.final_moments) as partial:
+            await self._moments.snapshot(str(partial))
 
     async def _write(self, step: int, state: dict[str, Any]) -> None:
         partial = self._directory.begin_checkpoint(step)
@@ -63,7 +58,7 @@ class Checkpoints:
             (partial / part).mkdir()
         await self._learner.save(str(partial / "learner"))
         await self._moments.snapshot(str(partial / "moments"))
-        (partial / "run.json").write_text(json.dumps(state))
+        durable.write_json(partial / "run.json", state)
         await asyncio.to_thread(self._directory.finish_checkpoint, partial, step, self._config.keep)
         self._last = step
 

@@ -2,23 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
+from deploy.rundir.evaluation import Evaluation
 from moments_service.messages.groups import FULL_REWARD
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """pass@1: the share of sampled completions that solve their prompt, averaged over prompts.
-
-    `errors` counts completions without a reward; they are in no average.
-    """
-
-    pass_at_1: float
-    sources: dict[str, float]
-    prompts: int
-    errors: int
 
 
 def measure(prompts: Sequence[Prompt], rewards: Sequence[Sequence[float | None]]) -> Evaluation:
@@ -30,7 +17,7 @@ def measure(prompts: Sequence[Prompt], rewards: Sequence[Sequence[float | None]]
             solved[prompt.source].append(sum(reward >= FULL_REWARD for reward in known) / len(known))
     everything = [share for shares in solved.values() for share in shares]
     return Evaluation(
-        pass_at_1=_mean(everything),
+        pass_at_1=_mean(everything) if everything else None,
         sources={source: _mean(shares) for source, shares in sorted(solved.items())},
         prompts=len(prompts),
         errors=sum(reward is None for row in rewards for reward in row),
@@ -38,4 +25,4 @@ def measure(prompts: Sequence[Prompt], rewards: Sequence[Sequence[float | None]]
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from deploy.rundir.layout import RunDirectory
 from deploy.watching.watchers import Watchers
+from moments_service import durable
 from moments_service.config import HealthConfig
 from moments_service.health import Alarm, many_errors
 
@@ -49,7 +50,7 @@ class HealthGuard:
         await self._pause(happened)
 
     async def _pause(self, happened: str) -> None:
-        self._directory.paused.write_text(f"{happened}\nRemove this file to go on.\n")
+        durable.write_text(self._directory.paused, f"{happened}\nRemove this file to go on.\n")
         self._note(f"paused; remove {self._directory.paused} to go on")
         try:
             while self._directory.paused.exists():  # noqa: ASYNC110 - a person removes the file, and nothing tells us

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
@@ -17,20 +18,17 @@ from deploy.mirror.mirror import mirrored
 from deploy.report.live import Display
 from deploy.report.summary import summarise
 from deploy.run.checkpoints import driver_state
-from deploy.run.evaluation import Evaluation
+from deploy.run.errors import StoppedByHandError
 from deploy.run.prompt_set import refuse_missing_difficulty
 from deploy.run.report import Reporter
 from deploy.run.run import CLOSE_TIMEOUT_S, Run
 from deploy.run.services import start_services
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.train import train
 from deploy.watching.trackers import TrackerName
 from deploy.watching.watchers import Watchers
 from moments_service.seeding import derive_seed
-
-
-class StoppedByHandError(RuntimeError):
-    """Somebody asked the run to end; what is needed to resume is on the disk."""
 
 
 @dataclass(frozen=True, slots=True)

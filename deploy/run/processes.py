@@ -4,9 +4,9 @@ import asyncio
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError
 
@@ -46,28 +46,16 @@ def _here(_: Any) -> tuple[int, str]:
 
 
 def processes_here(live: dict[str, Any]) -> list[dict[str, Any]]:
-    """{role, pid, node, state, resident, most_resident, threads} of the processes in live.json that run on this machine."""
+    """{role, pid, node, state, resident, threads} of the processes in live.json that run on this machine; memory in bytes."""
     found = []
     for process in live.get("processes", ()):
         try:
-            fields = _status(process["pid"])
-        except OSError:
+            running = psutil.Process(process["pid"])
+            # Another process may have taken the number of one that has ended.
+            if any(title in " ".join(running.cmdline()) for title in ("ray::", "bvblend", "deploy.cli")):
+                with running.oneshot():
+                    seen = {"state": running.status(), "resident": running.memory_info().rss}
+                    found.append(process | seen | {"threads": running.num_threads()})
+        except psutil.Error:
             continue  # it has ended, or is on another machine
-        if fields is not None:
-            found.append(process | fields)
     return found
-
-
-def _status(pid: int) -> dict[str, Any] | None:
-    """Memory in bytes and the like; None where another process has taken that number."""
-    line = Path(f"/proc/{pid}/cmdline").read_bytes()
-    if not any(title in line for title in (b"ray::", b"bvblend", b"deploy.cli")):
-        return None
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
-    return {
-        "state": fields["State"],
-        "resident": int(fields["VmRSS"].split()[0]) * 1024,
-        "most_resident": int(fields["VmHWM"].split()[0]) * 1024,
-        "threads": int(fields["Threads"]),
-    }

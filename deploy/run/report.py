@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from deploy.report.live import Display
-from deploy.run.evaluation import Evaluation
 from deploy.run.processes import RunProcess, driver_process, locate
 from deploy.run.sampling import Tally
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.live_file import LiveFile
 from deploy.watching.watchers import Watchers

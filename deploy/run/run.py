@@ -6,18 +6,20 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror
 from deploy.run.checkpoints import Checkpoints
 from deploy.run.clock import Clock
-from deploy.run.evaluation import Evaluation, measure
+from deploy.run.evaluation import measure
 from deploy.run.health import HealthGuard, HealthStopError
 from deploy.run.report import Reporter, step_row
 from deploy.run.sampling import Sampler
 from deploy.run.services import Services
 from deploy.run.sync import WeightSync
 from deploy.run.work import NothingScoredError, WorkBuffer
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from learner.errors import PayloadLostError
 from moments_service.messages.batch import Batch

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config.recipe import ConfigError
+from deploy.rundir import lines
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.open_run import OpenRun, estimator_of, read_config, read_lines, state_of, whole_number
+from deploy.rundir.open_run import OpenRun, estimator_of, read_config, state_of, whole_number
 
 MEMORY_BYTES = 120 * 2**20
 """What the indexes of all open runs may take together; the run that was looked at longest ago goes first."""
@@ -74,7 +75,7 @@ class Catalog:
 def _summary(name: str, directory: RunDirectory) -> dict[str, Any]:
     config = read_config(directory)
     last = next(iter(directory.last_metrics(1)), {})
-    evaluations = [row for row in read_lines(directory.evaluations) if row.get("split") == "held_out"]
+    evaluations = [row for row in lines.read(directory.evaluations) if row.get("split") == "held_out"]
     return {
         "name": name,
         "estimator": estimator_of(config),

@@ -1,18 +1,23 @@
 """A run's directory: the one place that everything about a run is written to and read from."""
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from deploy.run.evaluation import Evaluation
+from deploy.rundir import lines
+from deploy.rundir.evaluation import Evaluation
+from moments_service import durable
 from moments_service.health import Alarm
 
-CHECKPOINT_PREFIX = "step-"
+Ending = Literal["stopped", "failed"]
+"""How a run can end before its last step: by hand, or by an error."""
+_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_PARTIAL = ".partial-"
 _TAIL_BYTES = 2**18
 
 
@@ -30,7 +35,7 @@ class RunDirectory:
     trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
-    error.txt         why the run ended early, if it did
+    error.txt         why the run ended early, if it did; ending.json says how
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,6 +54,7 @@ class RunDirectory:
         self.scrape_target = self.path / "prometheus.json"
         self.summary = self.path / "summary.json"
         self.error = self.path / "error.txt"
+        self.ending = self.path / "ending.json"
 
     @classmethod
     def create(cls, runs_dir: Path, name: str, config: str) -> "RunDirectory":
@@ -65,23 +71,24 @@ class RunDirectory:
         run = cls(path)
         run.checkpoints.mkdir()
         run.moments.mkdir()
-        run.config.write_text(config)
+        durable.write_text(run.config, config)
         pointer = runs_dir / f".latest-{os.getpid()}"
         pointer.symlink_to(path.name)
         pointer.rename(runs_dir / "latest")
         return run
 
+    def end_early(self, how: Ending, why: str) -> None:
+        """The run ended before its last step. why: for people, a traceback."""
+        durable.write_text(self.error, why)
+        durable.write_json(self.ending, {"ending": how})
+
     def append_metrics(self, row: dict[str, Any]) -> None:
-        """Add one step's line; each line is whole or absent."""
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        """Add one step's line."""
+        lines.append(self.metrics, row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of the run's steps in order; of a step that was run again after a resume, the newest."""
-        if not self.metrics.exists():
-            return []
-        rows = [json.loads(line) for line in self.metrics.read_text().splitlines()]
-        return [row for _, row in sorted({row["step"]: row for row in rows}.items())]
+        return [row for _, row in sorted({row["step"]: row for row in lines.read(self.metrics)}.items())]
 
     def last_metrics(self, most: int) -> list[dict[str, Any]]:
         """Up to `most` of the newest whole rows, oldest first, read from the end of the file.
@@ -89,7 +96,7 @@ class RunDirectory:
         Without steps that were run again; fewer where so many rows are longer than `_TAIL_BYTES`.
         """
         rows: list[dict[str, Any]] = []
-        for row in last_lines(self.metrics, _TAIL_BYTES):
+        for row in lines.tail(self.metrics, _TAIL_BYTES):
             if type(row.get("step")) is int:
                 while rows and rows[-1]["step"] >= row["step"]:
                     rows.pop()
@@ -98,65 +105,44 @@ class RunDirectory:
 
     def append_alarm(self, step: int, alarm: Alarm) -> None:
         """Add one alarm's line."""
-        with self.alarms.open("a") as file:
-            file.write(json.dumps({"step": step, **asdict(alarm)}) + "\n")
+        lines.append(self.alarms, {"step": step, **asdict(alarm)})
 
     def append_evaluation(self, step: int, split: str, evaluation: Evaluation) -> None:
         """Add one evaluation's line."""
-        with self.evaluations.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **asdict(evaluation)}) + "\n")
+        lines.append(self.evaluations, {"step": step, "split": split, **asdict(evaluation)})
 
     def read_evaluations(self, step: int) -> dict[str, Evaluation]:
         """The evaluations after `step` policy steps, by split."""
-        if not self.evaluations.exists():
-            return {}
-        rows = [json.loads(line) for line in self.evaluations.read_text().splitlines()]
-        here = [row for row in rows if row.pop("step") == step]
+        here = [row for row in lines.read(self.evaluations) if row.pop("step") == step]
         return {row.pop("split"): Evaluation(**row) for row in here}
 
     def checkpoint_steps(self) -> list[int]:
-        """Steps that a complete checkpoint was written after, oldest first."""
-        return sorted(int(path.name.removeprefix(CHECKPOINT_PREFIX)) for path in self._complete())
+        """Steps that a complete checkpoint was written after, oldest first. Whatever else lies there is none."""
+        if not self.checkpoints.is_dir():
+            return []
+        names = (_CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
+        return sorted(int(name[1]) for name in names if name)
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"{CHECKPOINT_PREFIX}{step:06d}"
+        return self.checkpoints / f"step-{step:06d}"
 
     def begin_checkpoint(self, step: int) -> Path:
-        """An empty directory to write a checkpoint into; not a checkpoint until `finish_checkpoint`."""
-        partial = self.checkpoints / f"partial-{step:06d}"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        return partial
+        """An empty directory, of this attempt alone, to write a checkpoint into; it is none until `finish_checkpoint`."""
+        self.checkpoints.mkdir(exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{step:06d}-", dir=self.checkpoints))
 
     def finish_checkpoint(self, partial: Path, step: int, keep: int) -> Path:
-        """Give a written checkpoint its name, and drop all but the `keep` newest."""
+        """Give a written checkpoint its checksums and its name, on the disk, and drop all but the `keep` newest."""
         final = self.checkpoint(step)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+        durable.put_directory(partial, final)
         for old in self.checkpoint_steps()[:-keep]:
             shutil.rmtree(self.checkpoint(old))
         return final
 
-    def _complete(self) -> Iterator[Path]:
-        return (path for path in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*") if path.is_dir())
-
-
-def last_lines(path: Path, most_bytes: int) -> list[dict[str, Any]]:
-    """JSON objects of the whole lines in the last `most_bytes` of a file; none where there is no file."""
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - most_bytes))
-        # The first line of the tail may be cut, the last not yet be whole.
-        return list(json_objects(file.read().rpartition(b"\n")[0].splitlines()))
-
-
-def json_objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Of JSON lines those that hold an object."""
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            yield row
+    def sweep(self) -> None:
+        """Before a run goes on: remove what killed attempts left, and put back what a kill left between two names."""
+        for partial in self.checkpoints.glob(f"{_PARTIAL}*"):
+            shutil.rmtree(partial, ignore_errors=True)
+        for step in self.checkpoint_steps():
+            durable.settle(self.checkpoint(step))
+        durable.settle(self.final_moments)

@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
+from moments_service import durable
+
 SHARE = 0.01
 """Most of the driver's time that writing may take; where the moments are large, it is written less often than every step."""
 
 
 class LiveFile:
-    """Writer of one file that is always whole: it is written beside its place and renamed."""
+    """Writer of one file that is always whole."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,6 +35,4 @@ class LiveFile:
 
     def write(self, state: dict[str, Any]) -> None:
         """Replace the file. state: anything JSON; NaN becomes null. `written_at` (seconds since the epoch) is added."""
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_bytes(msgspec.json.encode({"written_at": time.time(), **state}))
-        partial.rename(self.path)
+        durable.write_bytes(self.path, msgspec.json.encode({"written_at": time.time(), **state}))

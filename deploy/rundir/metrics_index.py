@@ -1,23 +1,20 @@
 """metrics.jsonl as columns: read once, followed while it grows, a few bytes a number."""
 
-import json
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
-from deploy.dashboard.thinning import MOST_POINTS, Floats, Places, Thinning, rounded
+from deploy.rundir.lines import parsed
+from deploy.rundir.thinning import MOST_POINTS, Floats, Places, Thinning, rounded
 from deploy.watching.sink import numbers_of
 
 _CHUNK_BYTES = 2 * 2**20
 _MOST_SERIES = 2000
 """A file with more names than this is no metrics file; what comes after them is left out."""
-
-_decoder = msgspec.json.Decoder()
 
 
 class MetricsIndex:
@@ -131,14 +128,8 @@ class MetricsIndex:
             return self._offset >= self._size
 
     def _parsed(self, line: bytes) -> dict[str, Any] | None:
-        try:
-            row = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            try:
-                row = json.loads(line)  # Python writes NaN, which JSON does not know
-            except ValueError:
-                row = None
-        if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < 2**62:
+        row = parsed(line)
+        if row is None or type(row.get("step")) is not int or not 0 <= row["step"] < 2**62:
             self._bad_lines += bool(line.strip())
             return None
         return row

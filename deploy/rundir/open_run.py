@@ -1,6 +1,5 @@
 """One run that somebody looks at: its files, followed while they grow."""
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -9,14 +8,17 @@ from typing import Any
 import yaml
 
 from deploy.rundir.groups_index import GroupsIndex
-from deploy.rundir.layout import RunDirectory, json_objects
+from deploy.rundir.layout import RunDirectory
 from deploy.rundir.ledger_rows import LedgerRows
+from deploy.rundir.lines import read_object
 from deploy.rundir.metrics_index import MetricsIndex
 
 QUIET_AFTER_S = 120.0
 """A run whose files have not changed for so long, and for twenty of its steps, is taken for ended."""
 RECENT = 50
 """Steps that the speed of a run is averaged over."""
+ALL_OF_IT_S = 60.0
+"""What reading a whole run may take, where somebody waits for all of it."""
 REQUEST_BUDGET_S = 0.2
 """What one request may spend on reading what is new, where no page follows the run."""
 
@@ -88,7 +90,7 @@ class OpenRun:
 
     def live(self) -> dict[str, Any]:
         """What the driver last said of its services; empty where it never did."""
-        return _json_object(self.directory.live)
+        return read_object(self.directory.live)
 
     def status(self) -> dict[str, Any]:
         """What the head of the page says."""
@@ -147,26 +149,11 @@ def state_of(directory: RunDirectory, steps: int, seconds_a_step: float | None) 
     summary = _changed_ns(directory.summary) / 1e9
     if summary and summary >= newest - QUIET_AFTER_S:
         return "done"
-    if _changed_ns(directory.error) / 1e9 >= newest:
-        return "stopped" if b"StoppedByHandError" in directory.error.read_bytes() else "failed"
+    if _changed_ns(directory.ending) / 1e9 >= newest:
+        return str(read_object(directory.ending).get("ending", "failed"))
     if directory.paused.exists():
         return "paused"
     return "stopped" if quiet else "running"
-
-
-def read_lines(path: Path, most: int = 1000) -> list[dict[str, Any]]:
-    """The last whole JSON lines of a small file; none where there is no file."""
-    if not path.exists():
-        return []
-    return list(json_objects(path.read_bytes().splitlines()[-most:]))
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _changed_ns(path: Path) -> int:

@@ -1,6 +1,5 @@
 """A run's numbers as Ray metrics, which every Ray node exports to Prometheus."""
 
-import json
 import threading
 import time
 from pathlib import Path
@@ -10,6 +9,7 @@ from ray.util.metrics import Gauge
 
 from deploy.watching.metric_table import METRICS, PREFIX, Metric, readings
 from deploy.watching.sink import Numbers
+from moments_service import durable
 
 REFRESH_S = 2.0
 """Ray exports only the gauges that were set since its last export, so they are set again and again, however long a step takes."""
@@ -44,7 +44,7 @@ class RayMetrics:
         self._target = target
         self.address = export_address()
         if self.address is not None:
-            target.write_text(json.dumps([{"targets": [self.address], "labels": {"job": "bvblend"}}]) + "\n")
+            durable.write_json(target, [{"targets": [self.address], "labels": {"job": "bvblend"}}])
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._refresh, name="metrics", daemon=True)
         self._thread.start()

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from deploy.config.models import RunConfig
-from deploy.run.evaluation import Evaluation
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.watching.ray_metrics import RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
@@ -65,8 +65,9 @@ class Watchers:
 
     def evaluation(self, step: int, split: str, evaluation: Evaluation) -> None:
         sources = {f"evaluation_sources/{split}/{source}": value for source, value in evaluation.sources.items()}
+        whole = {} if evaluation.pass_at_1 is None else {f"evaluation/{split}": evaluation.pass_at_1}
         for sink in self._sinks:
-            sink.log(step, {f"evaluation/{split}": evaluation.pass_at_1, **sources})
+            sink.log(step, whole | sources)
 
     def alarm(self, step: int, alarm: Alarm) -> None:
         for sink in self._sinks:

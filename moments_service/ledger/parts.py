@@ -8,7 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from moments_service.durable import put_in_place
+from moments_service.durable import put_file
 from moments_service.ledger.schema import HEADER_ONLY, create_indexes, create_tables, is_finished, open_for_reading
 from moments_service.ledger.seals import LedgerDamagedError, Seal, write_transaction
 
@@ -56,7 +56,7 @@ def begin_part(directory: Path, number: int, last: Seal) -> tuple[Path, Seal]:
         first = write_transaction(connection, last.number + 1, {"parts": [(number, last.number, last.checksum)]})
     finally:
         connection.close()
-    put_in_place(partial, path)
+    put_file(partial, path)
     return path, first
 
 

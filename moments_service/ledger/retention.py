@@ -4,7 +4,7 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
-from moments_service.durable import put_in_place
+from moments_service.durable import put_file
 from moments_service.ledger.checked import remember_checked
 from moments_service.ledger.parts import fresh_partial
 from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_indexes, create_tables, open_for_reading
@@ -62,5 +62,5 @@ def drop_texts(path: Path) -> None:
     finally:
         connection.close()
     partial.chmod(0o444)
-    put_in_place(partial, path)
+    put_file(partial, path)
     remember_checked(path)

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
 from deploy.dashboard.shown_text import excerpt, visible
-from deploy.dashboard.thinning import Thinning, binned, rounded
 from deploy.rundir.groups_index import GroupsIndex, Wanted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.ledger_rows import LedgerRows, OldLedgerError
@@ -21,6 +20,7 @@ from deploy.rundir.live_file import LiveFile
 from deploy.rundir.metrics_index import MetricsIndex
 from deploy.rundir.open_run import state_of
 from deploy.rundir.outcomes import Outcome, outcomes, rescued
+from deploy.rundir.thinning import Thinning, binned, rounded
 from moments_service.ledger import LedgerLimits, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.schema import open_for_reading
@@ -88,7 +88,7 @@ def test_metrics_are_followed_while_they_grow(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     index = MetricsIndex(path)
     assert index.catch_up(ALL) and index.rows == 0 and index.series(["a"])["steps"] == []
-    path.write_text(line(0, a=1.0) + line(1, a=float("nan"), b=2.0) + '{"step": 2, "a"')
+    path.write_text(line(0, a=1.0) + line(1, a=None, b=2.0) + '{"step": 2, "a"')
     index.catch_up(ALL)
     assert index.rows == 2 and index.share_read < 1.0
     with path.open("a") as file:
@@ -260,11 +260,10 @@ def test_live_json_is_whole_and_does_not_cost_more_than_its_share(tmp_path: Path
     live.write({"step": 1, "moments": {"mean": [float("nan"), 0.5]}})
     found = json.loads(live.path.read_text())
     assert found["step"] == 1 and found["moments"]["mean"] == [None, 0.5] and found["written_at"] <= time.time()
-    live._not_before = float("inf")
-    live.write({"step": 2})
-    assert json.loads(live.path.read_text())["step"] == 1
-    live.write({"step": 3}, force=True)
-    assert json.loads(live.path.read_text())["step"] == 3
+    assert live.due()
+    with live.charged():
+        live.write({"step": 2})
+    assert not live.due() and json.loads(live.path.read_text())["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["live.json"]
 
 
@@ -277,9 +276,9 @@ def test_the_state_of_a_run_as_its_files_tell(tmp_path: Path) -> None:
     assert state_of(run, 0, 1e9) == "running", "slow steps take longer than any fixed time"
     run.paused.write_text("reward fell")
     assert state_of(run, 0, None) == "paused"
-    (tmp_path / "error.txt").write_text("PhaseError: step 1")
+    run.end_early("failed", "PhaseError: step 1")
     assert state_of(run, 0, None) == "failed"
-    (tmp_path / "error.txt").write_text("deploy.run.launch.StoppedByHandError: stopped after 1 steps")
+    run.end_early("stopped", "stopped after 1 steps")
     assert state_of(run, 0, None) == "stopped"
     run.summary.write_text("{}")
     assert state_of(run, 0, None) == "done"

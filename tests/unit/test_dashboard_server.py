@@ -208,12 +208,12 @@ def test_alarms_and_evaluations_are_told_newest_first_and_last(tmp_path: Path) -
     )
     evaluation = {"step": 0, "split": "train", "pass_at_1": 0.25, "sources": {}, "prompts": 8, "errors": 0}
     (run / "evaluations.jsonl").write_text(
-        json.dumps(evaluation) + "\n" + json.dumps(evaluation | {"pass_at_1": float("nan")}) + "\n"
+        json.dumps(evaluation) + "\n" + json.dumps(evaluation | {"pass_at_1": None}) + "\n"
     )
     with TestClient(create_app(tmp_path)) as client:
         found = get(client, "run", name="run")
     assert found["alarm_count"] == 9 and [row["step"] for row in found["alarms"]] == [8, 7, 6, 5, 4, 3]
-    assert [row["pass_at_1"] for row in found["evaluations"]] == [0.25, None]
+    assert [row["pass_at_1"] for row in found["evaluations"]] == [0.25]
 
 
 async def test_a_page_is_told_what_is_new(tmp_path: Path) -> None:

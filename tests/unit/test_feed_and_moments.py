@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts.feed import PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Ticket
 from moments_service.clusters import PromptSet
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.messages.batch import Batch
@@ -33,7 +34,7 @@ def sampled(ticket: Ticket) -> ScoredGroup:
     """Family 0 is never solved, 1 every second time, 2 one time in eight; every tenth prompt breaks its verifier."""
     answer = int(ticket.prompt.answer or 0)
     luck = [derive_seed(0, ticket.group_id, i) % 8 for i in range(ticket.group_size)]
-    broken = answer % 10 == 9 and ticket.occurrence == 0
+    broken = answer % 10 == 9 and ticket.group_id.split(":")[2] == "0"
     rewards = [None if broken else float(draw < (0, 4, 1)[answer % 3]) for draw in luck]
     return ScoredGroup(
         group_id=ticket.group_id,

@@ -2,22 +2,26 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from actors.prompts.sources import PromptPool
 from deploy.cluster.environment import check_packages
 from deploy.cluster.plan import arithmetic_table, plan_rows, policy_parameters
-from deploy.config.recipe import load_recipe
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.report.live import LiveDisplay, PlainDisplay, create_display, sparkline
 from deploy.report.summary import summarise
-from deploy.run.evaluation import Evaluation, measure
+from deploy.run.evaluation import measure
+from deploy.rundir.evaluation import Evaluation
+from deploy.rundir.find import newest_checkpoint
 from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT
-from tests.unit.test_dispatch import PROMPTS
+from tests.unit.test_work import PROMPTS
 
 pytestmark = pytest.mark.unit
 
@@ -96,6 +100,59 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     assert summary["phases"]["learn"] == pytest.approx(0.4)
     assert (run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert "| sums | 0.100 | 0.600 |" in (run.path / "summary.md").read_text()
+
+
+def test_a_run_without_held_out_prompts_writes_strict_json(tmp_path: Path) -> None:
+    """`held_out: 0` is the default: what was not measured is null, and a number that JSON does not have is never written."""
+    run = RunDirectory.create(tmp_path, "test", "config")
+    run.append_metrics(row(0, **{"learner/entropy": float("nan"), "reward/mean": np.float64(0.5)}))
+    nothing = measure(PROMPTS[:1], [[None, None]])
+    assert nothing == Evaluation(pass_at_1=None, sources={}, prompts=1, errors=2)
+    run.append_evaluation(0, "train", nothing)
+    summarise(run, {"train": nothing}, {"train": Evaluation(0.6, {"sums": 0.6}, 4, 0)}, "bv_blend")
+    strict = partial(json.loads, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    for path in (run.metrics, run.evaluations):
+        for text in path.read_text().splitlines():
+            strict(text)
+    assert strict(run.summary.read_text())["held_out"] == {"start": None, "end": None}
+    assert run.read_metrics()[0]["reward/mean"] == 0.5
+
+
+def test_half_a_line_is_no_line_and_swallows_no_other(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    run.append_metrics({"step": 0})
+    with run.metrics.open("a") as file:
+        file.write('{"step": 1, "rew')
+    assert [line["step"] for line in run.read_metrics()] == [0]
+    run.append_metrics({"step": 1})
+    assert [line["step"] for line in run.read_metrics()] == [0, 1]
+    assert [line["step"] for line in run.last_metrics(5)] == [0, 1]
+
+
+def test_a_checkpoint_is_what_was_written_or_refused_by_name(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step in (1, 2):
+        partial_directory = run.begin_checkpoint(step)
+        (partial_directory / "weights").write_bytes(bytes(1000))
+        run.finish_checkpoint(partial_directory, step, keep=2)
+    (run.checkpoints / "step-000002.bak").mkdir()
+    assert newest_checkpoint(run) == run.checkpoint(2)
+    with (run.checkpoint(2) / "weights").open("r+b") as file:
+        file.seek(500)
+        file.write(b"\x01")
+    with pytest.raises(ConfigError, match=r"step-000002/weights is damaged.*go on from the checkpoint before it"):
+        newest_checkpoint(run)
+
+
+def test_two_attempts_at_one_checkpoint_write_into_places_of_their_own(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    first, second = run.begin_checkpoint(3), run.begin_checkpoint(3)
+    assert first != second
+    (second / "whole").write_text("yes")
+    run.finish_checkpoint(second, 3, keep=1)
+    assert first.exists() and (run.checkpoint(3) / "whole").exists()
+    run.sweep()
+    assert not first.exists() and run.checkpoint_steps() == [3]
 
 
 def test_a_run_directory_keeps_only_whole_checkpoints_and_the_newest(tmp_path: Path) -> None:

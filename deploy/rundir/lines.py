@@ -1,0 +1,61 @@
+"""JSON lines: how the logs of a run directory are written and read. One object a line; a line is whole or it is not there."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+# NumPy's numbers are written like Python's.
+_encoder = msgspec.json.Encoder(enc_hook=lambda value: value.item())
+_decoder = msgspec.json.Decoder()
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add one line, in one call to the system. Numbers that JSON does not have become null.
+
+    Where a killed writer left half a line, the new one does not stand behind it.
+    """
+    with path.open("ab+", buffering=0) as file:
+        half = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+        file.write(b"\n" * half + _encoder.encode(row) + b"\n")
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Every line that holds an object; none where there is no file."""
+    return list(objects(path.read_bytes().splitlines())) if path.exists() else []
+
+
+def tail(path: Path, most_bytes: int) -> list[dict[str, Any]]:
+    """Objects of the whole lines in the last `most_bytes` of a file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - most_bytes))
+        # The first line of the tail may be cut, the last not yet be whole.
+        return list(objects(file.read().rpartition(b"\n")[0].splitlines()))
+
+
+def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Of JSON lines those that hold an object."""
+    for line in lines:
+        if (row := parsed(line)) is not None:
+            yield row
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """The object of one line; None where it holds none: half a line, or something else."""
+    try:
+        row = _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where there is no file, or it holds something else."""
+    try:
+        return parsed(path.read_bytes()) or {}
+    except OSError:
+        return {}
