@@ -35,9 +35,10 @@ def read_run(run: RunDirectory) -> Run:
     """What one finished run came to."""
     config = yaml.safe_load(run.config.read_text())
     summary = json.loads(run.summary.read_text())
-    estimator = config["moments"]["estimator"]
+    chosen = config["moments"]["estimator"]
+    estimator = chosen["kind"]
     if estimator == "bv_blend":
-        estimator += f":{config['moments']['blend']['variant']}"
+        estimator += f":{chosen['variant']}"
     curve = [row["reward/pass_at_1"] for row in run.read_metrics()]
     return {
         "estimator": estimator,

@@ -11,7 +11,7 @@ from deploy.config.recipe import models_in
 INTRODUCTION = """# Configuration
 
 Every key of a recipe, made from the models by `python -m docs.config_reference`; a test holds it in step. On the command line a
-key is set with `--set key=value` (`--set moments.blend.variant=paper`, `--set prompts.sources.0.limit=100`). A key that does not
+key is set with `--set key=value` (`--set moments.estimator.variant=paper`, `--set prompts.sources.0.limit=100`). A key that does not
 exist, or a value that does not fit, is refused before anything starts, with the nearest key that does."""
 
 

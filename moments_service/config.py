@@ -2,46 +2,22 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
+
+from moments_service.estimators import ESTIMATORS, AnyEstimator
+from moments_service.estimators.bv_blend import BlendConfig
+from moments_service.strict import BY_NAME, StrictModel
+from moments_service.suggestions import nearest
+
+__all__ = ["BY_NAME", "BlendConfig", "ClusterConfig", "HealthConfig", "MomentsConfig", "StrictModel"]
 
 
-class StrictModel(BaseModel):
-    """Base of every config model in the product: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-def _named(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-BY_NAME = BeforeValidator(_named)
-"""For unions that `kind` tells apart: the name alone stands for that kind with its defaults."""
-
-
-class BlendConfig(StrictModel):
-    """BV-Blend (arXiv 2606.28707). `safe` is the production preset, `paper` the published algorithm to the letter."""
-
-    variant: Literal["safe", "paper", "eb", "precision"] = "safe"
-    """`paper` keeps the paper's EMA; the others decay proper counts under a prior, and `eb` (empirical Bayes, for broad clusters) and `precision` weigh history by variances instead of `confidence`."""
-    confidence: Literal["exp", "rational", "linear"] = "exp"
-    """Safe and paper: how trust falls with u = standard error / temperature: exp(-u), 1 / (1 + u) or max(0, 1 - u)."""
-    temperature: float = Field(0.1, gt=0)
-    """How fast trust in a cluster's history falls with its standard error; in reward units."""
-    retention: float = Field(0.95, gt=0, lt=1)
-    """Safe: what one policy version leaves of every cluster's counts."""
-    kl_half_life: float | None = Field(None, gt=0)
-    """Safe: history also halves when the policy has moved by this KL (nats per token); the learner then measures it."""
-    prior: tuple[float, float] = (1.0, 1.0)
-    """Safe: pseudo-counts of reward 1 and of reward 0 that keep the variance of a cluster above zero."""
-    max_advantage: float = Field(5.0, gt=0)
-    """Safe: advantages are clipped to this magnitude."""
-    update_rate: float = Field(0.9, gt=0, le=1)
-    """Paper: weight of the newest batch in the EMA (gamma)."""
-    initial_mass: float = Field(8.0, gt=0)
-    """Paper: mass given to a cluster at first sight (N0)."""
-    initial_variance: float = Field(0.25, gt=0)
-    """Paper: variance given to a cluster at first sight (V_prior)."""
+def _known(value: Any) -> Any:
+    """Refuse other names with the nearest one; options without a name are those of the default."""
+    name = value.get("kind") if isinstance(value, dict) else value
+    if isinstance(name, str) and name not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}")
+    return {"kind": "bv_blend", **value} if isinstance(value, dict) else value
 
 
 class ClusterConfig(StrictModel):
@@ -73,10 +49,14 @@ class HealthConfig(StrictModel):
 class MomentsConfig(StrictModel):
     """The moments service: which estimator turns rewards into advantages, over which clusters."""
 
-    estimator: str = "bv_blend"
-    """Name of a registered advantage estimator."""
-    options: dict[str, float] = {}
-    """What that estimator lets one set; its docstring names and explains them (bv_blend has `blend` instead)."""
-    blend: BlendConfig = BlendConfig()
+    estimator: Annotated[Annotated[AnyEstimator, Field(discriminator="kind")], BY_NAME, BeforeValidator(_known)] = (
+        BlendConfig()
+    )
+    """How rewards become advantages: the name of an estimator, or `kind` with the options of that one."""
     clusters: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()
+
+    @property
+    def blend(self) -> BlendConfig:
+        """How history is kept and trusted: as BV-Blend is told, or by its defaults where another estimator looks at it."""
+        return self.estimator if isinstance(self.estimator, BlendConfig) else BlendConfig()

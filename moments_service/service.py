@@ -242,7 +242,7 @@ class MomentsService:
         clusters.save(directory / CODEBOOK_FILE)
         origin = SnapshotOrigin(
             clusters.fingerprint,
-            self._config.estimator,
+            self._config.estimator.kind,
             state.last_step,
             self._incarnation,
             self._intake.counts,

@@ -16,7 +16,8 @@ from moments_service.estimators import Advantages, RememberingEstimator, RewardB
 from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.ledger.seals import LedgerEnd
 from moments_service.messages.counts import Counts
-from moments_service.moments import CommittedRewards, History, Indices, create_moments
+from moments_service.moments import CommittedRewards, History, Indices
+from moments_service.moments.create import create_moments
 
 MOMENTS_FILE = "moments.safetensors"
 
@@ -115,9 +116,9 @@ class MomentsState:
         self.moments.load_state(parts["moments"])
         self.health.load_state(parts["health"])
         if isinstance(self.estimator, RememberingEstimator):
-            if origin.estimator != self.config.estimator:
+            if origin.estimator != self.config.estimator.kind:
                 raise ValueError(
-                    f"{path} was saved by estimator {origin.estimator}; {self.config.estimator} needs a memory of its own"
+                    f"{path} was saved by estimator {origin.estimator}; {self.config.estimator.kind} needs a memory of its own"
                 )
             self.estimator.load_state(parts["estimator"])
         self.last_step = origin.last_step

@@ -79,7 +79,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         "order": "every prompt once an epoch"
         if config.prompts.order == "shuffled"
         else "clusters that promise signal first",
-        "advantages": f"{config.moments.estimator} over {_clusters(config)}",
+        "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}",
     }
     for name, text in rows.items():
         table.add_row(name, text)

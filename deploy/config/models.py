@@ -112,8 +112,8 @@ class RunConfig(StrictModel):
             )
         if not can_teach(self.moments, self.group_size):
             raise ValueError(
-                f"moments.estimator = {self.moments.estimator} gives no group of group_size = {self.group_size} any advantage; "
-                "raise group_size, or see moments.options and docs/estimators.md"
+                f"moments.estimator = {self.moments.estimator.kind} gives no group of group_size = {self.group_size} any advantage; "
+                "raise group_size, or see its options in docs/estimators.md"
             )
         if self.learner.updates_per_batch > self.batch_groups:
             raise ValueError(
@@ -133,6 +133,6 @@ class RunConfig(StrictModel):
         if largest is not None and not can_teach(self.moments, SMALLEST):
             raise ValueError(
                 f"max_group_size = {largest} makes some groups as small as {SMALLEST}, and moments.estimator = "
-                f"{self.moments.estimator} gives those no advantage; leave max_group_size out, or see moments.options"
+                f"{self.moments.estimator.kind} gives those no advantage; leave max_group_size out, or see its options in docs/estimators.md"
             )
         return self

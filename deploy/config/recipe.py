@@ -74,6 +74,8 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node: Any = raw
     for part in parents:
+        if isinstance(node, dict) and isinstance(node.get(part), str):
+            node[part] = {"kind": node[part]}  # the bare name of a kind of thing, which has keys of its own
         node = node[_place(node, part, override)] if isinstance(node, list) else node.setdefault(part, {})
         if not isinstance(node, dict | list):
             raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")

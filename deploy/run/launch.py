@@ -80,7 +80,7 @@ async def run_training(
         display.note("writing the final policy")
         await run.checkpoints.keep_moments()
         await run.learner.export_hf(str(directory.policy))
-        return RunResult(directory, summarise(directory, start, end, config.moments.estimator))
+        return RunResult(directory, summarise(directory, start, end, config.moments.estimator.kind))
 
 
 async def _evaluated_training(

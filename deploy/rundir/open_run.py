@@ -100,8 +100,10 @@ def estimator_of(config: dict[str, Any]) -> str:
     moments = config.get("moments")
     if not isinstance(moments, dict):
         return ""
-    name, blend = str(moments.get("estimator", "")), moments.get("blend")
-    variant = blend.get("variant", "safe") if name == "bv_blend" and isinstance(blend, dict) else "safe"
+    estimator = moments.get("estimator", "")
+    if not isinstance(estimator, dict):
+        return str(estimator)
+    name, variant = str(estimator.get("kind", "")), str(estimator.get("variant", "safe"))
     return name if variant == "safe" else f"{name}:{variant}"
 
 

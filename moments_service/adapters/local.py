@@ -134,7 +134,7 @@ class LocalMoments:
         """Write everything into `directory`, replacing what an earlier save left there. Only between batches."""
         if self._drawn:
             raise RuntimeError(f"no save while the batch of step {min(self._drawn)} is not committed")
-        origin = SnapshotOrigin(self.clusters.fingerprint, self.config.estimator, self.last_step, 0, self._counts)
+        origin = SnapshotOrigin(self.clusters.fingerprint, self.config.estimator.kind, self.last_step, 0, self._counts)
         about = {"clusters": type(self.clusters).__name__, "seed": self._seed, "config": self.config.model_dump()}
         with whole_directory(Path(directory)) as partial:
             self.clusters.save(partial)

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from moments_service.blend import Array
 from moments_service.moments import CommittedRewards, History
+from moments_service.strict import StrictModel
 
 SIGNAL_FLOOR = 1e-6
 """Advantages below this magnitude teach nothing."""
@@ -43,6 +44,21 @@ class Advantages:
     def carries_signal(self) -> npt.NDArray[np.bool_]:
         """[M]: whether any completion of the group is pushed anywhere."""
         return np.nanmax(np.abs(np.nan_to_num(self.values)), axis=1, initial=0.0) > SIGNAL_FLOOR
+
+
+class EstimatorOptions(StrictModel):
+    """What one can set about an estimator. Each kind has its own, beside it; `kind` is its name in recipes."""
+
+    kind: str
+
+    def create(self) -> "Estimator":
+        """The estimator with these options, its memory empty."""
+        raise NotImplementedError
+
+    @property
+    def fades_by_move(self) -> bool:
+        """Whether anything it remembers fades by how far a step moves the policy, so that the learner has to measure it."""
+        return False
 
 
 class Estimator(Protocol):

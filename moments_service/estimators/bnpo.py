@@ -1,14 +1,14 @@
 """BNPO: rewards normalised by a Beta distribution fitted to the batch's success rates."""
 
 import math
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from moments_service.blend import Array, group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 from moments_service.estimators.grpo import sample_deviation
-from moments_service.estimators.options import require
 
 LARGEST_WEIGHT = 1e6
 """1 / density is cut here, as in the authors' code."""
@@ -16,8 +16,7 @@ SMALLEST_VARIANCE = 1e-12
 """Success rates that differ by less are equal but for rounding."""
 
 
-@dataclass(frozen=True, slots=True)
-class BNPO:
+class BNPO(EstimatorOptions):
     """A = (x - p) / Beta(p; a, b), p the mean of x in the group and x = (r - low) / (high - low), clipped to [0, 1].
 
     The density is fitted by moments to the p of the batch's groups: with mean m and variance v of p (n - 1) and
@@ -27,15 +26,20 @@ class BNPO:
     Source: BNPO (arXiv 2506.02864); METHODS B, from the authors' code; n - 1 is what its variance does by default.
     """
 
-    low: float = 0.0
+    kind: Literal["bnpo"] = "bnpo"
+    low: float = Field(0.0, allow_inf_nan=False)
     """The reward that x = 0 stands for."""
-    high: float = 1.0
+    high: float = Field(1.0, allow_inf_nan=False)
     """The reward that x = 1 stands for."""
 
-    def __post_init__(self) -> None:
-        require(math.isfinite(self.low), "low", self.low, "a finite number")
-        above = math.isfinite(self.high) and self.high > self.low
-        require(above, "high", self.high, f"a finite number above options.low = {self.low:g}")
+    @model_validator(mode="after")
+    def _high_is_above_low(self) -> "BNPO":
+        if self.high <= self.low:
+            raise ValueError(f"high = {self.high:g}: it must be above low = {self.low:g}")
+        return self
+
+    def create(self) -> Estimator:
+        return self
 
     def __call__(self, batch: RewardBatch) -> Advantages:
         width = self.high - self.low

@@ -1,8 +1,10 @@
 """BV-Blend: the group's statistics blended with the history of its semantic cluster, trusted by its standard error."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from moments_service.blend import (
     Array,
@@ -16,8 +18,7 @@ from moments_service.blend import (
     rational_confidence,
     standard_error,
 )
-from moments_service.config import BlendConfig
-from moments_service.estimators.base import Advantages, Estimator, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 from moments_service.moments import History
 
 DELTA = 1e-8
@@ -29,6 +30,40 @@ CONFIDENCES: dict[str, Callable[[Array, float], Array]] = {
     "rational": rational_confidence,
     "linear": linear_confidence,
 }
+
+
+class BlendConfig(EstimatorOptions):
+    """BV-Blend (arXiv 2606.28707). `safe` is the production preset, `paper` the published algorithm to the letter."""
+
+    kind: Literal["bv_blend"] = "bv_blend"
+    variant: Literal["safe", "paper", "eb", "precision"] = "safe"
+    """`paper` keeps the paper's EMA; the others decay proper counts under a prior, and `eb` (empirical Bayes, for broad clusters) and `precision` weigh history by variances instead of `confidence`."""
+    confidence: Literal["exp", "rational", "linear"] = "exp"
+    """Safe and paper: how trust falls with u = standard error / temperature: exp(-u), 1 / (1 + u) or max(0, 1 - u)."""
+    temperature: float = Field(0.1, gt=0)
+    """How fast trust in a cluster's history falls with its standard error; in reward units."""
+    retention: float = Field(0.95, gt=0, lt=1)
+    """Safe: what one policy version leaves of every cluster's counts."""
+    kl_half_life: float | None = Field(None, gt=0)
+    """Safe: history also halves when the policy has moved by this KL (nats per token); the learner then measures it."""
+    prior: tuple[float, float] = (1.0, 1.0)
+    """Safe: pseudo-counts of reward 1 and of reward 0 that keep the variance of a cluster above zero."""
+    max_advantage: float = Field(5.0, gt=0)
+    """Safe: advantages are clipped to this magnitude."""
+    update_rate: float = Field(0.9, gt=0, le=1)
+    """Paper: weight of the newest batch in the EMA (gamma)."""
+    initial_mass: float = Field(8.0, gt=0)
+    """Paper: mass given to a cluster at first sight (N0)."""
+    initial_variance: float = Field(0.25, gt=0)
+    """Paper: variance given to a cluster at first sight (V_prior)."""
+
+    def create(self) -> Estimator:
+        blend = VARIANTS[self.variant]
+        return lambda batch: blend(batch, self)
+
+    @property
+    def fades_by_move(self) -> bool:
+        return self.kl_half_life is not None and self.variant != "paper"
 
 
 def bv_blend_paper(batch: RewardBatch, config: BlendConfig) -> Advantages:
@@ -88,12 +123,6 @@ VARIANTS: dict[str, Callable[[RewardBatch, BlendConfig], Advantages]] = {
     "eb": bv_blend_eb,
     "precision": bv_blend_precision,
 }
-
-
-def create_bv_blend(config: BlendConfig) -> Estimator:
-    """The estimator of the configured variant."""
-    blend = VARIANTS[config.variant]
-    return lambda batch: blend(batch, config)
 
 
 def sem_weight(history: History, config: BlendConfig) -> Array:

@@ -1,13 +1,26 @@
 """DBB: a discounted Beta-Bernoulli posterior of each prompt's success rate, the current group included."""
 
-import numpy as np
+from typing import Literal
 
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
-from moments_service.estimators.options import require
+import numpy as np
+from pydantic import Field
+
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 from moments_service.estimators.prompt_table import UNSEEN, PromptTable, clipped_scores, scores_by_prompt
 from moments_service.moments import CommittedRewards
 
 EPSILON = 1e-6
+
+
+class DBBOptions(EstimatorOptions):
+    """See `DBB`."""
+
+    kind: Literal["dbb"] = "dbb"
+    discount: float = Field(0.5, gt=0, le=1)
+    """What a visit of a prompt leaves of the counts before it."""
+
+    def create(self) -> Estimator:
+        return DBB(self.discount)
 
 
 class DBB:
@@ -26,9 +39,8 @@ class DBB:
     posterior is then history in the long run.
     """
 
-    def __init__(self, discount: float = 0.5) -> None:
+    def __init__(self, discount: float) -> None:
         """discount: l, what a visit leaves of the counts before it."""
-        require(0 < discount <= 1, "discount", discount, "in (0, 1]")
         self.discount = discount
         self._prompts = PromptTable({"successes": 1.0, "failures": 1.0})
 

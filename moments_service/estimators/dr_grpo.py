@@ -1,9 +1,20 @@
 """Dr. GRPO: GRPO without its division by the standard deviation."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
+
+
+class DrGRPO(EstimatorOptions):
+    """See `dr_grpo`; there is nothing to set."""
+
+    kind: Literal["dr_grpo"] = "dr_grpo"
+
+    def create(self) -> Estimator:
+        return dr_grpo
 
 
 def dr_grpo(batch: RewardBatch) -> Advantages:

@@ -1,14 +1,25 @@
 """EBPO: each group's mean shrunk towards the mean of all groups ever seen, as empirical Bayes does."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import Array, blended_baseline, group_moments, inverse_variance_confidence
-from moments_service.estimators.base import Advantages, RewardBatch
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 from moments_service.estimators.prompt_table import require_names
 from moments_service.estimators.whitening import whitened
 from moments_service.moments import CommittedRewards
 
 NUMBERS = ("groups", "mean", "squares", "within", "freedom")
+
+
+class EBPOOptions(EstimatorOptions):
+    """See `EBPO`; there is nothing to set."""
+
+    kind: Literal["ebpo"] = "ebpo"
+
+    def create(self) -> Estimator:
+        return EBPO()
 
 
 class EBPO:

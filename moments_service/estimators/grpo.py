@@ -1,11 +1,22 @@
 """GRPO: the group's own mean and standard deviation."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import Array, group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 
 EPSILON = 1e-6
+
+
+class GRPO(EstimatorOptions):
+    """See `grpo`; there is nothing to set."""
+
+    kind: Literal["grpo"] = "grpo"
+
+    def create(self) -> Estimator:
+        return grpo
 
 
 def grpo(batch: RewardBatch) -> Advantages:

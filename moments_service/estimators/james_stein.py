@@ -1,9 +1,20 @@
 """James-Stein shrinkage: each group's leave-one-out mean, shrunk towards the mean of the other groups."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import Array, group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
+
+
+class JamesStein(EstimatorOptions):
+    """See `james_stein`; there is nothing to set."""
+
+    kind: Literal["james_stein"] = "james_stein"
+
+    def create(self) -> Estimator:
+        return james_stein
 
 
 def james_stein(batch: RewardBatch) -> Advantages:

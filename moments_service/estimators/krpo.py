@@ -1,18 +1,16 @@
 """KRPO: a Kalman filter over the group's rewards, one after the other."""
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from moments_service.estimators.base import Advantages, RewardBatch
-from moments_service.estimators.options import require
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 
 EPSILON = 1e-8
 
 
-@dataclass(frozen=True, slots=True)
-class KRPO:
+class KRPO(EstimatorOptions):
     """A_i = (r_i - x_i) / (sqrt(P_i) + 1e-8), x and P as they are once reward i is taken in.
 
     P' = P + q; K = P' / (P' + r); x = x + K (r_i - x); P = (1 - K) P'. Every group starts afresh at x = 0, P = 1, and
@@ -22,14 +20,14 @@ class KRPO:
     Source: KRPO (arXiv 2505.07527); METHODS B, and read in the authors' code.
     """
 
-    q: float = 1e-5
+    kind: Literal["krpo"] = "krpo"
+    q: float = Field(1e-5, ge=0, allow_inf_nan=False)
     """Process variance: how much the true mean may move from one reward to the next."""
-    r: float = 1e-2
+    r: float = Field(1e-2, gt=0, allow_inf_nan=False)
     """Measurement variance of a reward."""
 
-    def __post_init__(self) -> None:
-        require(0 <= self.q < math.inf, "q", self.q, "a finite number of at least 0")
-        require(0 < self.r < math.inf, "r", self.r, "a finite number above 0")
+    def create(self) -> Estimator:
+        return self
 
     def __call__(self, batch: RewardBatch) -> Advantages:
         groups = len(batch.rewards)

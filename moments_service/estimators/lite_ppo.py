@@ -1,12 +1,23 @@
 """LitePPO: the group's mean, the batch's standard deviation."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 from moments_service.estimators.grpo import sample_deviation
 
 EPSILON = 1e-4
+
+
+class LitePPO(EstimatorOptions):
+    """See `lite_ppo`; there is nothing to set."""
+
+    kind: Literal["lite_ppo"] = "lite_ppo"
+
+    def create(self) -> Estimator:
+        return lite_ppo
 
 
 def lite_ppo(batch: RewardBatch) -> Advantages:

@@ -1,9 +1,20 @@
 """MaxRL: the gradient of the log-likelihood of success instead of its probability."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
+
+
+class MaxRL(EstimatorOptions):
+    """See `maxrl`; there is nothing to set."""
+
+    kind: Literal["maxrl"] = "maxrl"
+
+    def create(self) -> Estimator:
+        return maxrl
 
 
 def maxrl(batch: RewardBatch) -> Advantages:

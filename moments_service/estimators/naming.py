@@ -3,35 +3,39 @@
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
-from moments_service.config import BlendConfig, MomentsConfig
-from moments_service.estimators import create_estimator
+from moments_service.config import MomentsConfig
+from moments_service.estimators import ESTIMATORS
 from moments_service.suggestions import nearest
 
 
 def configured(config: MomentsConfig, spec: str) -> MomentsConfig:
-    """`config` with the estimator that `spec` names: a name, then settings of it, separated by colons.
+    """`config` with the estimator that `spec` names: a name, then options of it, separated by colons.
 
-    A setting is KEY=VALUE, from `moments.blend` for bv_blend and from `moments.options` for others, or the name of a
-    bv_blend variant. Raises ValueError for what does not exist.
+    An option is KEY=VALUE, or the name of a bv_blend variant; what is not said stays as in `config`, if that is of the same
+    kind. Raises ValueError for what does not exist.
     """
     name, *settings = spec.split(":")
+    if name not in ESTIMATORS:
+        raise ValueError(f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}")
+    known = ESTIMATORS[name].model_fields.keys() - {"kind"}
     values: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals and name != "bv_blend":
-            raise ValueError(f"estimator {spec!r}: write settings of {name} as KEY=VALUE; only bv_blend has variants")
+            raise ValueError(f"estimator {spec!r}: write options of {name} as KEY=VALUE; only bv_blend has variants")
         values.update({key: yaml.safe_load(value)} if equals else {"variant": key})
-    if name == "bv_blend":
-        for key in values:
-            if key not in BlendConfig.model_fields:
-                raise ValueError(
-                    f"estimator {spec!r}: bv_blend has no setting {key!r}{nearest(key, BlendConfig.model_fields)}"
-                )
-        blend = BlendConfig.model_validate(config.blend.model_dump() | values)
-        changed = config.model_copy(update={"estimator": name, "blend": blend, "options": {}})
-    else:
-        options = config.options if config.estimator == name else {}
-        changed = config.model_copy(update={"estimator": name, "options": options | values})
-    create_estimator(changed)
-    return changed
+    for key in values:
+        if key not in known:
+            raise ValueError(f"estimator {spec!r}: {name} has no option {key!r}{nearest(key, known)}")
+    before = config.estimator.model_dump() if config.estimator.kind == name else {"kind": name}
+    try:
+        estimator = ESTIMATORS[name].model_validate(before | values)
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"estimator {spec!r}: {where}{': ' * bool(where)}{first['msg'].removeprefix('Value error, ')}"
+        ) from None
+    return config.model_copy(update={"estimator": estimator})

@@ -1,19 +1,17 @@
 """NGRPO: GRPO over the group and one imagined completion with the best reward there is."""
 
-import math
-from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
 from moments_service.estimators.grpo import EPSILON, sample_deviation
-from moments_service.estimators.options import require
 from moments_service.messages.groups import FULL_REWARD
 
 
-@dataclass(frozen=True, slots=True)
-class NGRPO:
+class NGRPO(EstimatorOptions):
     """A = (r - mean') / (std' + 1e-6), mean' and std' over the group's rewards and one virtual reward `r_max`.
 
     An all-wrong group is pushed down instead of ignored; an all-right group gives 0, however few rewards it has. The std
@@ -22,11 +20,12 @@ class NGRPO:
     Source: NGRPO (arXiv 2509.18851); METHODS B, from the authors' code, which of the two stds is not noted there.
     """
 
-    r_max: float = FULL_REWARD
+    kind: Literal["ngrpo"] = "ngrpo"
+    r_max: float = Field(FULL_REWARD, allow_inf_nan=False)
     """The virtual reward."""
 
-    def __post_init__(self) -> None:
-        require(math.isfinite(self.r_max), "r_max", self.r_max, "a finite number")
+    def create(self) -> Estimator:
+        return self
 
     def __call__(self, batch: RewardBatch) -> Advantages:
         virtual = np.full((len(batch.rewards), 1), self.r_max)

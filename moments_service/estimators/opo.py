@@ -1,9 +1,20 @@
 """OPO: the baseline of least gradient variance, if a token's gradient is like any other's."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
+
+
+class OPO(EstimatorOptions):
+    """See `opo`; there is nothing to set."""
+
+    kind: Literal["opo"] = "opo"
+
+    def create(self) -> Estimator:
+        return opo
 
 
 def opo(batch: RewardBatch) -> Advantages:

@@ -1,17 +1,16 @@
 """Pass@k training: a completion is worth what it adds to the chance that one of k is right."""
 
-from dataclasses import dataclass
-from math import comb, isfinite, sqrt
+from math import comb, sqrt
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
-from moments_service.estimators.base import Advantages, RewardBatch
-from moments_service.estimators.options import require
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 from moments_service.messages.groups import FULL_REWARD
 
 
-@dataclass(frozen=True, slots=True)
-class PassAtK:
+class PassAtK(EstimatorOptions):
     """The analytic advantages of pass@k, from c correct completions among the N with a reward:
 
     R = 1 - C(N-c, k) / C(N, k), sigma = sqrt(R (1 - R)),
@@ -25,12 +24,12 @@ class PassAtK:
     Source: pass@k training (arXiv 2508.10751), analytic form; METHODS B, written from knowledge, not re-checked.
     """
 
-    k: float = 4
+    kind: Literal["pass_at_k"] = "pass_at_k"
+    k: int = Field(4, ge=1)
     """How many tries one success is enough for."""
 
-    def __post_init__(self) -> None:
-        whole = isfinite(self.k) and self.k == int(self.k) and self.k >= 1
-        require(whole, "k", self.k, "a whole number of at least 1")
+    def create(self) -> Estimator:
+        return self
 
     def __call__(self, batch: RewardBatch) -> Advantages:
         valid = ~np.isnan(batch.rewards)
@@ -38,7 +37,7 @@ class PassAtK:
         baseline, scale = np.zeros(len(valid)), np.ones(len(valid))
         values = np.where(valid, 0.0, np.nan)
         for m, (n, c) in enumerate(zip(valid.sum(axis=1).tolist(), correct.sum(axis=1).tolist(), strict=True)):
-            pair = pass_at_k_advantages(n, c, int(self.k))
+            pair = pass_at_k_advantages(n, c, self.k)
             if pair is None:
                 baseline[m] = c / max(n, 1)
                 continue

@@ -1,9 +1,20 @@
 """REINFORCE++: no group baseline at all, the reward whitened over all tokens of the batch."""
 
+from typing import Literal
+
 import numpy as np
 
-from moments_service.estimators.base import Advantages, RewardBatch
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 from moments_service.estimators.whitening import whitened
+
+
+class ReinforcePP(EstimatorOptions):
+    """See `reinforce_pp`; there is nothing to set."""
+
+    kind: Literal["reinforce_pp"] = "reinforce_pp"
+
+    def create(self) -> Estimator:
+        return reinforce_pp
 
 
 def reinforce_pp(batch: RewardBatch) -> Advantages:

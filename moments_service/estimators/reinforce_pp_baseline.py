@@ -1,8 +1,19 @@
 """REINFORCE++-baseline: the group's mean subtracted, the rest whitened over all tokens of the batch."""
 
+from typing import Literal
+
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 from moments_service.estimators.whitening import whitened
+
+
+class ReinforcePPBaseline(EstimatorOptions):
+    """See `reinforce_pp_baseline`; there is nothing to set."""
+
+    kind: Literal["reinforce_pp_baseline"] = "reinforce_pp_baseline"
+
+    def create(self) -> Estimator:
+        return reinforce_pp_baseline
 
 
 def reinforce_pp_baseline(batch: RewardBatch) -> Advantages:

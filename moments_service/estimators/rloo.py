@@ -1,9 +1,20 @@
 """RLOO: every completion against the mean of the others of its group."""
 
+from typing import Literal
+
 import numpy as np
 
 from moments_service.blend import group_moments
-from moments_service.estimators.base import Advantages, RewardBatch, advantages
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch, advantages
+
+
+class RLOO(EstimatorOptions):
+    """See `rloo`; there is nothing to set."""
+
+    kind: Literal["rloo"] = "rloo"
+
+    def create(self) -> Estimator:
+        return rloo
 
 
 def rloo(batch: RewardBatch) -> Advantages:

@@ -1,17 +1,42 @@
 """SPO: the baseline is the prompt's own success rate, remembered; groups are not needed."""
 
-import math
+from typing import Literal
 
 import numpy as np
+from pydantic import Field, model_validator
 
 from moments_service.blend import Array
-from moments_service.estimators.base import Advantages, RewardBatch
-from moments_service.estimators.options import require
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
 from moments_service.estimators.prompt_table import UNSEEN, PromptTable, require_names, scores_by_prompt
 from moments_service.estimators.whitening import whitened
 from moments_service.moments import CommittedRewards, Indices
 
 CLOCKS = ("moved", "unmeasured")
+
+
+class SPOOptions(EstimatorOptions):
+    """See `SPO`."""
+
+    kind: Literal["spo"] = "spo"
+    d_half: float = Field(0.06, gt=0, allow_inf_nan=False)
+    """Movement of the policy, in nats per token, that halves the past."""
+    rho_min: float = Field(0.875, ge=0, lt=1)
+    """The least that a visit of a prompt leaves of what is remembered of it."""
+    rho_max: float = Field(0.96, ge=0, le=1)
+    """The most that it leaves; at least rho_min."""
+
+    @model_validator(mode="after")
+    def _bounds_are_in_order(self) -> "SPOOptions":
+        if self.rho_max < self.rho_min:
+            raise ValueError(f"rho_max = {self.rho_max:g}: it must be between rho_min = {self.rho_min:g} and 1")
+        return self
+
+    def create(self) -> Estimator:
+        return SPO(self)
+
+    @property
+    def fades_by_move(self) -> bool:
+        return True
 
 
 class SPO:
@@ -30,13 +55,9 @@ class SPO:
     Source: SPO (arXiv 2509.13232); METHODS B, from the recipe in verl.
     """
 
-    def __init__(self, d_half: float = 0.06, rho_min: float = 0.875, rho_max: float = 0.96) -> None:
-        """d_half: movement, in nats per token, that halves the past.    rho_min, rho_max: bounds of what a visit leaves."""
-        require(0 < d_half < math.inf, "d_half", d_half, "a finite number above 0")
-        require(0 <= rho_min < 1, "rho_min", rho_min, "in [0, 1)")
-        require(rho_min <= rho_max <= 1, "rho_max", rho_max, f"between options.rho_min = {rho_min:g} and 1")
-        self.d_half, self.rho_min, self.rho_max = d_half, rho_min, rho_max
-        each = 0.5 / (1.0 - rho_min)
+    def __init__(self, options: SPOOptions) -> None:
+        self.d_half, self.rho_min, self.rho_max = options.d_half, options.rho_min, options.rho_max
+        each = 0.5 / (1.0 - self.rho_min)
         self._prompts = PromptTable({"successes": each, "failures": each, "moved_at": 0.0, "unmeasured_at": 0.0})
         self._clocks = {name: np.zeros(()) for name in CLOCKS}
 

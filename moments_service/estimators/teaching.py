@@ -4,7 +4,8 @@ import numpy as np
 
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RememberingEstimator, RewardBatch, create_estimator
-from moments_service.moments import CommittedRewards, create_moments
+from moments_service.moments import CommittedRewards
+from moments_service.moments.create import create_moments
 
 
 def can_teach(config: MomentsConfig, group_size: int) -> bool:

@@ -12,7 +12,8 @@ from moments_service.clusters import Clusters, load_clusters, refuse_other_clust
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.durable import verify_directory, whole_directory, write_json, write_tensors
 from moments_service.messages.counts import Counts
-from moments_service.moments import ClusterMoments, PaperMoments, create_moments
+from moments_service.moments import ClusterMoments, PaperMoments
+from moments_service.moments.create import create_moments
 from moments_service.state import MOMENTS_FILE, MomentsState
 
 CODEBOOK_FILE = "codebook.safetensors"
@@ -69,7 +70,7 @@ class PortableMoments:
         about = About(
             moments=kind_of(config.blend),
             blend=config.blend,
-            estimator=config.estimator,
+            estimator=config.estimator.kind,
             encoder=clusters.encoder,
             codebook=clusters.fingerprint,
             policy=policy,
@@ -158,7 +159,7 @@ class WarmStart:
         refuse_other_clusters(self.clusters, config.clusters.by, encoder)
         if self.portable is not None and self.portable.about.moments != kind_of(config.blend):
             raise ValueError(
-                f"these moments are of kind {self.portable.about.moments}, and moments.blend.variant "
+                f"these moments are of kind {self.portable.about.moments}, and moments.estimator.variant "
                 f"{config.blend.variant} keeps kind {kind_of(config.blend)}"
             )
 

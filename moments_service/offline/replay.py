@@ -11,7 +11,7 @@ import numpy as np
 
 from moments_service.clusters import PromptSet, fit_clusters
 from moments_service.clusters.encoder import PromptEncoder
-from moments_service.config import MomentsConfig
+from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.messages.table import padded
@@ -162,9 +162,10 @@ def _row(group: LoggedGroup, config: MomentsConfig, result: tuple[Advantages, in
 
 def estimator_label(config: MomentsConfig) -> str:
     """The estimator's name; with its variant where it is not the preset."""
-    if config.estimator == "bv_blend" and config.blend.variant != "safe":
-        return f"bv_blend:{config.blend.variant}"
-    return config.estimator
+    estimator = config.estimator
+    if isinstance(estimator, BlendConfig) and estimator.variant != "safe":
+        return f"bv_blend:{estimator.variant}"
+    return estimator.kind
 
 
 def _parse(number: int, line: str) -> dict[str, Any]:

@@ -96,7 +96,9 @@ def test_verl_finds_the_estimator_and_its_advantages_remember(verl: ModuleType) 
     core = importlib.import_module("verl.trainer.ppo.core_algos")
     estimator = core.get_adv_estimator_fn("bv_blend")
     assert estimator is verl.bv_blend
-    check_history("verl", estimator, {"bv_blend": {"blend": {"variant": "eb", "temperature": 0.2}}})
+    check_history(
+        "verl", estimator, {"bv_blend": {"estimator": {"kind": "bv_blend", "variant": "eb", "temperature": 0.2}}}
+    )
     assert verl.registered.moments.config.blend == BlendConfig(variant="eb", temperature=0.2)
     with pytest.raises(ValueError, match="no uid"):
         estimator(token_level_rewards=torch.zeros(1, 1), response_mask=torch.ones(1, 1), config=None)
@@ -168,7 +170,7 @@ def test_skyrl_finds_the_estimator_and_its_advantages_remember(skyrl: ModuleType
 
 
 def test_skyrl_callback_clusters_commits_saves_and_resumes(skyrl: ModuleType, tmp_path: Path) -> None:
-    config = MomentsConfig(blend=BlendConfig(variant="paper"))
+    config = MomentsConfig(estimator=BlendConfig(variant="paper"))
     prompts = [
         ([{"role": "user", "content": text}], None, {}, f"u{n}") for n, text in enumerate(("a sum", "some legs"))
     ]

@@ -11,15 +11,16 @@ from safetensors.numpy import load, save
 
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch, fades_by_move
+from moments_service.messages.counts import Counts
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards
-from moments_service.state import Counts, MomentsState, SnapshotOrigin
+from moments_service.state import MomentsState, SnapshotOrigin
 
 pytestmark = [pytest.mark.contract, pytest.mark.filterwarnings("error::RuntimeWarning")]
 
 CLUSTERS = 4
-CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig(estimator=name) for name in ESTIMATORS} | {
-    f"bv_blend-{blend.variant}-{blend.confidence}": MomentsConfig(blend=blend)
+CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig.model_validate({"estimator": name}) for name in ESTIMATORS} | {
+    f"bv_blend-{blend.variant}-{blend.confidence}": MomentsConfig(estimator=blend)
     for blend in (
         BlendConfig(variant="paper"),
         BlendConfig(variant="eb"),
@@ -28,7 +29,7 @@ CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig(estimator=name) for nam
         BlendConfig(variant="safe", confidence="linear", prior=(0.0, 0.0)),
     )
 }
-CONFIGS |= {"pass_at_k-1": MomentsConfig(estimator="pass_at_k", options={"k": 1})}
+CONFIGS |= {"pass_at_k-1": MomentsConfig.model_validate({"estimator": {"kind": "pass_at_k", "k": 1}})}
 REMEMBERING = ("spo", "dbb", "ebpo")
 LARGEST_EPSILON = 1e-4
 
@@ -155,7 +156,7 @@ def test_asking_changes_nothing(name: str, groups: list) -> None:
 
 def rewards_as_seen(name: str, rewards: np.ndarray) -> np.ndarray:
     """What baseline and scale are about: some estimators clip rewards or make them binary, and say so."""
-    kind = CONFIGS[name].estimator
+    kind = CONFIGS[name].estimator.kind
     if kind in ("maxrl", "bnpo"):
         return np.clip(rewards, 0.0, 1.0)
     if kind == "pass_at_k":
@@ -172,9 +173,9 @@ def test_baseline_and_scale_explain_the_advantages(name: str, groups: list, seen
     batch = batch_for(state, groups)
     found = state.estimate(batch)
     explained = ~np.isnan(found.values)
-    if CONFIGS[name].estimator == "bv_blend" and CONFIGS[name].blend.variant != "paper":
+    if CONFIGS[name].estimator.kind == "bv_blend" and CONFIGS[name].blend.variant != "paper":
         explained &= np.abs(found.values) < CONFIGS[name].blend.max_advantage
-    if CONFIGS[name].estimator == "pass_at_k":
+    if CONFIGS[name].estimator.kind == "pass_at_k":
         # Where pass@k is certain nothing is to be learned, though rewards may differ.
         explained &= found.values != 0
     residual = rewards_as_seen(name, batch.rewards) - found.baseline[:, None]
@@ -211,9 +212,11 @@ def test_padding_changes_nothing(name: str, groups: list, extra: int) -> None:
 @every_estimator
 def test_a_saved_state_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
     state, other = experienced(name), fresh(name)
-    state.save(tmp_path, SnapshotOrigin("codebook", CONFIGS[name].estimator, state.last_step, 0, Counts(groups=18)))
+    state.save(
+        tmp_path, SnapshotOrigin("codebook", CONFIGS[name].estimator.kind, state.last_step, 0, Counts(groups=18))
+    )
     origin = other.load(tmp_path)
-    assert (origin.estimator, origin.last_step, origin.counts.groups) == (CONFIGS[name].estimator, 2, 18)
+    assert (origin.estimator, origin.last_step, origin.counts.groups) == (CONFIGS[name].estimator.kind, 2, 18)
     for seed in (7, 8):
         for one in (state, other):
             fold(one, random_groups(seed), PolicyMove(0.001, 0.03))

@@ -105,7 +105,7 @@ def test_uniform_groups_teach_once_there_is_history_and_nothing_under_grpo(polic
 
 def test_a_resumed_run_goes_on_exactly(policy: ModuleType, tmp_path: Path) -> None:
     arguments = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    config = MomentsConfig(blend=BlendConfig(variant="eb"))
+    config = MomentsConfig(estimator=BlendConfig(variant="eb"))
     whole = policy.build(
         policy.Watched, policy.Recorder(policy.by_content), tmp_path, arguments, moments=config, cluster_column="topic"
     )

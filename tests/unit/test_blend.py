@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moments_service.blend import exponential_confidence, group_moments, standard_error
 from moments_service.config import BlendConfig
 from moments_service.estimators import Advantages, RewardBatch
-from moments_service.estimators.bv_blend import bv_blend_paper, bv_blend_safe, create_bv_blend
+from moments_service.estimators.bv_blend import bv_blend_paper, bv_blend_safe
 from moments_service.estimators.grpo import grpo
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import (
@@ -19,8 +19,8 @@ from moments_service.moments import (
     DecayedCounts,
     History,
     PaperMoments,
-    create_moments,
 )
+from moments_service.moments.create import create_moments
 
 pytestmark = pytest.mark.unit
 
@@ -168,7 +168,7 @@ def test_advantages_equal_the_oracle(variant: str, first: list, second: list) ->
     fold(moments, np.array([k for k, _ in first]), padded([row for _, row in first]), 0)
     past = moments.history(np.array([k for k, _ in second]))
     rows = [row for _, row in second]
-    found = create_bv_blend(config)(batch_of(padded(rows), past)).values
+    found = config.create()(batch_of(padded(rows), past)).values
     for values, row, expected in zip(found, rows, oracle(rows, past, config), strict=True):
         mine = [v for v, r in zip(values, row, strict=False) if r is not None]
         # Where the scale vanishes, (r - b) / 1e-8 turns rounding of the mean into 1e-8 / 1e-16 of anything.
@@ -193,7 +193,7 @@ def test_groups_of_one_batch_do_not_see_each_other(batch: list) -> None:
     config = BlendConfig()
     moments = create_moments(config, 4)
     fold(moments, np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 0.0]]), 0)
-    estimate = create_bv_blend(config)
+    estimate = config.create()
     # One width for both: how numpy sums a row depends on how wide it is, in the last bit.
     table = padded(rows)
     together = estimate(batch_of(table, moments.history(clusters))).values

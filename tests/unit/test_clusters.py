@@ -17,7 +17,8 @@ from moments_service.clusters.versions import LOG_FILE, ClusterVersions
 from moments_service.config import BlendConfig, ClusterConfig
 from moments_service.messages.groups import ScoredGroup
 from moments_service.messages.table import GroupTable
-from moments_service.moments import CommittedRewards, create_moments
+from moments_service.moments import CommittedRewards
+from moments_service.moments.create import create_moments
 
 pytestmark = pytest.mark.unit
 

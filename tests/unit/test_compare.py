@@ -12,6 +12,7 @@ from rich.console import Console
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.report.compare import Comparison
+from moments_service.estimators.pass_at_k import PassAtK
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
@@ -49,7 +50,8 @@ def test_only_what_is_missing_is_run_and_each_run_gets_its_estimator(
     comparison = Comparison(config, SPECS, seeds=2, out=tmp_path)
     comparison.run(Console(file=io.StringIO()))
     found = [
-        (run.moments.estimator, run.moments.blend.variant, run.moments.blend.update_rate, run.seed) for run in started
+        (run.moments.estimator.kind, run.moments.blend.variant, run.moments.blend.update_rate, run.seed)
+        for run in started
     ]
     assert found == [
         ("bv_blend", "safe", 0.9, 0),
@@ -88,25 +90,25 @@ def test_settings_are_varied_with_every_estimator(
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", train)
-    vary = ["prompts.order=shuffled,signal", "moments.blend.prior=[1, 1],[2, 2]"]
+    vary = ["prompts.order=shuffled,signal", "moments.health.threshold=6.0,8.0"]
     comparison = Comparison(config, ["bv_blend", "pass_at_k:k=1"], seeds=1, out=tmp_path, vary=vary)
     comparison.run(Console(file=io.StringIO()))
-    found = [(run.moments.estimator, run.prompts.order, run.moments.blend.prior) for run in started]
+    found = [(run.moments.estimator.kind, run.prompts.order, run.moments.health.threshold) for run in started]
     assert found == [
-        (estimator, order, prior)
+        (estimator, order, threshold)
         for estimator in ("bv_blend", "pass_at_k")
         for order in ("shuffled", "signal")
-        for prior in ((1.0, 1.0), (2.0, 2.0))
+        for threshold in (6.0, 8.0)
     ]
-    assert [run.moments.options for run in started[4:]] == [{"k": 1}] * 4
-    assert started[1].name == "bv_blend-prompts.order-shuffled-moments.blend.prior--2--2--seed0"
+    assert [run.moments.estimator for run in started[4:]] == [PassAtK(k=1)] * 4
+    assert started[1].name == "bv_blend-prompts.order-shuffled-moments.health.threshold-8.0-seed0"
     written = json.loads((tmp_path / "compare.json").read_text())
-    assert list(written)[1] == "bv_blend prompts.order=shuffled moments.blend.prior=[2, 2]"
+    assert list(written)[1] == "bv_blend prompts.order=shuffled moments.health.threshold=8.0"
     assert [runs[0]["train"]["end"] for runs in written.values()] == [n / 10 for n in range(1, 9)]
     shown = Console(file=io.StringIO(), width=200, record=True)
     shown.print(comparison.table())
     text = shown.export_text()
-    assert "pass_at_k:k=1 prompts.order=signal moments.blend.prior=[1, 1]" in text
+    assert "pass_at_k:k=1 prompts.order=signal moments.health.threshold=6.0" in text
     assert (tmp_path / "compare.png").stat().st_size > 1000
 
 

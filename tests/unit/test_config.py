@@ -46,7 +46,10 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
     ("override", "expected"),
     [
         ("group_sise=4", "group_sise: unknown key (value 4); did you mean group_size?"),
-        ("moments.blend.temprature=1", "moments.blend.temprature: unknown key (value 1); did you mean temperature?"),
+        (
+            "moments.estimator.temprature=1",
+            "moments.estimator.temprature: unknown key (value 1); did you mean temperature?",
+        ),
         ("prompts.sources.0.limt=1", "prompts.sources.0.limt: unknown key (value 1); did you mean limit?"),
         (
             "rollout.engine={kind: vllm, kv_cach_gib: 1}",
@@ -59,18 +62,17 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ),
         ("environment=single", "environment.kind: Input should be 'single_turn' (value 'single')"),
         ("moments.estimator=gpro", "unknown estimator 'gpro'; did you mean grpo?"),
-        ("moments.options={k: 4}", "moments: options: bv_blend has no option 'k'; known: none"),
         (
-            "moments={estimator: spo, options: {rho_mni: 0.5}}",
-            "moments: options: spo has no option 'rho_mni'; did you mean rho_min?",
+            "moments.estimator={kind: spo, rho_mni: 0.5}",
+            "moments.estimator.rho_mni: unknown key (value 0.5); did you mean rho_min?",
         ),
         (
-            "moments={estimator: pass_at_k, options: {k: 0}}",
-            "moments: options.k = 0: it must be a whole number of at least 1",
+            "moments.estimator={kind: pass_at_k, k: 0}",
+            "moments.estimator.k: Input should be greater than or equal to 1 (value 0)",
         ),
         (
-            "moments.blend.variant=save",
-            "moments.blend.variant: Input should be 'safe', 'paper', 'eb' or 'precision' (value 'save')",
+            "moments.estimator.variant=save",
+            "moments.estimator.variant: Input should be 'safe', 'paper', 'eb' or 'precision' (value 'save')",
         ),
         ("steps=none", "steps: "),
         ("learner.optimizer.lr=-1", "learner.optimizer.lr: Input should be greater than 0 (value -1)"),
@@ -78,7 +80,7 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ("steps", "--set steps: write it as key.path=value"),
         ("steps.more=1", "steps is a value and has no keys below it"),
         (
-            "moments={estimator: pass_at_k, options: {k: 8}}",
+            "moments.estimator={kind: pass_at_k, k: 8}",
             "moments.estimator = pass_at_k gives no group of group_size = 8 any advantage; raise group_size",
         ),
         ("prompts.sources.1.limit=1", "--set prompts.sources.1.limit=1: 1 is no place in that list; it has 0 to 0"),
@@ -95,7 +97,7 @@ def test_a_bad_key_or_value_is_named_with_the_remedy(recipe: Path, override: str
 
 
 def test_group_sizes_adapt_only_where_the_smallest_still_teach(recipe: Path) -> None:
-    estimator = "moments={estimator: pass_at_k, options: {k: 4}}"
+    estimator = "moments.estimator={kind: pass_at_k, k: 4}"
     assert load_recipe(recipe, [estimator]).max_group_size is None
     with pytest.raises(
         ConfigError, match=r"as small as 2, and moments\.estimator = pass_at_k gives those no advantage"

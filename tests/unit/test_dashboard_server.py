@@ -405,10 +405,10 @@ def test_the_command_refuses_what_cannot_work(bvblend: Callable[..., Command], t
 @pytest.mark.parametrize(
     ("moments", "name"),
     [
-        ({"estimator": "bv_blend", "blend": {"variant": "eb"}}, "bv_blend:eb"),
-        ({"estimator": "bv_blend", "blend": {"variant": "safe"}}, "bv_blend"),
+        ({"estimator": {"kind": "bv_blend", "variant": "eb"}}, "bv_blend:eb"),
+        ({"estimator": {"kind": "bv_blend", "variant": "safe"}}, "bv_blend"),
+        ({"estimator": {"kind": "grpo"}}, "grpo"),
         ({"estimator": "bv_blend"}, "bv_blend"),
-        ({"estimator": "grpo", "blend": {"variant": "eb"}}, "grpo"),
         ("not a section", ""),
     ],
 )

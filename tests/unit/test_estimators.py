@@ -1,6 +1,5 @@
 """Every estimator against an oracle of its own: one completion at a time in plain Python, from METHODS B."""
 
-import inspect
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -51,9 +50,13 @@ def reward_batch(rows: Rows, lengths: Sequence[Sequence[int]] | None = None, pro
     return RewardBatch(padded(rows), padded(lengths, 0.0), names, nothing_known(len(rows)))
 
 
+def configuration(name: str, **options: float) -> MomentsConfig:
+    return MomentsConfig.model_validate({"estimator": {"kind": name, **options}})
+
+
 def estimated(name: str, rows: Rows, lengths: Sequence[Sequence[int]] | None = None, **options: float) -> Rows:
     """What an estimator without memory makes of ragged rows, as ragged rows."""
-    values = create_estimator(MomentsConfig(estimator=name, options=options))(reward_batch(rows, lengths)).values
+    values = create_estimator(configuration(name, **options))(reward_batch(rows, lengths)).values
     return ragged(values, rows)
 
 
@@ -357,36 +360,35 @@ def test_krpo_takes_its_noises() -> None:
 @pytest.mark.parametrize(
     ("name", "option", "value", "wanted"),
     [
-        ("pass_at_k", "k", 0, "options.k = 0: it must be a whole number of at least 1"),
-        ("pass_at_k", "k", 1.5, "options.k = 1.5: it must be a whole number"),
-        ("pass_at_k", "k", math.inf, "options.k = inf"),
-        ("pass_at_k", "k", math.nan, "options.k = nan"),
-        ("ngrpo", "r_max", math.nan, "options.r_max = nan: it must be a finite number"),
-        ("bnpo", "high", 0, "options.high = 0: it must be a finite number above options.low = 0"),
-        ("bnpo", "low", -math.inf, "options.low = -inf"),
-        ("krpo", "q", -1, "options.q = -1: it must be a finite number of at least 0"),
-        ("krpo", "r", 0, "options.r = 0: it must be a finite number above 0"),
-        ("spo", "d_half", 0, "options.d_half = 0: it must be a finite number above 0"),
-        ("spo", "rho_min", 1, r"options.rho_min = 1: it must be in [0, 1)"),
-        ("spo", "rho_max", 0.5, "options.rho_max = 0.5: it must be between options.rho_min = 0.875 and 1"),
-        ("dbb", "discount", 0, "options.discount = 0: it must be in (0, 1]"),
-        ("dbb", "discount", math.nan, "options.discount = nan"),
-        ("pass_at_k", "kk", 2, "pass_at_k has no option 'kk'; did you mean k?"),
-        ("dr_grpo", "k", 2, "dr_grpo has no option 'k'; known: none"),
-        ("spo", "rho_mni", 0.5, "spo has no option 'rho_mni'; did you mean rho_min?"),
-        ("bv_blend", "k", 2, "bv_blend has no option 'k'"),
+        ("pass_at_k", "k", 0, "greater than or equal to 1"),
+        ("pass_at_k", "k", 1.5, "valid integer"),
+        ("pass_at_k", "k", math.inf, "finite number"),
+        ("pass_at_k", "k", math.nan, "finite number"),
+        ("ngrpo", "r_max", math.nan, "finite number"),
+        ("bnpo", "high", 0, "high = 0: it must be above low = 0"),
+        ("bnpo", "low", -math.inf, "finite number"),
+        ("krpo", "q", -1, "greater than or equal to 0"),
+        ("krpo", "r", 0, "greater than 0"),
+        ("spo", "d_half", 0, "greater than 0"),
+        ("spo", "rho_min", 1, "less than 1"),
+        ("spo", "rho_max", 0.5, "rho_max = 0.5: it must be between rho_min = 0.875 and 1"),
+        ("dbb", "discount", 0, "greater than 0"),
+        ("dbb", "discount", math.nan, "greater than 0"),
+        ("pass_at_k", "kk", 2, "Extra inputs are not permitted"),
+        ("dr_grpo", "k", 2, "Extra inputs are not permitted"),
+        ("bv_blend", "k", 2, "Extra inputs are not permitted"),
     ],
 )
 def test_a_bad_option_is_named_with_its_range(name: str, option: str, value: float, wanted: str) -> None:
     with pytest.raises(ValueError) as caught:
-        create_estimator(MomentsConfig(estimator=name, options={option: value}))
-    assert wanted in str(caught.value)
+        create_estimator(configuration(name, **{option: value}))
+    assert wanted in str(caught.value) and option in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("gropo", "grpo"), ("passatk", "pass_at_k"), ("ebp", "ebpo")])
 def test_an_unknown_estimator_gets_the_nearest_name(name: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=f"unknown estimator '{name}'; did you mean {nearest}"):
-        create_estimator(MomentsConfig(estimator=name))
+        configuration(name)
 
 
 # --- estimators that remember -----------------------------------------------------------------------------------------
@@ -409,7 +411,7 @@ group_rows = st.lists(st.lists(st.one_of(st.none(), anything), min_size=1, max_s
 
 
 def remembering(name: str, steps: list[Step], **options: float) -> RememberingEstimator:
-    estimator = create_estimator(MomentsConfig(estimator=name, options=options))
+    estimator = create_estimator(configuration(name, **options))
     assert isinstance(estimator, RememberingEstimator)
     for version, (groups, log_ratio) in enumerate(steps):
         move = None if log_ratio is None else PolicyMove(kl=1.0, log_ratio=log_ratio)
@@ -571,7 +573,7 @@ def test_the_variants_of_bv_blend_equal_their_oracle(config: BlendConfig, rows: 
     columns = [np.array(column) for column in zip(*past, strict=True)]
     history = History(*columns)
     batch = RewardBatch(padded(rows), padded([[1] * len(row) for row in rows], 0.0), ("",) * 4, history)
-    found = create_estimator(MomentsConfig(estimator="bv_blend", blend=config))(batch)
+    found = create_estimator(MomentsConfig(estimator=config))(batch)
     expected = []
     for row, remembered in zip(rows, past, strict=True):
         w, group_mean = blend_weight(row, remembered, config), mean(known(row))
@@ -594,7 +596,7 @@ def test_the_table_of_estimators_names_each_with_its_options() -> None:
     lines = (Path(__file__).parents[2] / "docs" / "estimators.md").read_text().splitlines()
     table = {cells[1].strip(" `"): cells[4] for line in lines if len(cells := line.split("|")) == 8}
     assert set(ESTIMATORS) <= set(table)
-    for name, create in ESTIMATORS.items():
+    for name, options in ESTIMATORS.items():
         if name != "bv_blend":
             found = {option: float(default) for option, default in re.findall(r"`(\w+)` \(([\d.e-]+)", table[name])}
-            assert found == {key: option.default for key, option in inspect.signature(create).parameters.items()}
+            assert found == {key: field.default for key, field in options.model_fields.items() if key != "kind"}

@@ -78,7 +78,9 @@ def seen(batch: Batch) -> tuple[object, ...]:
 async def test_k_steps_a_resume_and_k_steps_are_2k_steps(
     tmp_path: Path, variant: str, order: str, largest: int | None
 ) -> None:
-    config = MomentsConfig(blend=BlendConfig.model_validate({"variant": variant}), clusters=ClusterConfig(by="source"))
+    config = MomentsConfig(
+        estimator=BlendConfig.model_validate({"variant": variant}), clusters=ClusterConfig(by="source")
+    )
     run, snapshot = tmp_path / "run", tmp_path / "snapshot"
     snapshot.mkdir()
     service = MomentsService(config, run, seed=0)

@@ -19,7 +19,7 @@ from moments_service.state import MomentsState
 pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
-VARIANTS = [MomentsConfig(blend=BlendConfig(variant=variant)) for variant in ("safe", "paper", "eb", "precision")]
+VARIANTS = [MomentsConfig(estimator=BlendConfig(variant=variant)) for variant in ("safe", "paper", "eb", "precision")]
 
 
 class TwoTopics:
@@ -139,7 +139,7 @@ def test_saved_moments_refuse_another_kind_of_memory(tmp_path: Path) -> None:
     moments.commit(0)
     moments.save(tmp_path / "saved")
     with pytest.raises(ValueError, match="do not fit"):
-        LocalMoments.load(tmp_path / "saved", MomentsConfig(blend=BlendConfig(variant="paper")))
+        LocalMoments.load(tmp_path / "saved", MomentsConfig(estimator=BlendConfig(variant="paper")))
 
 
 def test_clusters_by_meaning_are_fitted_on_the_prompts_or_on_the_first_batch() -> None:

@@ -126,7 +126,7 @@ def test_what_cannot_be_taken_along_is_said_before_anything_starts(recipe: Path,
     with pytest.raises(ConfigError, match="--warm-start"):
         read_warm_start(config, None, None, 0.5)
     with pytest.raises(ConfigError, match="kind decayed"):
-        read_warm_start(load_recipe(recipe, ["moments.blend.variant=paper"]), tmp_path / "a", None, 1.0)
+        read_warm_start(load_recipe(recipe, ["moments.estimator.variant=paper"]), tmp_path / "a", None, 1.0)
     empty = RunDirectory.create(tmp_path / "others", "empty", recipe.read_text())
     with pytest.raises(ConfigError, match="nothing is saved yet"):
         call("moments", "export", empty.path, "--out", tmp_path / "b")

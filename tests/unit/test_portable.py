@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from moments_service.clusters import Codebook, PromptSet, fit_codebook
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.durable import seal_directory
-from moments_service.moments import ClusterMoments, CommittedRewards, create_moments
+from moments_service.moments import ClusterMoments, CommittedRewards
+from moments_service.moments.create import create_moments
 from moments_service.offline.portable import About, PortableMoments, WarmStart, differences, kind_of, merge
 from moments_service.service import MomentsService
 from moments_service.state import Counts
@@ -139,7 +140,7 @@ def test_a_run_with_another_encoder_or_kind_of_moments_cannot_begin_with_them() 
     with pytest.raises(ValueError, match=r"mini-1.*mini-2"):
         start.refuse_misfit(MomentsConfig(), "mini-2")
     with pytest.raises(ValueError, match="kind decayed"):
-        start.refuse_misfit(MomentsConfig(blend=BlendConfig(variant="paper")), "mini-1")
+        start.refuse_misfit(MomentsConfig(estimator=BlendConfig(variant="paper")), "mini-1")
     with pytest.raises(ValueError, match=r"by embedding.*by is source"):
         start.refuse_misfit(MomentsConfig(clusters=ClusterConfig(by="source")), "")
 

@@ -14,11 +14,11 @@ from deploy.cli.main import app
 from deploy.report.explain import explanation
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.estimators import RewardBatch
-from moments_service.estimators.bv_blend import create_bv_blend
 from moments_service.estimators.naming import configured
 from moments_service.messages.groups import PolicyMove, Transcript
 from moments_service.messages.table import padded
-from moments_service.moments import CommittedRewards, create_moments
+from moments_service.moments import CommittedRewards
+from moments_service.moments.create import create_moments
 from moments_service.offline.explain import GroupNotFoundError, explain
 from moments_service.offline.rebuild import rebuild
 from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
@@ -111,10 +111,10 @@ def log_lines(**changes: Any) -> list[str]:
 
 @pytest.mark.parametrize("variant", ["safe", "paper", "eb"])
 def test_a_replay_is_what_training_would_have_done(variant: Any) -> None:
-    config = MomentsConfig(blend=BlendConfig(variant=variant))
+    config = MomentsConfig(estimator=BlendConfig(variant=variant))
     summary = ReplaySummary()
     found = list(replay(read_log(log_lines(), config), config, summary))
-    moments, estimate = create_moments(config.blend, 2), create_bv_blend(config.blend)
+    moments, estimate = create_moments(config.blend, 2), config.blend.create()
     expected = []
     for step in range(4):
         batch = [json.loads(line) for line in log_lines() if json.loads(line)["step"] == step]
@@ -169,7 +169,7 @@ def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: P
     log = tmp_path / "log.jsonl"
     log.write_text("\n".join(log_lines()))
     done = CliRunner().invoke(
-        app, ["replay", str(log), "--estimator", "bv_blend:eb,grpo", "--set", "blend.prior=[2,2]"]
+        app, ["replay", str(log), "--estimator", "bv_blend:eb,grpo", "--set", "estimator.prior=[2,2]"]
     )
     assert done.exit_code == 0, done.output
     rows = [json.loads(line) for line in done.stdout.splitlines()]
@@ -184,7 +184,7 @@ def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: P
         ("bv_bland", "did you mean bv_blend"),
         ("bv_blend:temprature=1", "did you mean temperature"),
         ("bv_blend:save", "variant"),
-        ("grpo:fast", "write settings of grpo as KEY=VALUE"),
+        ("grpo:fast", "write options of grpo as KEY=VALUE"),
         ("grpo:fast=1", "grpo has no option 'fast'"),
     ],
 )

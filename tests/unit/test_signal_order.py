@@ -15,7 +15,8 @@ from actors.prompts.group_sizes import SMALLEST, group_sizes
 from actors.prompts.order import SWEEP_EVERY
 from actors.prompts.prompt import Prompt, Ticket
 from moments_service.config import BlendConfig
-from moments_service.moments import ClusterMoments, CommittedRewards, create_moments
+from moments_service.moments import ClusterMoments, CommittedRewards
+from moments_service.moments.create import create_moments
 from moments_service.moments.expected_signal import HALF_RIGHT, ExpectedSignal, expected_signal
 from tests.unit.test_prompt_feed import pool
 

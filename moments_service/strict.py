@@ -1,0 +1,19 @@
+"""How every config model of the product reads: strictly, and unions by name."""
+
+from typing import Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+
+class StrictModel(BaseModel):
+    """Base of every config model in the product: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _named(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+BY_NAME = BeforeValidator(_named)
+"""For unions that `kind` tells apart: the name alone stands for that kind with its defaults."""
