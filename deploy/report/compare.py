@@ -14,7 +14,7 @@ from rich.text import Text
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config
 from deploy.report.progress import bar
-from deploy.report.summary import smooth
+from deploy.report.summary import png, smooth
 from deploy.report.variations import Variant, variants
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.lines import read_object
@@ -151,7 +151,7 @@ class Comparison:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="upper left")
-        figure.savefig(self.out / "compare.png", dpi=130)
+        durable.write_bytes(self.out / "compare.png", png(figure))
 
 
 def _run_name(variant: Variant, seed: int) -> str:

@@ -1,6 +1,5 @@
 """What `bvblend explain` and `bvblend replay` print."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,6 +11,7 @@ from rich.text import Text
 
 from deploy.config.recipe import ConfigError, load_moments_config
 from deploy.report.progress import EMBEDDING, progress
+from moments_service.durable import strict_json
 from moments_service.estimators.naming import configured
 from moments_service.offline.explain import Explanation, Numbers
 from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
@@ -115,7 +115,7 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
         # Rows that run over the screen say by themselves how far it is.
         with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as told:
             for done, row in enumerate(replay(groups, config, summary), 1):
-                sys.stdout.write(json.dumps(row) + "\n")
+                sys.stdout.write(strict_json(row) + "\n")
                 if done % 100 == 0:
                     told(done, len(groups))
         table.add_row(

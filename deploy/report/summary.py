@@ -1,7 +1,8 @@
 """The end of a run in numbers, words and a picture: summary.json, summary.md, summary.png."""
 
+import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
@@ -10,6 +11,9 @@ from deploy.report.live import PHASES
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from moments_service import durable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SPLITS = ("train", "held_out")
 WINDOW = 10
@@ -44,7 +48,7 @@ def summarise(
     }
     durable.write_json(directory.summary, summary, indent=2)
     durable.write_text(directory.path / "summary.md", markdown(summary))
-    draw(directory, summary, rows)
+    durable.write_bytes(directory.path / "summary.png", drawn(summary, rows))
     return summary
 
 
@@ -104,7 +108,7 @@ def rich_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def draw(directory: RunDirectory, summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     """summary.png: the curve, the share of groups that teach, and every source before and after."""
     from matplotlib.figure import Figure  # half a second to import, and only the end of a run needs it
 
@@ -138,7 +142,14 @@ def draw(directory: RunDirectory, summary: dict[str, Any], rows: Sequence[dict[s
     for axes in (curve, signal, bars):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    figure.savefig(directory.path / "summary.png", dpi=130)
+    return png(figure)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as a picture."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()
 
 
 def smooth(values: Sequence[float]) -> list[float]:
