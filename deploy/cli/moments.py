@@ -113,8 +113,8 @@ def rebuild_moments(
     directory = RunDirectory(run)
     if not directory.config.exists():
         raise ConfigError(f"{run}: no run there (no config.yaml in it)")
-    with progress(console, "steps") as told:
-        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, told)
+    with progress(console, "steps") as advance:
+        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, advance)
     console.print(
         f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole", highlight=False
     )

@@ -99,8 +99,8 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
     base = load_moments_config(overrides)
     try:
         configs = [configured(base, spec) for spec in estimators]
-        with path.open() as file, progress(console, EMBEDDING) as told:
-            groups = read_log(file, base, seed, told)
+        with path.open() as file, progress(console, EMBEDDING) as advance:
+            groups = read_log(file, base, seed, advance)
     except FileNotFoundError:
         raise ConfigError(f"no log at {path}") from None
     except (ReplayError, ValueError) as error:
@@ -113,11 +113,11 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
         summary = ReplaySummary()
         what = f"groups under {estimator_label(config)}"
         # Rows that run over the screen say by themselves how far it is.
-        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as told:
+        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as advance:
             for done, row in enumerate(replay(groups, config, summary), 1):
                 sys.stdout.write(strict_json(row) + "\n")
                 if done % 100 == 0:
-                    told(done, len(groups))
+                    advance(done, len(groups))
         table.add_row(
             estimator_label(config),
             f"{summary.signal_ratio:.3f}",

@@ -58,7 +58,7 @@ class PlainDisplay:
         self._print(
             f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {row['reward/pass_at_1']:.3f}  "
             f"reward {row['reward/mean']:.3f}  signal {row['signal/own']:.0%} (GRPO {row['signal/grpo']:.0%})  "
-            f"entropy {row['learner/entropy']:.2f}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
+            f"entropy {_number(row['learner/entropy'])}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
         )
 
     def close(self) -> None: ...
@@ -144,7 +144,8 @@ class RunView:
         grid.add_row("seconds", f"{row['seconds']:.2f}  =  {phases}")
         grid.add_row(
             "policy",
-            f"{row['tokens_per_s']:.0f} tok/s   entropy {row['learner/entropy']:.2f}   grad {row['learner/grad_norm']:.2f}",
+            f"{row['tokens_per_s']:.0f} tok/s   entropy {_number(row['learner/entropy'])}   "
+            f"grad {_number(row['learner/grad_norm'])}",
         )
         return grid
 
@@ -169,6 +170,11 @@ class RunView:
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
         return table
+
+
+def _number(value: float | None) -> str:
+    """None is what a file has for a number that was not finite."""
+    return "–" if value is None else f"{value:.2f}"
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:

@@ -15,6 +15,7 @@ from moments_service import durable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+CURVES = ("reward/pass_at_1", "signal/own", "signal/grpo")
 SPLITS = ("train", "held_out")
 WINDOW = 10
 """Steps that a curve is smoothed over."""
@@ -37,12 +38,12 @@ def summarise(
         },
         "steps": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
-        "phases": {phase: _mean([row["phases"].get(phase, 0.0) for row in rows]) for phase in PHASES},
+        "phases": {phase: _mean([row["phases"].get(phase) or 0.0 for row in rows]) for phase in PHASES},
         "signal_ratio": {
-            "own": _mean([row["signal/own"] for row in rows]),
-            "grpo": _mean([row["signal/grpo"] for row in rows]),
+            "own": _mean(column(rows, "signal/own")),
+            "grpo": _mean(column(rows, "signal/grpo")),
         },
-        "groups_rescued": int(sum(row["signal/rescued_groups"] for row in rows)),
+        "groups_rescued": int(sum(column(rows, "signal/rescued_groups"))),
         "versions": versions(),
         "machine": machine(),
     }
@@ -114,6 +115,8 @@ def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     curve, signal, bars = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
+    # A step of which one of the curves has nothing to say is left out of all.
+    rows = [row for row in rows if all(row.get(name) is not None for name in CURVES)]
     steps = [row["step"] + 1 for row in rows]
     own, grpo = "#0b7285", "#c92a2a"
 
@@ -150,6 +153,11 @@ def png(figure: "Figure") -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """A series of metrics.jsonl, without the steps that have no such number."""
+    return [value for row in rows if (value := row.get(name)) is not None]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
