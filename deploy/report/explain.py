@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -10,12 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config.recipe import ConfigError, load_moments_config
+from deploy.report.numbers import shown
 from deploy.report.progress import EMBEDDING, progress
 from moments_service.durable import strict_json
 from moments_service.estimators.naming import configured
 from moments_service.offline.explain import Explanation, Numbers
 from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
 from moments_service.progress import silent
+
+_shown = partial(shown, form=".6g")
 
 
 def explanation(found: Explanation, estimator: str) -> RenderableType:
@@ -58,9 +62,9 @@ def _completions(found: Explanation, estimator: str) -> Table:
     for i, reward in enumerate(group.rewards):
         said = group.errors[i] if reward is None else (texts[i].strip() if texts is not None else "")
         table.add_row(
-            _number(reward), _number(found.recorded.advantages[i]), _number(found.grpo.advantages[i]),
+            _shown(reward), _shown(found.recorded.advantages[i]), _shown(found.grpo.advantages[i]),
             f"{group.lengths[i]}{' (cut)' if group.truncated[i] else ''}",
-            *([] if parts is None else [Text("\n".join(f"{name} {_number(part)}" for name, part in (parts[i] or {}).items()))]),
+            *([] if parts is None else [Text("\n".join(f"{name} {_shown(part)}" for name, part in (parts[i] or {}).items()))]),
             Text(said or ""),
         )  # fmt: skip
     return table
@@ -74,7 +78,7 @@ def _pieces(found: Explanation, estimator: str) -> Table:
         table.add_column(name, justify="right" if name else "left")
 
     def add(name: str, numbers: Numbers) -> None:
-        table.add_row(name, _number(numbers.baseline), _number(numbers.scale), _number(numbers.weight))
+        table.add_row(name, _shown(numbers.baseline), _shown(numbers.scale), _shown(numbers.weight))
 
     add(estimator, found.recorded)
     add("GRPO", found.grpo)
@@ -85,10 +89,6 @@ def _pieces(found: Explanation, estimator: str) -> Table:
     )
     table.caption, table.caption_justify = remembered, "left"
     return table
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"
 
 
 def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int, console: Console) -> Table:

@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.report.numbers import shown
+
 PHASES = ("generate", "score", "moments", "learn", "publish")
 _SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 60
@@ -58,7 +60,7 @@ class PlainDisplay:
         self._print(
             f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {row['reward/pass_at_1']:.3f}  "
             f"reward {row['reward/mean']:.3f}  signal {row['signal/own']:.0%} (GRPO {row['signal/grpo']:.0%})  "
-            f"entropy {_number(row['learner/entropy'])}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
+            f"entropy {shown(row['learner/entropy'])}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
         )
 
     def close(self) -> None: ...
@@ -144,8 +146,8 @@ class RunView:
         grid.add_row("seconds", f"{row['seconds']:.2f}  =  {phases}")
         grid.add_row(
             "policy",
-            f"{row['tokens_per_s']:.0f} tok/s   entropy {_number(row['learner/entropy'])}   "
-            f"grad {_number(row['learner/grad_norm'])}",
+            f"{row['tokens_per_s']:.0f} tok/s   entropy {shown(row['learner/entropy'])}   "
+            f"grad {shown(row['learner/grad_norm'])}",
         )
         return grid
 
@@ -170,11 +172,6 @@ class RunView:
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
         return table
-
-
-def _number(value: float | None) -> str:
-    """None is what a file has for a number that was not finite."""
-    return "–" if value is None else f"{value:.2f}"
 
 
 def sparkline(values: Sequence[float] | deque[float]) -> str:

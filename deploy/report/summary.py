@@ -2,12 +2,14 @@
 
 import io
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from deploy.cluster.environment import machine, versions
 from deploy.report.live import PHASES
+from deploy.report.numbers import shown
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from moments_service import durable
@@ -19,6 +21,8 @@ CURVES = ("reward/pass_at_1", "signal/own", "signal/grpo")
 SPLITS = ("train", "held_out")
 WINDOW = 10
 """Steps that a curve is smoothed over."""
+
+_shown = partial(shown, form=".3f")
 
 
 def summarise(
@@ -92,8 +96,8 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name and four numbers a source, the total last."""
     rows = []
     for source, splits in summary["sources"].items():
-        rows.append((source, *(_number(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
-    total = (_number(summary[split][when]) for split in SPLITS for when in ("start", "end"))
+        rows.append((source, *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
+    total = (_shown(summary[split][when]) for split in SPLITS for when in ("start", "end"))
     return [*rows, ("all", *total)]
 
 
@@ -167,7 +171,3 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
