@@ -1,9 +1,10 @@
-"""What a user can set about prompts, verifiers, sampling and the rollout actors."""
+"""What a user can set about prompts, sampling, rewards and the rollout actors."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from actors.engines.kinds import EngineConfig, VllmConfig
 from moments_service.config import StrictModel
 
 Placement = Literal["pack", "strict_pack", "spread", "strict_spread"]
@@ -90,12 +91,21 @@ class SamplingConfig(StrictModel):
     """Texts that are single tokens and end a completion, besides the end-of-sequence token."""
 
 
+class RewardsConfig(StrictModel):
+    """How verifiers are run: in processes beside the engine that can be killed."""
+
+    timeout_s: float = Field(10.0, gt=0)
+    """A verifier that takes longer for one completion is an error, never a reward."""
+    processes: int = Field(2, ge=1)
+    """Most verifier processes of each rollout actor; all but one are started when groups wait."""
+
+
 class RolloutConfig(StrictModel):
     """The rollout actors: how many, on what, with which engine."""
 
     actors: int = Field(1, ge=1)
     """Number of rollout actors, one engine each."""
-    engine: Literal["vllm", "transformers"] = "vllm"
+    engine: EngineConfig = VllmConfig()
     """What generates: vLLM, or transformers where vLLM cannot run."""
     cpus: float = Field(1, gt=0)
     """CPUs reserved for each actor."""
@@ -106,15 +116,7 @@ class RolloutConfig(StrictModel):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of the engine's weights."""
     max_model_len: int = Field(1024, ge=8)
-    """Longest prompt plus completion, in tokens."""
-    max_concurrent: int = Field(256, ge=1)
-    """Most completions an engine decodes at once."""
-    kv_cache_gib: float = Field(1.0, gt=0)
-    """CPU: memory of the key-value cache."""
-    gpu_memory_share: float = Field(0.85, gt=0, le=1)
-    """GPU: share of the memory that the engine may take."""
-    verifier_timeout_s: float = Field(10.0, gt=0)
-    """A verifier that takes longer is an error, never a reward."""
+    """Longest sample, prompt included, in tokens."""
     group_timeout_s: float = Field(600.0, gt=0)
     """A group that takes longer, from its actor to its receipt, is taken back and sampled again."""
     group_attempts: int = Field(3, ge=1)

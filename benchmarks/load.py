@@ -45,11 +45,8 @@ class World:
     def prompts(self) -> PromptSet:
         return PromptSet(self._ids, self._sources, ("",) * len(self._ids), self._embeddings)
 
-    def table(self, number: int, size: int, embeddings: bool) -> GroupTable:
-        """Table `number` of the feed: `size` groups of 8 binary rewards.
-
-        embeddings: whether headers carry them, as they do for prompts that the clusters were not made of.
-        """
+    def table(self, number: int, size: int) -> GroupTable:
+        """Table `number` of the feed: `size` groups of 8 binary rewards."""
         generator = np.random.default_rng((number, size))
         rows = generator.integers(0, len(self._ids), size)
         picked = rows.tolist()
@@ -67,8 +64,8 @@ class World:
             lengths=generator.integers(1, 2000, (size, GROUP_SIZE)),
             truncated=generator.random((size, GROUP_SIZE)) < 0.01,
             policy_versions=np.full((size, 2), number),
+            turns=np.ones((size, GROUP_SIZE), dtype=np.int64),
             lost=np.zeros(size, dtype=np.bool_),
-            embeddings=self._embeddings[rows] if embeddings else None,
         )
 
     def begin(self, directory: Path) -> None:
@@ -76,8 +73,8 @@ class World:
         directory.mkdir(parents=True)
         WarmStart(self.codebook).place(directory)
 
-    def config(self, shards: int = 1) -> MomentsConfig:
-        return MomentsConfig(clusters=ClusterConfig(count=len(self.codebook)), shards=shards)
+    def config(self) -> MomentsConfig:
+        return MomentsConfig(clusters=ClusterConfig(count=len(self.codebook)))
 
 
 class Door(Protocol):
@@ -85,7 +82,7 @@ class Door(Protocol):
 
     def submit_table(self, table: GroupTable, payloads: list[Any]) -> Coroutine[Any, Any, None]: ...
 
-    def next_batch(self, step: int, groups: int) -> Coroutine[Any, Any, Batch]: ...
+    def draw(self, step: int, group_ids: Sequence[str]) -> Coroutine[Any, Any, Batch]: ...
 
     def commit(self, step: int, policy_version: int) -> Coroutine[Any, Any, None]: ...
 
@@ -103,8 +100,8 @@ class RayDoor:
     async def submit_table(self, table: GroupTable, payloads: list[Any]) -> None:
         await self.actor.submit_table.remote(table, payloads)
 
-    async def next_batch(self, step: int, groups: int) -> Batch:
-        batch: Batch = await self.actor.next_batch.remote(step, groups)
+    async def draw(self, step: int, group_ids: Sequence[str]) -> Batch:
+        batch: Batch = await self.actor.draw.remote(step, group_ids)
         return batch
 
     async def commit(self, step: int, policy_version: int) -> None:
@@ -131,7 +128,6 @@ class Feed:
     world: World
     size: int
     tables: int = 1
-    embeddings: bool = False
     payload: Any = "tokens"
     next_table: int = 0
     step: int = 0
@@ -146,20 +142,22 @@ class Feed:
         numbers = range(self.next_table, self.next_table + batches * self.tables)
         self.next_table = numbers.stop
         handles = [(self.payload, row) for row in range(self.size)]
-        return [(self.world.table(number, self.size, self.embeddings), handles) for number in numbers]
+        return [(self.world.table(number, self.size), handles) for number in numbers]
 
     async def one_after_another(self, made: Sequence[Sent]) -> dict[str, float]:
         """Seconds of each phase where nothing overlaps: submit the tables of a batch, blend it, commit it."""
-        seconds = dict.fromkeys(("submit", "next_batch", "commit"), 0.0)
+        seconds = dict.fromkeys(("submit", "draw", "commit"), 0.0)
         for first in range(0, len(made), self.tables):
             started = time.perf_counter()
-            await asyncio.gather(*(self.door.submit_table(*sent) for sent in made[first : first + self.tables]))
+            sending = made[first : first + self.tables]
+            ids = _ids(sending)
+            await asyncio.gather(*(self.door.submit_table(*sent) for sent in sending))
             submitted = time.perf_counter()
-            await self.door.next_batch(self.step, self.groups)
+            await self.door.draw(self.step, ids)
             blended = time.perf_counter()
             await self.door.commit(self.step, self.step + 1)
             seconds["commit"] += time.perf_counter() - blended
-            seconds["next_batch"] += blended - submitted
+            seconds["draw"] += blended - submitted
             seconds["submit"] += submitted - started
             self.step += 1
         return seconds
@@ -167,28 +165,30 @@ class Feed:
     async def overlapping(self, made: Sequence[Sent], ahead: int = 3) -> float:
         """Seconds from the first submit to the last commit; senders are up to `ahead` batches ahead of the learner."""
         slots = asyncio.Semaphore(ahead * self.tables)
+        batches = [made[first : first + self.tables] for first in range(0, len(made), self.tables)]
+        ids = [_ids(batch) for batch in batches]
         started = time.perf_counter()
-        async with asyncio.TaskGroup() as senders:
-            senders.create_task(self._send(made, slots, senders))
-            for _ in range(len(made) // self.tables):
-                await self.door.next_batch(self.step, self.groups)
-                await self.door.commit(self.step, self.step + 1)
-                self.step += 1
-                for _ in range(self.tables):
-                    slots.release()
-        return time.perf_counter() - started
 
-    async def _send(self, made: Sequence[Sent], slots: asyncio.Semaphore, senders: asyncio.TaskGroup) -> None:
-        for table, payloads in made:
+        async def send(one: Sent) -> None:
             await slots.acquire()
-            senders.create_task(self.door.submit_table(table, payloads))
+            await self.door.submit_table(*one)
+
+        sending = [[asyncio.create_task(send(one)) for one in batch] for batch in batches]
+        for tasks, drawn in zip(sending, ids, strict=True):
+            await asyncio.gather(*tasks)
+            await self.door.draw(self.step, drawn)
+            await self.door.commit(self.step, self.step + 1)
+            self.step += 1
+            for _ in range(self.tables):
+                slots.release()
+        return time.perf_counter() - started
 
     async def latencies(self, rate: float, count: int, together: int, batch: int) -> list[float]:
         """Seconds from submit to acknowledge of `count` groups that arrive at random, `together` in a call, `rate` a second.
 
         A batch is taken and committed whenever `batch` groups are there. Late arrivals count from when they were due.
         """
-        table = self.world.table(self.next_table, count, self.embeddings)
+        table = self.world.table(self.next_table, count)
         self.next_table += 1
         calls = count // together
         rows = [table.take(range(call * together, (call + 1) * together)) for call in range(calls)]
@@ -202,14 +202,20 @@ class Feed:
             await self.door.submit_table(rows[call], handles)
             waited.append(time.perf_counter() - began - due[call])
 
-        async with asyncio.TaskGroup() as senders:
-            for call in range(calls):
-                senders.create_task(send(call))
-            for _ in range(count // batch):
-                await self.door.next_batch(self.step, batch)
-                await self.door.commit(self.step, self.step + 1)
-                self.step += 1
+        sending = [asyncio.create_task(send(call)) for call in range(calls)]
+        each = batch // together
+        for first in range(0, calls - each + 1, each):
+            await asyncio.gather(*sending[first : first + each])
+            ids = [group_id for call in range(first, first + each) for group_id in rows[call].group_ids]
+            await self.door.draw(self.step, ids)
+            await self.door.commit(self.step, self.step + 1)
+            self.step += 1
+        await asyncio.gather(*sending)
         return waited
+
+
+def _ids(sent: Sequence[Sent]) -> list[str]:
+    return [group_id for table, _ in sent for group_id in table.group_ids]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from deploy.rundir.layout import RunDirectory
-from moments_service.ledger import RunLedger
+from moments_service.ledger import LedgerReader
 
 matplotlib.use("Agg")
 OWN, OTHER, SOFT = "#0b7285", "#b4530a", "#6b757d"
@@ -41,7 +41,7 @@ def signal_picture(directory: RunDirectory) -> Figure:
 
 def uniform_groups_picture(directory: RunDirectory) -> Figure:
     """Advantages of all-wrong and all-right groups, by what their cluster's history said before the step."""
-    with closing(RunLedger(directory.moments)) as ledger:
+    with closing(LedgerReader(directory.moments)) as ledger:
         (incarnation, *_) = ledger.incarnations()
         rows = ledger.folded((incarnation, 0, 2**31), "rewards", "advantages, baseline, weight")
     history, advantage, right = [], [], []

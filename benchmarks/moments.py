@@ -25,35 +25,33 @@ import ray
 
 from benchmarks.figures import Figure, cpu_seconds_of, figure, resident_bytes, write_figures
 from benchmarks.load import DIMENSION, Feed, RayDoor, World
-from moments_service.clusters import Codebook, PromptSet
+from moments_service.clusters import Codebook
 from moments_service.service import MomentsService
 from moments_service.state import MomentsState
 
 CLUSTERS = 4096
 SIZES = (256, 1024, 4096, 16384, 65536)
 PROMPTS = 16384
-PHASES = ("submit", "next_batch", "commit")
+PHASES = ("submit", "draw", "commit")
 
 
 @asynccontextmanager
-async def in_process(
-    world: World, directory: Path, known: bool = True, shards: int = 1, **feed: Any
-) -> AsyncIterator[Feed]:
-    """A service in this process. known: whether its clusters know the prompts, or search each group's embedding."""
+async def in_process(world: World, directory: Path, **feed: Any) -> AsyncIterator[Feed]:
+    """A service in this process."""
     world.begin(directory)
-    service = MomentsService(world.config(shards), directory, seed=0)
+    service = MomentsService(world.config(), directory, seed=0)
     try:
-        await service.fit_clusters(world.prompts if known else PromptSet.of_embeddings(world.codebook.centroids[:1]))
-        yield Feed(service, world, embeddings=not known, **feed)
+        await service.fit_clusters(world.prompts)
+        yield Feed(service, world, **feed)
     finally:
         await service.close()
 
 
 @asynccontextmanager
-async def through_ray(world: World, directory: Path, shards: int = 1, **feed: Any) -> AsyncIterator[Feed]:
+async def through_ray(world: World, directory: Path, **feed: Any) -> AsyncIterator[Feed]:
     """A service in a Ray actor, whose groups carry real object references."""
     world.begin(directory)
-    door = RayDoor(world.config(shards), directory)
+    door = RayDoor(world.config(), directory)
     await door.fit_clusters(world.prompts)
     try:
         yield Feed(door, world, payload=ray.put("tokens"), **feed)
@@ -107,27 +105,23 @@ async def throughput(scratch: Path, repetitions: int) -> list[Figure]:
     return rows
 
 
-async def sharded(scratch: Path, repetitions: int) -> list[Figure]:
-    """CPU seconds that the service itself spends on a group where shards in other processes write the ledger."""
+async def through_ray_cpu(scratch: Path, repetitions: int) -> list[Figure]:
+    """CPU seconds that the service itself spends on a group, packed and in a call of its own."""
     world = World(CLUSTERS, PROMPTS)
-    found: dict[int, float] = {}
-    for shards in (1, 2):
-        async with through_ray(world, scratch / f"shards{shards}", shards=shards, size=256, tables=8) as feed:
-            pid = _actor_process("ray::MomentsActor")
-            await feed.overlapping(feed.make(2))
-            for _ in range(repetitions):
-                made = feed.make(6)
-                before = cpu_seconds_of(pid)
-                await feed.overlapping(made)
-                spent = (cpu_seconds_of(pid) - before) / (6 * feed.groups)
-                found[shards] = min(found.get(shards, np.inf), spent)
-            if shards == 1:
-                before, calls = cpu_seconds_of(pid), 1000
-                await feed.latencies(rate=300.0, count=calls, together=1, batch=calls)
-                call = (cpu_seconds_of(pid) - before) / calls
+    async with through_ray(world, scratch / "cpu", size=256, tables=8) as feed:
+        pid = _actor_process("ray::MomentsActor")
+        await feed.overlapping(feed.make(2))
+        packed = np.inf
+        for _ in range(repetitions):
+            made = feed.make(6)
+            before = cpu_seconds_of(pid)
+            await feed.overlapping(made)
+            packed = min(packed, (cpu_seconds_of(pid) - before) / (6 * feed.groups))
+        before, calls = cpu_seconds_of(pid), 1000
+        await feed.latencies(rate=300.0, count=calls, together=1, batch=calls)
+        call = (cpu_seconds_of(pid) - before) / calls
     return [
-        figure("CPU of the service, one shard, through Ray", 1e6 * found[1], "us/group"),
-        figure("CPU of the router of 2 shards, through Ray", 1e6 * found[2], "us/group"),
+        figure("CPU of the service, through Ray", 1e6 * packed, "us/group"),
         figure("CPU of the service for one group in a call of its own, through Ray", 1e6 * call, "us/group"),
     ]
 
@@ -183,26 +177,20 @@ async def latency(scratch: Path, repetitions: int) -> list[Figure]:
 async def cost_by_clusters(scratch: Path, repetitions: int) -> list[Figure]:
     """CPU seconds of a group in process, the writer's included, for every number of clusters in turn."""
     worlds = {clusters: World(clusters, max(clusters, PROMPTS)) for clusters in SIZES}
-    rows = []
-    for known, what in ((True, "known prompts"), (False, "unknown prompts, searched")):
-        best = dict.fromkeys(SIZES, np.inf)
-        for repetition in range(repetitions):
-            for clusters, world in worlds.items():
-                folder = scratch / f"cost-{known}-{clusters}-{repetition}"
-                async with in_process(world, folder, known, size=512) as feed:
-                    await feed.one_after_another(feed.make(2))
-                    made = feed.make(12)
-                    gc.collect()
-                    before = time.process_time()
-                    await feed.one_after_another(made)
-                    spent = time.process_time() - before
-                best[clusters] = min(best[clusters], spent / (12 * feed.groups))
-        rows += [figure(f"CPU at {clusters} clusters, {what}", 1e6 * best[clusters], "us/group") for clusters in SIZES]
-        spread = max(best.values()) / min(best.values())
-        rows.append(
-            figure(f"dearest to cheapest number of clusters, {what}", spread, "1", target=1.3 if known else None)
-        )
-    return rows
+    best = dict.fromkeys(SIZES, np.inf)
+    for repetition in range(repetitions):
+        for clusters, world in worlds.items():
+            async with in_process(world, scratch / f"cost-{clusters}-{repetition}", size=512) as feed:
+                await feed.one_after_another(feed.make(2))
+                made = feed.make(12)
+                gc.collect()
+                before = time.process_time()
+                await feed.one_after_another(made)
+                spent = time.process_time() - before
+            best[clusters] = min(best[clusters], spent / (12 * feed.groups))
+    rows = [figure(f"CPU at {clusters} clusters", 1e6 * best[clusters], "us/group") for clusters in SIZES]
+    spread = max(best.values()) / min(best.values())
+    return [*rows, figure("dearest to cheapest number of clusters", spread, "1", target=1.3)]
 
 
 def memory() -> list[Figure]:
@@ -287,7 +275,7 @@ async def measure(repetitions: int) -> list[Figure]:
         scratch = Path(folder)
         try:
             ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-            for section in (throughput, latency, sharded):
+            for section in (throughput, latency, through_ray_cpu):
                 figures += await section(scratch, repetitions)
         finally:
             ray.shutdown()

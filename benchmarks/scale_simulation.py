@@ -4,7 +4,7 @@ usage: python -m benchmarks.scale_simulation --out benchmarks/results/scale_simu
            [--measured benchmarks/results/moments.json]
 
 A discrete-event simulation. A actors finish a group each after an exponential time and send it; a message waits for the event
-loop of the service (or router), then for the writer of its shard, which takes all that wait into one transaction; the actor
+loop of the service, then for its writer, which takes all that wait into one transaction; the actor
 goes on when that transaction is on the disk. The costs of blending and committing a batch are part of a group's costs.
 """
 
@@ -34,7 +34,7 @@ class Times:
     group: float
     """CPU of the event loop for one group, blending and folding included."""
     write: float
-    """CPU of a writer for one group: its header and its fold."""
+    """CPU of the writer for one group: its header and its fold."""
     sync: float
     """One transaction's way to the disk."""
 
@@ -47,23 +47,23 @@ class Outcome:
     p99: float
     """Seconds from sending to acknowledge."""
     loop: float
-    writers: float
-    """Share of the time in which the event loop, and the busiest writer, worked."""
+    writer: float
+    """Share of the time in which the event loop, and the writer, worked."""
 
 
 class Simulation:
-    """A actors, S shards. per_message: groups that share one message, from a forwarder of so many actors."""
+    """A actors. per_message: groups that share one message, from a forwarder of so many actors."""
 
-    def __init__(self, actors: int, per_message: int, shards: int, times: Times, seed: int = 0) -> None:
+    def __init__(self, actors: int, per_message: int, times: Times, seed: int = 0) -> None:
         self._random = np.random.default_rng(seed)
         self._per_message, self._times = per_message, times
-        # (time, order, kind, sender or shard, sent at); `order` keeps ties in the order in which they were made.
+        # (time, order, kind, sender, sent at); `order` keeps ties in the order in which they were made.
         self._events: list[tuple[float, int, str, int, float]] = []
         self._made = 0
         self._loop_free = self._loop_busy = 0.0
-        self._waiting: list[list[tuple[int, float]]] = [[] for _ in range(shards)]
-        self._writing = [False] * shards
-        self._writer_busy = np.zeros(shards)
+        self._waiting: list[tuple[int, float]] = []
+        self._writing = False
+        self._writer_busy = 0.0
         self._waits: list[float] = []
         self._done = 0
         for sender in range(max(actors // per_message, 1)):
@@ -78,14 +78,13 @@ class Simulation:
                 self._work_in_loop(now, self._times.call + self._per_message * self._times.group)
                 self._at(self._loop_free, "taken in", who, now)
             elif kind == "taken in":
-                shard = int(self._random.integers(len(self._waiting)))
-                self._waiting[shard].append((who, sent))
-                if not self._writing[shard]:
-                    self._begin_write(shard, now)
+                self._waiting.append((who, sent))
+                if not self._writing:
+                    self._begin_write(now)
             elif kind == "written":
-                self._writing[who] = False
-                if self._waiting[who]:
-                    self._begin_write(who, now)
+                self._writing = False
+                if self._waiting:
+                    self._begin_write(now)
             else:
                 self._acknowledge(now, who, sent)
         settled = np.array(self._waits[len(self._waits) // 4 :])
@@ -94,7 +93,7 @@ class Simulation:
             p50=float(np.percentile(settled, 50)),
             p99=float(np.percentile(settled, 99)),
             loop=self._loop_busy / max(now, self._loop_free),
-            writers=float(self._writer_busy.max()) / now,
+            writer=self._writer_busy / now,
         )
 
     def _at(self, time: float, kind: str, who: int, sent: float = 0.0) -> None:
@@ -110,20 +109,20 @@ class Simulation:
         self._loop_free = max(self._loop_free, now) + cost
         self._loop_busy += cost
 
-    def _begin_write(self, shard: int, now: float) -> None:
-        """One transaction of all that wait for this shard."""
-        together, self._waiting[shard] = self._waiting[shard], []
-        self._writing[shard] = True
+    def _begin_write(self, now: float) -> None:
+        """One transaction of all that wait."""
+        together, self._waiting = self._waiting, []
+        self._writing = True
         cost = self._times.sync + self._spread(len(together) * self._per_message * self._times.write)
-        self._writer_busy[shard] += cost
+        self._writer_busy += cost
         for who, sent in together:
             self._at(now + cost, "acknowledged", who, sent)
-        self._at(now + cost, "written", shard)
+        self._at(now + cost, "written", 0)
 
     def _acknowledge(self, now: float, who: int, sent: float) -> None:
         self._waits.append(now - sent)
         before, self._done = self._done, self._done + self._per_message
-        if self._done // BATCH != before // BATCH:  # next_batch and commit
+        if self._done // BATCH != before // BATCH:  # draw and commit
             self._work_in_loop(now, 2 * self._times.call)
         self._at(now + float(self._random.exponential(GROUP_SECONDS)), "send", who)
 
@@ -147,20 +146,19 @@ def main() -> None:
     arguments = parser.parse_args()
     times = measured_times(arguments.measured)
     rows: list[dict[str, Any]] = []
-    for per_message, shards in ((1, 1), (32, 1), (32, 4)):
+    for per_message in (1, 32):
         for actors in ACTORS:
-            found = Simulation(actors, per_message, shards, times).run(seconds=SECONDS)
+            found = Simulation(actors, per_message, times).run(seconds=SECONDS)
             rows.append(
                 {
                     "actors": actors,
                     "groups_per_message": per_message,
-                    "shards": shards,
                     "offered_groups_per_s": round(actors / GROUP_SECONDS, 1),
                     "groups_per_s": round(found.rate, 1),
                     "p50_ms": round(1e3 * found.p50, 2),
                     "p99_ms": round(1e3 * found.p99, 2),
                     "event_loop_busy": round(found.loop, 3),
-                    "busiest_writer_busy": round(found.writers, 3),
+                    "writer_busy": round(found.writer, 3),
                 }
             )
     result = {

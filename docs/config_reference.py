@@ -1,7 +1,7 @@
 """docs/config.md, made of the configuration models: `python -m docs.config_reference > docs/config.md`."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import BaseModel
 
@@ -32,9 +32,9 @@ def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         models = models_in(field.annotation)
         if models:
-            many = field.annotation not in models
+            many = get_origin(field.annotation) in (tuple, list)
             below += [(f"{prefix}{name}{'[]' if many else ''}.", inner) for inner in models]
-            if not many:
+            if field.annotation in models:
                 continue
         cells = [f"`{prefix}{name}`", _type(schema["properties"][name], definitions), _default(field)]
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in (*cells, field.description or "")) + " |"
@@ -50,6 +50,8 @@ def _default(field: Any) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, BaseModel):
+        value = getattr(value, "kind", value)
     return "none" if value is None else f"`{value}`"
 
 
@@ -60,7 +62,7 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(dict.fromkeys(_type(one, definitions) for one in schema["anyOf"]))
     if "oneOf" in schema:
-        return "a mapping, see below"
+        return "one of the kinds below"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     if "const" in schema:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 
 from actors.rollout.payload import GroupPayload
+from actors.rollout.sample import Sample
 from learner.batching.split import Share
 from learner.config import LearnerConfig
 
 if TYPE_CHECKING:
-    from actors.weights.update import WeightUpdate
+    from actors.weights.offer import WeightOffer
     from learner.batching.microbatch import TrainGroup
 
 
@@ -64,11 +66,13 @@ class LearnerActor:
         updates, self.updates = self.updates, []
         return self.rank.step(updates, step)
 
-    def export_weights(self, version: int, dtype: str) -> tuple[WeightUpdate | None, float]:
-        """Called with two returns, so that the driver can wait for the seconds and never fetches the update."""
-        started = time.perf_counter()
-        update = self.rank.export_weights(version, dtype)
-        return update, time.perf_counter() - started
+    def export_weights(self, version: int, dtype: str) -> WeightOffer | None:
+        """The policy, whose bytes lie in this node's object store; None on every rank but 0."""
+        packed = self.rank.export_weights(version, dtype)
+        if packed is None:
+            return None
+        offer, blob = packed
+        return replace(offer, address=ray.put(blob))
 
     def save(self, directory: str) -> None:
         self.rank.save(directory)
@@ -96,7 +100,19 @@ def open_payloads(shares: Sequence[Share], timeout_s: float) -> dict[str, GroupP
                 continue
             except GetTimeoutError as error:
                 raise GetTimeoutError(f"payload of group {share.group_id} did not arrive in {timeout_s:g} s") from error
-        if not isinstance(payload, GroupPayload):
-            raise TypeError(f"payload of group {share.group_id} is a {type(payload).__name__}, expected a GroupPayload")
-        payloads[share.group_id] = payload
+        payloads[share.group_id] = payload if isinstance(payload, GroupPayload) else _of_samples(payload)
     return payloads
+
+
+def _of_samples(samples: tuple[Sample, ...]) -> GroupPayload:
+    """Until the learner takes samples as they are."""
+    masks = [sample.loss_mask for sample in samples]
+    start = int(masks[0].argmax()) if masks[0].any() else len(masks[0])
+    return GroupPayload(
+        group_id=samples[0].group_id,
+        prompt_ids=samples[0].token_ids[:start],
+        completions=tuple(sample.token_ids[mask] for sample, mask in zip(samples, masks, strict=True)),
+        logprobs=tuple(sample.logprobs[mask] for sample, mask in zip(samples, masks, strict=True)),
+        versions=tuple(sample.versions[mask] for sample, mask in zip(samples, masks, strict=True)),
+        temperature=samples[0].temperature,
+    )

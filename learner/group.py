@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -10,13 +10,13 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.placement import Part, bundle, place_in, reserve
+from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
 from learner.batching.split import split_batch
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
 from moments_service.messages.batch import Batch
 
-Taker = Callable[[ray.ObjectRef], Awaitable[Any]]
 DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
@@ -39,8 +39,6 @@ class LearnerGroup:
         self.rollout_dtype = rollout_dtype
         self.places = places
         self.ranks = ranks
-        # Reference to the newest published WeightUpdate, for rollout actors that start later; None before the first.
-        self.latest_update: ray.ObjectRef | None = None
 
     @classmethod
     async def start(
@@ -91,23 +89,12 @@ class LearnerGroup:
         metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
         return metrics[0] | {"open_s": open_s}
 
-    async def publish(self, version: int, to: Mapping[int, Taker], timeout_s: float) -> list[int]:
-        """Send the policy as `version` to rollout actors.
-
-        to: for each actor, by number, what hands it a reference to the WeightUpdate; a RayActorError says that it died over it.
-        The update goes from rank 0's object store straight to them and is freed when the next one is published. Returns the
-        numbers of those that died before they had taken it. Raises LearnerError naming the ones that did not take it in
-        `timeout_s`.
-        """
-        exports = [
-            rank.export_weights.options(num_returns=2).remote(version, self.rollout_dtype) for rank in self.ranks
-        ]
-        await self._gather([took for _, took in exports], f"packing version {version}", timeout_s)
-        update = exports[0][0]
-        taking = {number: asyncio.ensure_future(take(update)) for number, take in to.items()}
-        self.latest_update = update
-        del update, exports
-        return await _taken(taking, version, timeout_s)
+    async def offer(self, version: int) -> WeightOffer:
+        """The policy as it is now, as `version`, once its bytes lie in rank 0's object store; good until the next offer."""
+        timeout_s = self.config.step_timeout_s
+        offers = await self._all("export_weights", f"packing version {version}", timeout_s, version, self.rollout_dtype)
+        offer: WeightOffer = offers[0]
+        return offer
 
     async def save(self, directory: str) -> None:
         """Write a checkpoint into `directory`, on a file system that all ranks see."""
@@ -157,27 +144,6 @@ def _start_rank(
     }
     actor = ray.remote(LearnerActor).options(**options)
     return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed, measure_move)
-
-
-async def _taken(taking: Mapping[int, asyncio.Future[Any]], version: int, timeout_s: float) -> list[int]:
-    """Wait for rollout actors to take an update; the numbers of those that died over it."""
-    if not taking:
-        return []
-    await asyncio.wait(taking.values(), timeout=timeout_s)
-    late = [number for number, future in taking.items() if not future.done()]
-    if late:
-        for number in late:
-            taking[number].cancel()
-        raise LearnerError(
-            f"rollout actor {', '.join(map(str, late))} did not take policy version {version} in {timeout_s:g} s"
-        )
-    errors = {number: error for number, future in taking.items() if (error := future.exception()) is not None}
-    for number, error in errors.items():
-        if not isinstance(error, RayActorError):
-            raise LearnerError(
-                f"rollout actor {number} failed while taking policy version {version}: {_reason(error)}"
-            ) from error
-    return list(errors)
 
 
 async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:

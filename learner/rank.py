@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from actors.weights.update import WeightUpdate, pack_weights
+from actors.weights.object_store import Blob, pack
+from actors.weights.offer import WeightOffer
 from learner import rendezvous
 from learner.batching.microbatch import Microbatch, TrainGroup, empty_microbatch, make_rows, pack_rows
 from learner.checkpoint import load_checkpoint, save_checkpoint
@@ -187,11 +188,11 @@ class LearnerRank:
         kl, log_ratio, tokens = sums.tolist()
         return {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
 
-    def export_weights(self, version: int, dtype: str) -> WeightUpdate | None:
-        """The whole policy at `version` as `dtype` (a torch name such as "bfloat16"); None on every rank but 0."""
+    def export_weights(self, version: int, dtype: str) -> tuple[WeightOffer, Blob] | None:
+        """The whole policy at `version` as `dtype` (a torch name such as "bfloat16"), see `pack`; None on every rank but 0."""
         tensors = full_tensors(self.policy, getattr(torch, dtype))
         if self.rank == 0:
-            return pack_weights(tensors, version)
+            return pack(tensors, version)
         for _ in tensors:  # nothing is yielded here, but the gathers inside are collective
             pass
         return None

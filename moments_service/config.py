@@ -80,5 +80,3 @@ class MomentsConfig(StrictModel):
     blend: BlendConfig = BlendConfig()
     clusters: ClusterConfig = ClusterConfig()
     health: HealthConfig = HealthConfig()
-    shards: int = Field(1, ge=1)
-    """Writers of the ledger, each for its share of the clusters; several pay where the disk is the limit (docs/scale.md)."""

@@ -8,11 +8,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save
 
 CHECKSUMS = "checksums.json"
 """In a directory: blake2b of each of its files, by path."""
@@ -43,11 +47,36 @@ def strict_json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
 
 
+def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:
+    """Write a safetensors file in place of `path`. about: its metadata."""
+    write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(about)))
+
+
 def append_line(path: Path, line: str) -> None:
     """Add one line to a log: one call to the system, and on the disk when it returns."""
+    new = not path.exists()
     with path.open("ab", buffering=0) as file:
         file.write(line.encode() + b"\n")
         os.fsync(file.fileno())
+    if new:
+        _sync_directory(path.parent)
+
+
+def cut_half_line(path: Path) -> None:
+    """Remove from a log what a crash left of a line that was never whole. Only for who writes it."""
+    if not path.exists():
+        return
+    text = path.read_bytes()
+    if text and not text.endswith(b"\n"):
+        os.truncate(path, text.rfind(b"\n") + 1)
+
+
+def put_file(partial: Path, path: Path) -> None:
+    """Give a finished file its name, durably; whoever reads what stood there before goes on reading that."""
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+    _sync_directory(path.parent)
 
 
 @contextmanager
@@ -61,13 +90,13 @@ def whole_directory(path: Path) -> Iterator[Path]:
     partial.mkdir(parents=True)
     try:
         yield partial
-        put_in_place(partial, path)
+        put_directory(partial, path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def put_in_place(partial: Path, path: Path) -> None:
+def put_directory(partial: Path, path: Path) -> None:
     """Give a directory that was filled, beside `path`, its checksums and its name. What was there before is dropped after that."""
     settle(path)
     seal_directory(partial)
@@ -80,7 +109,7 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def settle(path: Path) -> None:
-    """Put back what a kill between the two renames of `put_in_place` left beside its place."""
+    """Put back what a kill between the two renames of `put_directory` left beside its place."""
     old = path.with_name(path.name + _OLD)
     if not old.exists():
         return
@@ -138,10 +167,7 @@ def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
     partial = path.with_name(path.name + _NEW)
     with partial.open("wb") as file:
         fill(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    _sync_directory(path.parent)
+    put_file(partial, path)
 
 
 def _sync_directory(directory: Path) -> None:

@@ -1,44 +1,38 @@
 """The moments service: takes scored groups in, hands out batches of blended advantages, remembers what was trained on.
 
 Plain async Python in one event loop; `actor.py` is the Ray shell around it. Everything that may be sent twice is
-recognised by its id: `submit` by group, `next_batch` and `commit` by step.
+recognised by its id: `submit` by group, `draw` and `commit` by step.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moments_service.buffer import GroupBuffer, GroupStore, ReadyGroups, committed_rewards
-from moments_service.clusters import (
-    ClusterChange,
-    Clusters,
-    PromptSet,
-    fit_clusters,
-    load_clusters,
-    refuse_other_clusters,
-)
+from moments_service.clusters import ClusterChange, Clusters, PromptSet, fit_clusters, refuse_other_clusters
 from moments_service.clusters.adapting import adapted
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
+from moments_service.drawing import blend
 from moments_service.estimators import RewardBatch
-from moments_service.estimators.grpo import grpo
-from moments_service.health import error_share, many_errors
-from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits, RunLedger, shard_directories
+from moments_service.held import Groups, committed_rewards
+from moments_service.history import RunHistory
+from moments_service.intake import Intake
+from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerEnd, LedgerLimits, LedgerReader
+from moments_service.ledger.parts import part_paths
+from moments_service.ledger.seals import require
 from moments_service.messages.batch import Batch
-from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
+from moments_service.messages.counts import Counts
+from moments_service.messages.groups import PolicyMove, ScoredGroup, Transcript
 from moments_service.messages.table import GroupTable
 from moments_service.moments.expected_signal import ExpectedSignal, expected_signal
 from moments_service.offline.portable import CODEBOOK_FILE, WarmStart
-from moments_service.offline.rebuild import RunHistory
 from moments_service.seeding import derive_seed
-from moments_service.sharding import LedgerShard, LocalShard, ShardedLedger
-from moments_service.signal import reward_metrics, signal_metrics
-from moments_service.state import Counts, MomentsState, SnapshotOrigin
+from moments_service.state import MomentsState, SnapshotOrigin
 
 logger = logging.getLogger(__name__)
 
@@ -58,39 +52,29 @@ class MomentsService:
         incarnation: int = 0,
         snapshot: Path | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
-        open_shard: Callable[[Path, int, int, LedgerLimits], LedgerShard] = LocalShard,
     ) -> None:
         self._config = config
         self._directory = directory
         self._seed = seed
         self._incarnation = incarnation
-        self._buffer = GroupBuffer()
         self._drawn: Batch | None = None
-        # Groups that nobody will train on; they wait here for the next commit to enter history.
-        self._closed = GroupStore()
-        # Those of them that a dead service acknowledged; a sender that tries again brings their payload back.
-        self._orphans: set[str] = set()
-        # Those that the commit under way takes in. If it fails they stay here for when it is sent again.
-        self._leaving: ReadyGroups | None = None
-        # Ids on their way to the disk, and ids between their acknowledgement and their commit; the ledger knows older ones.
-        self._writing: dict[str, asyncio.Future[None]] = {}
-        self._open: set[str] = set()
+        # Closed groups that the commit under way takes in. If it fails they stay here for when it is sent again.
+        self._leaving: Groups | None = None
         self._committing = asyncio.Lock()
-        self._counts = Counts()
         self._counts_before = Counts()
         directory.mkdir(parents=True, exist_ok=True)
         self._versions = ClusterVersions(directory, incarnation)
+        # The prompts that the run began with, and those that it was told of later.
         self._prompts: PromptSet | None = None
-        # [N] cluster of each prompt, by the version in force.
+        self._later: list[PromptSet] = []
+        # [N] cluster of each prompt that the run began with, by the version in force.
         self._assigned = np.zeros(0, dtype=np.int64)
         self._history = RunHistory(config, directory)
-        if snapshot is not None:
-            self._restore(snapshot)
-        after_step = -1 if self._history.state is None else self._history.state.last_step
-        directories = shard_directories(directory, config.shards)
-        shards = [open_shard(path, incarnation, after_step, limits) for path in directories]
-        self._ledger = ShardedLedger(shards, directories, incarnation)
-        self._replay()
+        origin = None if snapshot is None else self._restore(snapshot)
+        self._ledger = Ledger(directory, incarnation, -1 if origin is None else origin.last_step, limits)
+        if origin is not None and origin.ledger is not None:
+            self._refuse_lost_end(origin.ledger)
+        self._intake = self._replayed()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
         """Make the clusters of the prompt set; where there are some, grow them for prompts unlike any seen before.
@@ -111,6 +95,17 @@ class MomentsService:
         self._change(await asyncio.to_thread(self._fitted().grown, prompts))
         self._prompts = prompts
         self._assigned = self._fitted().remember(prompts)
+        return len(self._fitted())
+
+    async def remember(self, prompts: PromptSet) -> int:
+        """Take in prompts that `fit_clusters` did not get, before a group of one is submitted. Returns the number of clusters.
+
+        The clusters grow for those that are unlike any seen before. Raises ValueError for prompts of another encoder.
+        """
+        refuse_other_clusters(self._fitted(), self._config.clusters.by, prompts.encoder)
+        self._change(await asyncio.to_thread(self._fitted().grown, prompts))
+        self._later.append(prompts)
+        self._fitted().remember(prompts)
         return len(self._fitted())
 
     async def adapt_clusters(self) -> ClusterChange | None:
@@ -136,50 +131,40 @@ class MomentsService:
     async def submit_table(
         self, table: GroupTable, payloads: Sequence[Any], transcripts: Sequence[Transcript | None] | None = None
     ) -> None:
-        """Take many scored groups at once, as `submit` takes one. payloads, transcripts: one per row."""
+        """Take many scored groups at once, as `submit` takes one. payloads, transcripts: one per row.
+
+        Raises ValueError, and takes none, where one contradicts itself or its prompt is unknown (see `remember`).
+        """
         table.check()
-        known = self._fitted()
-        await self._adopt_orphans(table, payloads)
-        twins = {writing for group_id in table.group_ids if (writing := self._writing.get(group_id)) is not None}
-        rows = self._new_rows(table)
-        if len(rows):
-            clusters = known.assign(table)
-            fresh = ReadyGroups(table.headers(), clusters, payloads)
-            if len(rows) < len(table):
-                fresh = fresh.take(rows)
-                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
-            # A task of its own: whoever sends may give up, the group is taken in all the same.
-            storing = asyncio.create_task(self._store(fresh.marked_lost(), transcripts))
-            self._writing.update(dict.fromkeys(fresh.table.group_ids, storing))
-            await asyncio.shield(storing)
-        for writing in twins:
-            await asyncio.shield(writing)
+        await self._intake.submit(table, payloads, transcripts, self._fitted().assign)
 
     async def mark_lost(self, group_ids: tuple[str, ...]) -> tuple[str, ...]:
-        """Close groups whose payload died before a batch was made of them. They still count in history.
+        """Close groups whose payload died, or will never be asked for, before a batch was made of them.
 
-        Ids that were never submitted or are drawn already are left alone. Returns the ids that were closed.
+        They still count in history. One that is yet to come is closed when it comes; one that is drawn already is left alone.
+        Returns the ids that were closed.
         """
-        lost = self._buffer.remove(group_ids)
-        if lost is None:
-            return ()
-        await self._ledger.append_losses(lost)
-        self._counts.lost += len(lost)
-        self._closed.put(lost)
-        return lost.table.group_ids
+        return await self._intake.mark_lost(group_ids)
 
-    async def next_batch(self, step: int, groups: int) -> Batch:
-        """The next `groups` groups in feed order, with advantages from the state before them.
+    async def draw(self, step: int, group_ids: Sequence[str]) -> Batch:
+        """The batch of `step`: these groups in feed order, with advantages from the state before them.
 
-        Waits until there are so many. Asked again for the same step, it returns the same batch.
+        Asked again for the same step and groups, it returns the same batch. Raises RuntimeError for other groups, for a step that
+        is over, while another step is not committed, and for a group that is not ready, which it names.
         """
-        if self._drawn is not None and self._drawn.step == step:
-            return self._drawn
+        # No await in here, so that whoever else asks comes before or after, never in between.
         if self._drawn is not None:
-            raise RuntimeError(f"step {step} asked for a batch while step {self._drawn.step} is not committed")
-        if step <= self._fitted_state().last_step:
-            raise RuntimeError(f"step {step} is committed already; the last one is {self._fitted_state().last_step}")
-        self._drawn = self._blend(step, await self._buffer.take(groups))
+            return self._same_batch(self._drawn, step, group_ids)
+        state = self._fitted_state()
+        if step <= state.last_step:
+            raise RuntimeError(f"step {step} is committed already; the last one is {state.last_step}")
+        wanted = set(group_ids)
+        if not wanted or len(wanted) < len(group_ids):
+            raise RuntimeError(f"step {step} asks for {len(group_ids)} groups, {len(wanted)} of them distinct")
+        ready = self._intake.ready
+        if missing := sorted(group_id for group_id in wanted if group_id not in ready):
+            raise RuntimeError(f"step {step}: {len(missing)} groups are not ready: {', '.join(missing[:3])}")
+        self._drawn = blend(self._config, state, step, ready.take(group_ids), self._intake.closed)
         return self._drawn
 
     async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
@@ -189,8 +174,8 @@ class MomentsService:
         if self._leaving is not None:
             raise RuntimeError(f"the commit of step {step} has begun; only the same commit can follow")
         batch, self._drawn = self._drawn, None
-        await self._buffer.put(ReadyGroups.of(batch))
-        await self.mark_lost(lost)
+        self._intake.ready.put(Groups.of(batch))
+        await self._intake.mark_lost(lost)
 
     async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
         """Fold the batch of `step` into the moments, after its policy step; a commit sent twice counts once.
@@ -205,35 +190,36 @@ class MomentsService:
             if self._drawn is None or self._drawn.step != step:
                 raise RuntimeError(f"step {step} cannot be committed: no batch was made for it")
             batch = self._drawn
-            trained = ReadyGroups.of(batch)
             if self._leaving is None:
-                self._leaving = self._closed.take_all(trained)
-                self._orphans.difference_update(self._leaving.table.group_ids)
-            closed = self._leaving if len(self._leaving) else None
-            await self._ledger.append_commit(batch, policy_version, move, closed)
+                self._leaving = self._intake.closed.take_all()
+            closed, trained = self._leaving, Groups.of(batch)
+            await self._ledger.append_commit(batch, policy_version, move, closed.table, closed.clusters)
             state.fold(step, committed_rewards(trained, closed, policy_version, move))
-            self._open.difference_update(batch.group_ids, self._leaving.table.group_ids)
+            self._intake.release(trained, closed)
             self._drawn = self._leaving = None
-            self._counts.trained += len(batch.table)
+            self._intake.counts.trained += len(batch.table)
 
     async def stats(self) -> dict[str, Any]:
-        """Counts, queue depth and the moments of every cluster, for people and dashboards."""
-        counts = asdict(self._counts_before + self._counts)
-        stats: dict[str, Any] = {"counts": counts, "ready": len(self._buffer), "last_step": -1}
-        if (state := self._history.state) is not None:
-            every = np.arange(len(state.moments))
-            history = state.moments.history(every)
-            nothing = np.full((len(every), 1), np.nan)
-            unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
-            stats["last_step"] = state.last_step
-            stats["clusters"] = {
-                "mean": history.mean.tolist(),
-                "variance": history.variance.tolist(),
-                "mass": history.mass.tolist(),
-                "weight": state.estimate(unknown).weight.tolist(),
-                "seen": history.seen.tolist(),
-            }
-        return stats
+        """Counts and queue depth; cheap, for every step."""
+        counts = asdict(self._counts_before + self._intake.counts)
+        last_step = -1 if self._history.state is None else self._history.state.last_step
+        return {"counts": counts, "ready": len(self._intake.ready), "last_step": last_step}
+
+    async def cluster_stats(self) -> dict[str, list[Any]]:
+        """The moments of every cluster, K numbers each, for people and dashboards; nothing before there are clusters."""
+        if (state := self._history.state) is None:
+            return {}
+        every = np.arange(len(state.moments))
+        history = state.moments.history(every)
+        nothing = np.full((len(every), 1), np.nan)
+        unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
+        return {
+            "mean": history.mean.tolist(),
+            "variance": history.variance.tolist(),
+            "mass": history.mass.tolist(),
+            "weight": state.estimate(unknown).weight.tolist(),
+            "seen": history.seen.tolist(),
+        }
 
     async def expected_signal(self) -> ExpectedSignal:
         """What history says of the groups to come, for every prompt that `fit_clusters` got; [N] and [K] arrays."""
@@ -259,14 +245,24 @@ class MomentsService:
             self._config.estimator,
             state.last_step,
             self._incarnation,
-            self._counts,
+            self._intake.counts,
             self._counts_before,
+            self._ledger.end,
         )
         state.save(directory, origin)
 
     async def close(self) -> None:
         """Finish pending writes and close the ledger."""
         await self._ledger.close()
+
+    def _same_batch(self, drawn: Batch, step: int, group_ids: Sequence[str]) -> Batch:
+        if drawn.step != step:
+            raise RuntimeError(f"step {step} asked for a batch while step {drawn.step} is not committed")
+        if other := sorted(set(group_ids).symmetric_difference(drawn.group_ids)):
+            raise RuntimeError(
+                f"step {step} was drawn with other groups: {', '.join(other[:3])} only here or only there"
+            )
+        return drawn
 
     def _fitted(self) -> Clusters:
         if self._history.clusters is None:
@@ -287,112 +283,36 @@ class MomentsService:
         self._history.take(change.clusters, change.transfers)
         if self._prompts is not None:
             self._assigned = change.clusters.remember(self._prompts)
+        for prompts in self._later:
+            change.clusters.remember(prompts)
 
-    def _restore(self, snapshot: Path) -> None:
-        clusters = load_clusters(snapshot / CODEBOOK_FILE)
-        self._history.clusters = clusters
-        self._history.state = state = MomentsState(self._config, len(clusters))
-        state.heirs = clusters.heirs
-        origin = state.load(snapshot)
-        if origin.codebook != clusters.fingerprint:
-            raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
+    def _restore(self, snapshot: Path) -> SnapshotOrigin:
+        origin = self._history.restore(snapshot)
         if not self._versions.records():
             # An incarnation's log begins with the version that it goes on from.
-            self._versions.record(clusters, state.last_step)
+            self._versions.record(self._fitted(), origin.last_step)
         self._counts_before = origin.counts_before
         if origin.incarnation < self._incarnation:
             self._counts_before += origin.counts
+        return origin
 
-    def _replay(self) -> None:
+    def _refuse_lost_end(self, known: LedgerEnd) -> None:
+        paths = part_paths(self._directory)
+        if known.part >= len(paths):
+            # A mirror has closed parts only: the moments are whole without the rest, its history is not.
+            logger.warning(
+                "%s: part %d, which the snapshot knows, is missing; groups in it cannot be looked up or rebuilt",
+                self._directory, known.part,
+            )  # fmt: skip
+            return
+        require(paths, known)
+
+    def _replayed(self) -> Intake:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = RunLedger(self._directory)
+        reader = LedgerReader(self._directory)
         try:
-            self._counts = reader.counts(self._incarnation)
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1
             self._history.replay(reader, self._incarnation, first_step)
-            if unfolded := reader.unfolded(self._incarnation):
-                headers, clusters = zip(*unfolded, strict=True)
-                self._closed.put(ReadyGroups(GroupTable.of(headers), np.array(clusters), [None] * len(headers)))
-                self._open.update(group.group_id for group in headers)
-                self._orphans.update(group.group_id for group in headers if group.status is GroupStatus.SCORED)
+            return Intake(self._ledger, reader.counts(self._incarnation), reader.unfolded(self._incarnation))
         finally:
             reader.close()
-
-    def _new_rows(self, table: GroupTable) -> Sequence[int]:
-        """Rows that are neither waiting for their commit nor on their way to the disk, each id once."""
-        ids = set(table.group_ids)
-        taken = (self._open, self._writing.keys())
-        if len(ids) == len(table) and all(ids.isdisjoint(known) for known in taken):
-            return range(len(table))
-        rows: dict[str, int] = {}
-        for row, group_id in enumerate(table.group_ids):
-            if not any(group_id in known for known in taken):
-                rows.setdefault(group_id, row)
-        return list(rows.values())
-
-    async def _adopt_orphans(self, table: GroupTable, payloads: Sequence[Any]) -> None:
-        back = {
-            group_id: payload
-            for group_id, payload in zip(table.group_ids, payloads, strict=True)
-            if group_id in self._orphans and payload is not None
-        }
-        if (adopted := self._closed.remove(back)) is not None:
-            self._orphans.difference_update(back)
-            await self._buffer.put(replace(adopted, payloads=[back[group_id] for group_id in adopted.table.group_ids]))
-
-    async def _store(self, groups: ReadyGroups, transcripts: Sequence[Transcript | None] | None) -> None:
-        sent = groups.table.group_ids
-        try:
-            if held := await self._ledger.held(groups.table):
-                rows = [row for row, group_id in enumerate(sent) if group_id not in held]
-                groups = groups.take(rows)
-                transcripts = None if transcripts is None else [transcripts[row] for row in rows]
-            if not len(groups):
-                return
-            await self._ledger.append(groups, transcripts)
-        finally:
-            for group_id in sent:
-                del self._writing[group_id]
-        table = groups.table
-        self._open.update(table.group_ids)
-        self._counts.groups += len(table)
-        self._counts.completions += int(table.sizes.sum())
-        self._counts.errors += int((np.isnan(table.rewards) & table.filled()).sum())
-        self._counts.lost += int(table.lost.sum())
-        trainable = ~table.lost & table.scored()
-        if not trainable.all():
-            self._closed.put(groups.take(np.flatnonzero(~trainable)))
-            groups = groups.take(np.flatnonzero(trainable))
-        await self._buffer.put(groups)
-
-    def _blend(self, step: int, groups: ReadyGroups) -> Batch:
-        state = self._fitted_state()
-        table, clusters = groups.table, groups.clusters
-        rewards = RewardBatch(
-            table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters)
-        )
-        own = state.estimate(rewards)
-        metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), self._config.blend.max_advantage)
-        together = committed_rewards(groups, self._closed.all(), policy_version=-1, move=None)
-        metrics["reward/errors"] = share = error_share(together)
-        alarms = state.alarms(together)
-        if share > (limit := self._config.health.error_share):
-            alarms = (*alarms, many_errors(limit, share))
-            logger.warning("%.0f%% of the completions have no reward: %s", 100 * share, self._error_examples(table))
-        return Batch(
-            step=step,
-            table=table,
-            payloads=tuple(groups.payloads),
-            clusters=clusters,
-            advantages=own.values,
-            baseline=own.baseline,
-            scale=own.scale,
-            weight=own.weight,
-            metrics=metrics,
-            alarms=alarms,
-        )
-
-    def _error_examples(self, table: GroupTable) -> str:
-        every = (*table.errors, *self._closed.errors())
-        errors = {error for errors in every for error in errors or () if error is not None}
-        return "; ".join(sorted(errors)[:3])

@@ -2,34 +2,23 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
+from moments_service.durable import strict_json, write_tensors
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
 from moments_service.health import Alarm, HealthMonitor, Observation
+from moments_service.ledger.seals import LedgerEnd
+from moments_service.messages.counts import Counts
 from moments_service.moments import CommittedRewards, History, Indices, create_moments
 
 MOMENTS_FILE = "moments.safetensors"
-
-
-@dataclass(slots=True)
-class Counts:
-    """What happened so far in a run."""
-
-    groups: int = 0
-    completions: int = 0
-    errors: int = 0
-    lost: int = 0
-    trained: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +33,8 @@ class SnapshotOrigin:
     """Of this incarnation."""
     counts_before: Counts = field(default_factory=Counts)
     """Of the earlier incarnations that it goes on from."""
+    ledger: LedgerEnd | None = None
+    """The newest transaction on the disk; None where there is no ledger."""
 
 
 class MomentsState:
@@ -111,8 +102,8 @@ class MomentsState:
         return arrays
 
     def save(self, directory: Path, origin: SnapshotOrigin) -> None:
-        """Write moments.safetensors into an existing directory."""
-        save_file(self.arrays(), directory / MOMENTS_FILE, metadata={"origin": json.dumps(asdict(origin))})
+        """Write moments.safetensors into an existing directory, durably."""
+        write_tensors(directory / MOMENTS_FILE, self.arrays(), {"origin": strict_json(asdict(origin))})
 
     def load(self, directory: Path) -> SnapshotOrigin:
         """Go on from what `save` wrote. Raises ValueError if it does not fit."""
@@ -138,4 +129,7 @@ def read_origin(directory: Path) -> SnapshotOrigin:
     with safe_open(directory / MOMENTS_FILE, framework="numpy") as file:
         about = json.loads(file.metadata()["origin"])
     counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))
-    return SnapshotOrigin(**about, counts=counts, counts_before=before)
+    end = about.pop("ledger")
+    return SnapshotOrigin(
+        **about, counts=counts, counts_before=before, ledger=None if end is None else LedgerEnd(**end)
+    )

@@ -40,12 +40,11 @@ class MadeRun:
         estimator: str = "bv_blend",
         texts: dict[int, str] | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
-        shards: int = 1,
     ) -> None:
         self.config = load_recipe(
             RECIPE,
             [f"steps={steps}", f"batch_groups={groups}", f"group_size={size}", f"seed={seed}", f"moments.estimator={estimator}",
-             "moments.clusters.count=12", f"moments.shards={shards}", "rollout.engine=transformers"],
+             "moments.clusters.count=12", "rollout.engine=transformers"],
         )  # fmt: skip
         self.directory = RunDirectory(runs_dir / name)
         self.directory.path.mkdir(parents=True)
@@ -111,13 +110,14 @@ class MadeRun:
 
     async def _one_step(self) -> None:
         service = self._service
-        assert service is not None and self.prompts.embeddings is not None
+        assert service is not None
         while len(self.group_ids) < (self._drawn + 1) * self.config.batch_groups + self.ahead:
             group, transcript = self._group(int(self._random.integers(len(self.prompts))))
             await service.submit(group, payload=object(), transcript=transcript)
             self.group_ids.append(group.group_id)
+        first = self._drawn * self.config.batch_groups
         self._drawn += 1
-        batch = await service.next_batch(self.step, self.config.batch_groups)
+        batch = await service.draw(self.step, self.group_ids[first : first + self.config.batch_groups])
         await service.commit(self.step, self.step + 1)
         for alarm in batch.alarms:
             self.directory.append_alarm(self.step, alarm)
@@ -126,10 +126,10 @@ class MadeRun:
         services = {"slots": self.config.slots, "in_flight": self.config.batch_groups, "scored": 0, "restarts": 0,
                     "actors": [{"serving": True, "load": self.config.batch_groups}]}  # fmt: skip
         about = {"step": self.step, "incarnation": self._incarnation, "policy_version": self.step}
-        self._live.write(about | services | {"moments": await service.stats()})
+        moments = await service.stats() | {"clusters": await service.cluster_stats()}
+        self._live.write(about | services | {"moments": moments})
 
     def _group(self, row: int) -> tuple[ScoredGroup, Transcript]:
-        assert self.prompts.embeddings is not None
         size = self.config.group_size
         chance = 1.0 / (1.0 + np.exp(-(self._skill[row] + 0.05 * self.step)))
         rewards = tuple(float(value) for value in self._random.random(size) < chance)
@@ -147,7 +147,6 @@ class MadeRun:
             lengths=tuple(int(n) for n in self._random.integers(1, 10, size=size)),
             truncated=(False,) * size,
             policy_versions=(self.step, self.step),
-            embedding=self.prompts.embeddings[row],
             status=GroupStatus.SCORED,
         )
         self._sequence += 1

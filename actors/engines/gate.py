@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import numpy as np
-
-from actors.engines.protocol import Completion, EngineDeadError
-from actors.weights.update import WeightUpdateError
+from actors.engines.protocol import EngineDeadError
+from actors.weights.offer import WeightError
 
 
 class Gate:
@@ -46,7 +44,7 @@ class Gate:
         self.raise_if_refusing()
 
     def raise_if_refusing(self) -> None:
-        """Raises `EngineDeadError` or `WeightUpdateError`, whichever ended the engine."""
+        """Raises `EngineDeadError` or `WeightError`, whichever ended the engine."""
         if self._refusal is not None:
             raise type(self._refusal)(f"the engine does not serve: {self._refusal}")
 
@@ -60,15 +58,10 @@ class Gate:
             try:
                 yield
                 finished = True
-            except (WeightUpdateError, EngineDeadError) as error:
+            except (WeightError, EngineDeadError) as error:
                 self.refuse(error)
                 raise
             finally:
                 if not finished and self._refusal is None:
-                    self.refuse(WeightUpdateError(f"its update to policy version {version} did not finish"))
+                    self.refuse(WeightError(f"its update to policy version {version} did not finish"))
                 self._passable.set()
-
-
-def aborted_completion() -> Completion:
-    """What an aborted request has before its first token."""
-    return Completion(np.zeros(0, np.int32), np.zeros(0, np.float32), np.zeros(0, np.int32), "abort")

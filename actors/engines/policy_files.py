@@ -9,7 +9,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
-from actors.weights.update import WeightUpdate, WeightUpdateError, verify_checksum
+from actors.weights.object_store import verify
+from actors.weights.offer import WeightError, WeightOffer
 
 LM_HEAD = "lm_head.weight"
 
@@ -38,33 +39,25 @@ def read_policy_files(policy: str) -> PolicyFiles:
     )
 
 
-def update_shapes(update: WeightUpdate) -> Shapes:
-    """Names and shapes in an update, from its header alone. Raises `WeightUpdateError` if that cannot be read."""
-    length = int.from_bytes(update.blob[:8].tobytes(), "little")
-    try:
-        header = json.loads(update.blob[8 : 8 + length].tobytes())
-    except ValueError as error:
-        raise WeightUpdateError(
-            f"weights of policy version {update.version} are no safetensors block: {error}"
-        ) from error
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+def verify_offer(offer: WeightOffer, files: PolicyFiles) -> None:
+    """Raise WeightError unless a fetched offer is undamaged and has every tensor of the policy, and no other.
 
-
-def verify_update(update: WeightUpdate, files: PolicyFiles) -> None:
-    """Raise `WeightUpdateError` unless the update is undamaged and has every tensor of the policy, and no other.
-
-    Engines reload layer by layer, where a layer with only some of its tensors would be left half new: updates are whole.
+    Engines reload layer by layer, where a layer with only some of its tensors would be left half new: offers are whole.
     """
-    verify_checksum(update)
-    found, expected = dict(update_shapes(update)), dict(files.shapes)
+    if offer.kind != "full":
+        raise WeightError(
+            f"weights of policy version {offer.version} are a {offer.kind}; this engine takes whole policies"
+        )
+    verify(offer)
+    found, expected = {entry.name: entry.shape for entry in offer.manifest}, dict(files.shapes)
     if files.tied:
         found.pop(LM_HEAD, None)
         expected.pop(LM_HEAD, None)
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     misshapen = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])
     if missing or unknown or misshapen:
-        raise WeightUpdateError(
-            f"weights of policy version {update.version} do not fit the policy: "
+        raise WeightError(
+            f"weights of policy version {offer.version} do not fit the policy: "
             f"missing {_some(missing)}, unknown {_some(unknown)}, other shape {_some(misshapen)}"
         )
 

@@ -5,17 +5,20 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from actors.weights.update import WeightUpdate
+from actors.weights.offer import WeightOffer
 
 FinishReason = Literal["stop", "length", "abort"]
+Running = Literal["keep", "wait", "abort"]
+"""What becomes of running requests when weights change: they go on with the new ones, they end first, or they are ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """Sample `n` completions of one tokenised prompt. Temperature 0 is greedy decoding."""
+    """Sample `n` continuations of one token prefix. Temperature 0 is greedy decoding."""
 
     request_id: str
-    prompt_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    """The prefix: a prompt, and where several turns were spoken, all of them."""
     n: int
     max_tokens: int
     temperature: float = 1.0
@@ -46,7 +49,11 @@ class EngineDeadError(RuntimeError):
 
 
 class Engine(Protocol):
-    """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it."""
+    """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it.
+
+    Made by `create_engine` as `TheEngine(rollout, policy, seed)`: the section `rollout` with the engine's own options in
+    `rollout.engine`, a directory or hub id, and a seed of its own.
+    """
 
     @property
     def policy_version(self) -> int:
@@ -58,18 +65,16 @@ class Engine(Protocol):
         ...
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
-        """Sample `request.n` completions. An aborted request returns what it had, with finish_reason `abort`."""
+        """Sample `request.n` completions. Cancelling it ends the request; one that `take_weights` ends returns what it had,
+        with finish_reason `abort`."""
         ...
 
-    async def abort(self, request_id: str) -> None:
-        """End a request early. Unknown ids are ignored: the request may just have finished."""
-        ...
-
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def take_weights(self, offer: WeightOffer, running: Running) -> None:
         """Take new weights whole or not at all; requests that arrive meanwhile wait.
 
-        After it returns, no token comes from the old weights and no cached prefix survives.
-        Raises `WeightUpdateError` if the checksum or the tensors do not match; the engine must then not serve.
+        offer: whole, with its tensors in this process. After it returns, no token comes from the old weights and no cached
+        prefix survives. An engine that cannot change weights under a running request lets it end where `keep` is asked for.
+        Raises WeightError if a checksum or the tensors do not match; the engine must then not serve.
         """
         ...
 

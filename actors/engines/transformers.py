@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load
 from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
@@ -16,10 +15,11 @@ from transformers import (
 )
 
 from actors.config import RolloutConfig
-from actors.engines.gate import Gate, aborted_completion
-from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_update
-from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
-from actors.weights.update import WeightUpdate, WeightUpdateError
+from actors.engines.gate import Gate
+from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_offer
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
+from actors.weights.object_store import open_tensors
+from actors.weights.offer import WeightError, WeightOffer
 from moments_service.seeding import derive_seed
 
 
@@ -32,13 +32,16 @@ class TransformersEngine:
     lands on changes what is sampled. `generate` keeps the scores of a request: n * T * vocabulary * 4 bytes.
     """
 
-    def __init__(self, config: RolloutConfig, policy: str, seed: int, index: int) -> None:
+    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
+        """seed: without meaning here, where every request brings its own."""
         self._config, self._policy = config, policy
         self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
         self._version = 0
         self._gate = Gate()
         self._turn = asyncio.Lock()
-        self._aborts: dict[str, threading.Event] = {}
+        self._requests: set[str] = set()
+        # What ends the request that is on the thread.
+        self._abort: threading.Event | None = None
         self._model: PreTrainedModel | None = None
         self._files: PolicyFiles | None = None
 
@@ -57,13 +60,13 @@ class TransformersEngine:
         """Sample `request.n` completions. Greedy log-probs are those of the softmax at temperature 1.
 
         Raises ValueError for a prompt that is empty or fills `max_model_len`, or an id that is running,
-        `EngineDeadError` after `close`, `WeightUpdateError` if an update failed.
+        `EngineDeadError` after `close`, `WeightError` if an update failed.
         """
-        if request.request_id in self._aborts:
+        if request.request_id in self._requests:
             raise ValueError(f"request {request.request_id} is already running")
-        if not 0 < len(request.prompt_ids) < self._config.max_model_len:
-            raise ValueError(f"a prompt of {len(request.prompt_ids)} tokens; 1 to {self._config.max_model_len - 1} fit")
-        abort = self._aborts[request.request_id] = threading.Event()
+        if not 0 < len(request.token_ids) < self._config.max_model_len:
+            raise ValueError(f"a prompt of {len(request.token_ids)} tokens; 1 to {self._config.max_model_len - 1} fit")
+        self._requests.add(request.request_id)
         try:
             while True:
                 await self._gate.enter()
@@ -71,31 +74,29 @@ class TransformersEngine:
                     if self._gate.closed:
                         continue  # An update came while this request waited for its turn, and goes first.
                     self._gate.raise_if_refusing()
-                    completions = await self._on_thread(request, abort)
+                    completions = await self._on_thread(request)
                     self._gate.raise_if_refusing()
                     return completions
         finally:
-            del self._aborts[request.request_id]
+            self._requests.discard(request.request_id)
 
-    async def abort(self, request_id: str) -> None:
-        """End a request early; unknown ids are ignored."""
-        if request_id in self._aborts:
-            self._aborts[request_id].set()
+    async def take_weights(self, offer: WeightOffer, running: Running) -> None:
+        """Load the whole policy after the request that runs has ended, which `abort` makes happen now.
 
-    async def update_weights(self, update: WeightUpdate) -> None:
-        """Load the whole policy after the request that runs has ended.
-
-        Raises `WeightUpdateError` if the update is damaged or does not fit; the engine then never serves again.
+        Raises `WeightError` if the offer is damaged or does not fit; the engine then never serves again.
         """
-        async with self._gate.update(update.version), self._turn:
-            await asyncio.to_thread(self._replace_weights, update)
-            self._version = update.version
+        async with self._gate.update(offer.version):
+            if running == "abort" and self._abort is not None:
+                self._abort.set()
+            async with self._turn:
+                await asyncio.to_thread(self._replace_weights, offer)
+                self._version = offer.version
 
     async def close(self) -> None:
         """Abort what runs, whose callers get `EngineDeadError`, and drop the policy. Closing twice does nothing."""
         self._gate.refuse(EngineDeadError("it was closed"))
-        for abort in self._aborts.values():
-            abort.set()
+        if self._abort is not None:
+            self._abort.set()
         async with self._turn:
             self._model = None
 
@@ -107,7 +108,8 @@ class TransformersEngine:
         model.generation_config = GenerationConfig()
         return cast(PreTrainedModel, model)
 
-    async def _on_thread(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
+    async def _on_thread(self, request: GenerationRequest) -> tuple[Completion, ...]:
+        abort = self._abort = threading.Event()
         work = asyncio.ensure_future(asyncio.to_thread(self._sample, request, abort))
         try:
             return await asyncio.shield(work)
@@ -116,15 +118,15 @@ class TransformersEngine:
             abort.set()
             await asyncio.wait({work})
             raise
+        finally:
+            self._abort = None
 
     @torch.inference_mode()
     def _sample(self, request: GenerationRequest, abort: threading.Event) -> tuple[Completion, ...]:
         assert self._model is not None and self._files is not None
-        if abort.is_set():
-            return (aborted_completion(),) * request.n
         stops = sorted({*request.stop_token_ids, *self._files.eos_token_ids})
-        room = self._config.max_model_len - len(request.prompt_ids)
-        prompt = torch.tensor([request.prompt_ids] * request.n, device=self._device)
+        room = self._config.max_model_len - len(request.token_ids)
+        prompt = torch.tensor([request.token_ids] * request.n, device=self._device)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(derive_seed(request.seed, request.request_id))
             generate: Any = self._model.generate
@@ -134,7 +136,7 @@ class TransformersEngine:
                 generation_config=_generation_config(request, stops, room),
                 stopping_criteria=StoppingCriteriaList([_Aborted(abort)]),
             )
-        tokens = output.sequences[:, len(request.prompt_ids) :]
+        tokens = output.sequences[:, len(request.token_ids) :]
         logprobs = torch.stack(
             [
                 scores.float().log_softmax(-1).gather(-1, tokens[:, step, None])[:, 0]
@@ -158,14 +160,14 @@ class TransformersEngine:
             finish_reason="stop" if len(ends) else otherwise,
         )
 
-    def _replace_weights(self, update: WeightUpdate) -> None:
+    def _replace_weights(self, offer: WeightOffer) -> None:
         assert self._model is not None and self._files is not None
-        verify_update(update, self._files)
+        verify_offer(offer, self._files)
         tied = {LM_HEAD} if self._files.tied else set()
-        result = self._model.load_state_dict(load(update.blob.tobytes()), strict=False)
+        result = self._model.load_state_dict(open_tensors(offer.manifest, offer.address), strict=False)
         if set(result.missing_keys) - tied or result.unexpected_keys:
-            raise WeightUpdateError(
-                f"weights of policy version {update.version} were loaded in part: "
+            raise WeightError(
+                f"weights of policy version {offer.version} were loaded in part: "
                 f"missing {result.missing_keys[:3]}, unknown {result.unexpected_keys[:3]}"
             )
 

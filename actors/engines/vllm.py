@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +23,12 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
 from actors.config import RolloutConfig
-from actors.engines.gate import Gate, aborted_completion
-from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_update
-from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.engines.gate import Gate
+from actors.engines.kinds import VllmConfig
+from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.engines.vllm_weight_transfer import BACKEND
-from actors.weights.update import WeightUpdate, WeightUpdateError
-from moments_service.seeding import derive_seed
+from actors.weights.offer import WeightError, WeightOffer
 
 _SHARED_MEMORY = Path("/dev/shm")
 _SPARE_BYTES = 2**24
@@ -40,13 +41,13 @@ class VllmEngine:
     Waits for: its gate, which an update closes. Ended by: `close`, which fails what is still running.
     """
 
-    def __init__(self, config: RolloutConfig, policy: str, seed: int, index: int) -> None:
-        self._config, self._policy = config, policy
-        self._seed = derive_seed(seed, "engine", index) % 2**31
+    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
+        """seed: of this engine alone; two with the same one would sample alike."""
+        self._args = engine_args(config, policy, seed % 2**31)
+        self._policy = policy
         self._version = 0
         self._gate = Gate()
         self._running: set[str] = set()
-        self._aborted: set[str] = set()
         self._llm: AsyncLLM | None = None
         self._files: PolicyFiles | None = None
 
@@ -58,9 +59,8 @@ class VllmEngine:
     async def start(self) -> None:
         """Load the policy into a child process. Raises whatever kept vLLM from starting."""
         self._files = await asyncio.to_thread(read_policy_files, self._policy)
-        args = engine_args(self._config, self._policy, self._seed)
-        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, args)
-        # vLLM keeps the answer: later requests are registered without yielding, so that an abort always finds them.
+        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, self._args)
+        # vLLM keeps the answer: later requests are registered without yielding, so that whoever ends all of them finds each.
         await self._llm.get_supported_tasks()
         await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
         await self._llm.update_weight_version(str(self._version))
@@ -70,15 +70,13 @@ class VllmEngine:
         """Sample `request.n` completions. Greedy log-probs are those of the softmax at temperature 1.
 
         Raises ValueError for a request that vLLM refuses or whose id is running, `EngineDeadError` if vLLM died or
-        was closed, `WeightUpdateError` if an update failed, before or meanwhile.
+        was closed, `WeightError` if an update failed, before or meanwhile.
         """
         if request.request_id in self._running:
             raise ValueError(f"request {request.request_id} is already running")
         self._running.add(request.request_id)
         try:
             await self._gate.enter()
-            if request.request_id in self._aborted:
-                return (aborted_completion(),) * request.n
             output = await self._final_output(request)
             self._gate.raise_if_refusing()
             samples = sorted(output.outputs, key=lambda each: each.index)
@@ -86,23 +84,16 @@ class VllmEngine:
             return tuple(_completion(each) for each in (samples if len(samples) == request.n else samples * request.n))
         finally:
             self._running.discard(request.request_id)
-            self._aborted.discard(request.request_id)
 
-    async def abort(self, request_id: str) -> None:
-        """End a request early; unknown ids are ignored."""
-        if request_id in self._running and self._llm is not None:
-            self._aborted.add(request_id)
-            await self._llm.abort(request_id)
+    async def take_weights(self, offer: WeightOffer, running: Running) -> None:
+        """Swap the whole policy between two tokens. With `keep`, running requests go on with the new weights, prefixes recomputed.
 
-    async def update_weights(self, update: WeightUpdate) -> None:
-        """Swap the whole policy between two tokens; running requests go on with the new weights, prefixes recomputed.
-
-        Raises `WeightUpdateError` if the update is damaged, incomplete or cannot be loaded, `EngineDeadError` if vLLM
+        Raises `WeightError` if the offer is damaged, incomplete or cannot be loaded, `EngineDeadError` if vLLM
         died. The engine then never serves again: running and later requests raise too.
         """
         try:
-            async with self._gate.update(update.version):
-                await self._replace_weights(update)
+            async with self._gate.update(offer.version):
+                await self._replace_weights(offer, running)
         finally:
             if self._gate.refusing:
                 await self._wake_running()
@@ -126,7 +117,7 @@ class VllmEngine:
 
     async def _final_output(self, request: GenerationRequest) -> RequestOutput:
         assert self._llm is not None and self._files is not None
-        prompt = tokens_input(list(request.prompt_ids))
+        prompt = tokens_input(list(request.token_ids))
         final: RequestOutput | None = None
         with _our_errors():
             params = sampling_params(request, self._files.eos_token_ids)
@@ -136,28 +127,31 @@ class VllmEngine:
             raise RuntimeError(f"vLLM returned {len(final.outputs) if final else 0} of {params.n} completions")
         return final
 
-    async def _replace_weights(self, update: WeightUpdate) -> None:
-        llm = self._llm
+    async def _replace_weights(self, offer: WeightOffer, running: Running) -> None:
+        llm, blob = self._llm, offer.address
         assert llm is not None and self._files is not None
-        await asyncio.to_thread(verify_update, update, self._files)
-        folder = await asyncio.to_thread(_weight_folder, update.blob.nbytes)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="bvblend-weights-", suffix=".safetensors") as file:
-            await asyncio.to_thread(_write, file, update.blob)
-            info = WeightTransferUpdateRequest({"path": file.name, "size": update.blob.nbytes})
+        await asyncio.to_thread(verify_offer, offer, self._files)
+        folder = await asyncio.to_thread(_weight_folder, blob.nbytes)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix="bvblend-weights-") as file:
+            await asyncio.to_thread(_write, file, blob)
+            tensors = [asdict(entry) for entry in offer.manifest]
+            info = WeightTransferUpdateRequest({"path": file.name, "size": blob.nbytes, "tensors": tensors})
             with _our_errors():
-                await llm.pause_generation(mode="keep", clear_cache=False)
-                await _load(llm, info, update.version)
+                await llm.pause_generation(mode=running, clear_cache=False)
+                await _load(llm, info, offer.version)
                 # vLLM keeps the prefixes of the old weights otherwise; running requests are preempted and recomputed.
                 if not await llm.reset_prefix_cache(reset_running_requests=True):
-                    raise WeightUpdateError("vLLM did not drop the prefixes that the old weights computed")
-                self._version = update.version
+                    raise WeightError("vLLM did not drop the prefixes that the old weights computed")
+                self._version = offer.version
                 await llm.resume_generation()
 
 
-def engine_args(config: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
+def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
     """Everything that makes vLLM an RL sampler: log-probs of what was really sampled, nothing taken from files."""
-    tensor_parallel = max(1, int(config.gpus))
-    if config.gpus > 0:
+    config = rollout.engine
+    assert isinstance(config, VllmConfig)
+    tensor_parallel = max(1, int(rollout.gpus))
+    if rollout.gpus > 0:
         device: dict[str, Any] = {"gpu_memory_utilization": config.gpu_memory_share}
     else:
         # With its size given and nothing compiled, vLLM skips the warm-up; blocks of 32 decode short prompts fastest.
@@ -169,9 +163,9 @@ def engine_args(config: RolloutConfig, policy: str, seed: int) -> AsyncEngineArg
     return AsyncEngineArgs(
         model=policy,
         skip_tokenizer_init=True,
-        dtype=config.dtype,
+        dtype=rollout.dtype,
         seed=seed,
-        max_model_len=config.max_model_len,
+        max_model_len=rollout.max_model_len,
         max_num_seqs=config.max_concurrent,
         logprobs_mode="processed_logprobs",
         # The default takes top-k, top-p and temperature from the checkpoint's generation_config.json, unsaid.
@@ -214,7 +208,7 @@ async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) 
         raise
     except Exception as error:
         # vLLM reports what its worker raised as a bare Exception.
-        raise WeightUpdateError(f"vLLM could not load policy version {version}: {error}") from error
+        raise WeightError(f"vLLM could not load policy version {version}: {error}") from error
 
 
 def _shut_down(llm: AsyncLLM) -> None:

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.policy_files import LM_HEAD
+from actors.weights.object_store import open_tensors
+from actors.weights.offer import TensorEntry
 
 BACKEND = "bvblend_file"
 
@@ -28,14 +30,15 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """path: safetensors file with every tensor of the policy.    size: its bytes."""
+    """path: file with every tensor of the policy in one block.    size: its bytes.    tensors: fields of a `TensorEntry` each."""
 
     path: str
     size: int
+    tensors: list[dict[str, Any]]
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads a whole policy from one safetensors file into the worker's model."""
+    """Loads a whole policy from one file into the worker's model."""
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
@@ -58,7 +61,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         size = Path(update_info.path).stat().st_size
         if size != update_info.size:
             raise ValueError(f"weight file has {size} bytes, {update_info.size} were written")
-        tensors = load_file(update_info.path)
+        manifest = [TensorEntry(**(entry | {"shape": tuple(entry["shape"])})) for entry in update_info.tensors]
+        tensors = open_tensors(manifest, np.memmap(update_info.path, dtype=np.uint8, mode="r"))
         if self.model_config.hf_text_config.tie_word_embeddings and LM_HEAD not in tensors:
             # On CPU the head keeps its own packed copy of the embedding, which goes stale unless it is loaded too.
             tensors[LM_HEAD] = tensors[_embedding_name(list(tensors))]

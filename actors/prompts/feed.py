@@ -1,75 +1,26 @@
-"""Prompts and the feed that deals them out: a reproducible order, group sizes, an epoch."""
+"""The feed that deals prompts out: a reproducible order, group sizes, an epoch."""
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from actors.prompts.group_sizes import group_sizes
 from actors.prompts.order import ORDERS
+from actors.prompts.prompt import Prompt, Ticket
 from moments_service.moments.expected_signal import ExpectedSignal
 
 
-def prompt_id(source: str, text: str) -> str:
-    """Content hash of a prompt: the same prompt has the same id in every run."""
-    return hashlib.sha256(f"{source}\x1f{text}".encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """One task for the policy, with what its verifier needs."""
-
-    prompt_id: str
-    source: str
-    """Task family or data set, as tables name it."""
-    text: str
-    """What the policy reads, before tokenisation."""
-    answer: str | None
-    """Gold answer, where the source has one."""
-    verifier: str
-    """Name of a registered verifier or dotted path `module:callable`."""
-    material: dict[str, Any] = field(default_factory=dict)
-    """What the verifier needs besides the answer (reasoning-gym: task, params and the entry)."""
-    difficulty: str = ""
-    """How hard its source says it is; "" where it does not say."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """One place in the feed: this prompt, to be sampled as one group."""
-
-    prompt: Prompt
-    sequence: int
-    """Position in the feed, counted over all epochs; orders groups within a batch."""
-    epoch: int
-    group_size: int
-    """How many completions to sample."""
-    occurrence: int = 0
-    """How often the prompt was dealt before in this epoch."""
-    attempt: int = 0
-    """How often this group was lost before; a lost group is never sampled again under the same id."""
-    born: int = 0
-    """Policy version that every engine held when the group was admitted."""
-
-    @property
-    def group_id(self) -> str:
-        return f"{self.prompt.prompt_id}:{self.epoch}:{self.occurrence}:{self.attempt}"
-
-    def next_attempt(self) -> "Ticket":
-        return replace(self, attempt=self.attempt + 1)
-
-
 class PromptFeed:
-    """Deals out a pool of prompts for ever, a hand of tickets at a time; an epoch is as many tickets as there are prompts.
+    """Deals out a pool of prompts for ever, some tickets at a time; an epoch is as many tickets as there are prompts.
 
     order `shuffled`: every epoch is a permutation of the pool, fixed by the seed.    order `signal`: clusters that promise
-    signal come more often, see `SignalOrder`.    max_group_size: spread each hand's completions over groups of 2 up to so
+    signal come more often, see `SignalOrder`.    max_group_size: spread the completions of each deal over groups of 2 up to so
     many, see `group_sizes`; None gives every group `group_size`.
 
-    Its state is all that its choices depend on, but for what `learn` was told: a resumed feed that is told the same goes
-    on exactly where the saved one stood.
+    Its state is all that its choices depend on, but for what `learn` gave it: a resumed feed that learns the same goes on
+    exactly where the saved one stood.
     """
 
     def __init__(
@@ -101,16 +52,18 @@ class PromptFeed:
 
     @property
     def adapts(self) -> bool:
-        """Whether it goes by what the moments know; `learn` must then come before the first hand."""
+        """Whether it goes by what the moments know; `learn` must then come before the first deal."""
         return self._adapts
 
     def learn(self, signal: ExpectedSignal) -> None:
-        """From the next hand on, go by this. Once after every commit, so that it is the same whenever groups arrive.
+        """From the next deal on, go by this. Once after every commit, so that it is the same whenever groups arrive.
 
         signal: with clusters in the order in which the feed got its prompts.
         """
         if len(signal.clusters) != len(self._prompts):
-            raise ValueError(f"told of {len(signal.clusters)} prompts, but the feed deals {len(self._prompts)}")
+            raise ValueError(
+                f"the signal is of {len(signal.clusters)} prompts, but the feed deals {len(self._prompts)}"
+            )
         clusters = signal.clusters[self._given]
         # Where every group is one completion, nobody ever sees two of one prompt.
         variance = signal.within if self._group_size > 1 else signal.total
@@ -124,7 +77,7 @@ class PromptFeed:
         self._sequence += groups
         sizes = self._sizes([row for row, _ in drawn])
         return [
-            Ticket(self._prompts[row], place, place // len(self._prompts), size, occurrence)
+            self._ticket(self._prompts[row], place, size, occurrence)
             for place, size, (row, occurrence) in zip(places, sizes, drawn, strict=True)
         ]
 
@@ -140,11 +93,10 @@ class PromptFeed:
             **self._order.state(),
             "in_flight": [
                 {
+                    "group_id": ticket.group_id,
                     "prompt_id": ticket.prompt.prompt_id,
-                    "sequence": ticket.sequence,
-                    "epoch": ticket.epoch,
                     "group_size": ticket.group_size,
-                    "occurrence": ticket.occurrence,
+                    "sequence": ticket.sequence,
                     "attempt": ticket.attempt,
                 }
                 for ticket in in_flight
@@ -171,22 +123,25 @@ class PromptFeed:
         self._sequence = state["sequence"]
         return tuple(
             Ticket(
+                group_id=saved["group_id"],
                 prompt=self._prompts[self._rows[saved["prompt_id"]]],
-                sequence=saved["sequence"],
-                epoch=saved["epoch"],
                 group_size=saved["group_size"],
-                occurrence=saved["occurrence"],
+                sequence=saved["sequence"],
                 attempt=saved["attempt"],
             )
             for saved in state["in_flight"]
         )
+
+    def _ticket(self, prompt: Prompt, place: int, size: int, occurrence: int) -> Ticket:
+        epoch = place // len(self._prompts)
+        return Ticket(f"{prompt.prompt_id}:{epoch}:{occurrence}:0", prompt, size, place)
 
     def _sizes(self, rows: Sequence[int]) -> list[int]:
         if self._max_group_size is None:
             return [self._group_size] * len(rows)
         if self._variance is None:
             raise RuntimeError(
-                "group sizes go by the moments, and the feed was told nothing of them yet: call learn first"
+                "group sizes go by the moments, and the feed knows nothing of them yet: call learn first"
             )
         return group_sizes(self._variance[rows], len(rows) * self._group_size, self._max_group_size)
 

@@ -1,4 +1,4 @@
-"""How many completions each group of a hand gets, where a fixed number of them may be spread unevenly."""
+"""How many completions each of some groups gets, where a fixed number of them may be spread unevenly."""
 
 import heapq
 

@@ -91,7 +91,7 @@ class SignalOrder:
 
     def draw(self, place: int) -> tuple[int, int]:
         if self._cumulative is None:
-            raise RuntimeError("the signal order was told nothing of the moments yet: call learn first")
+            raise RuntimeError("the signal order knows nothing of the moments yet: call learn first")
         if place % len(self._dealt) == 0:
             self._occurrences[:] = 0
         row = self._longest_ago() if place % SWEEP_EVERY == 0 else self._promising(place)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource, Source
-from actors.prompts.feed import Prompt, prompt_id
+from actors.prompts.prompt import Prompt, prompt_id
 from actors.verifiers import UnknownVerifierError, refuse_unknown
 
 log = logging.getLogger(__name__)

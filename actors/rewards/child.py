@@ -1,99 +1,161 @@
-"""The child process of `actors.rewards.pool`: reads requests from a pipe, answers each completion as soon as it is scored.
+"""The process in which verifiers run: reads requests from a pipe, answers each attempt as soon as it is judged.
 
 Usage: python -m actors.rewards.child PIPE_HANDLE TIMEOUT_S. Ends when its parent closes the pipe, which dying does, too.
 """
 
+import asyncio
 import json
-import math
-import numbers
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from actors.prompts.feed import Prompt
-from actors.verifiers import Verifier, get_verifier
+from actors.prompts.prompt import Prompt
+from actors.rewards.protocol import MAX_REASON, Attempt, FunctionVerifier, Verdict, Verifier, reason
+from actors.verifiers import get_verifier
 
 GRACE_S = 5.0
 """How much later than the parent's deadline the kernel ends a verifier, for when there is no parent left to do it."""
-MAX_REASON = 200
-MAX_PARTS = 16
-MAX_NAME = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the parent sends: load `verifier`, and where there is a prompt, judge these attempts with it."""
+
+    number: int
+    verifier: str
+    prompt: Prompt | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+class Server:
+    """Consumes: requests of the pipe; those that arrive together overlap while their verifiers wait for something.
+    Ends: when the pipe does."""
+
+    def __init__(self, pipe: Connection, timeout_s: float) -> None:
+        self._pipe, self._timeout_s = pipe, timeout_s
+        self._verifiers: dict[str, Verifier] = {}
+        self._working = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[None] = loop.create_future()
+
+        def finished(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            error = None if task.cancelled() else task.exception()
+            if error is not None and not ended.done():
+                ended.set_exception(error)
+
+        def readable() -> None:
+            try:
+                request: Request = self._pipe.recv()
+            except (EOFError, ConnectionResetError):
+                if not ended.done():
+                    ended.set_result(None)
+                loop.remove_reader(self._pipe.fileno())
+                return
+            task = loop.create_task(self._answer(request))
+            self._tasks.add(task)
+            task.add_done_callback(finished)
+
+        loop.add_reader(self._pipe.fileno(), readable)
+        await ended
+
+    async def _answer(self, request: Request) -> None:
+        if request.prompt is None:
+            self._send(request.number, self._load(request.verifier))
+            return
+        verifier, prompt, attempts = self._verifiers[request.verifier], request.prompt, request.attempts
+        if not isinstance(verifier, FunctionVerifier):
+            for place, verdict in enumerate(await self._judge_group(verifier, prompt, attempts)):
+                self._send(request.number, _said(place, verdict))
+        elif verifier.waits:
+            await asyncio.gather(*(self._judge_one(request, verifier, place) for place in range(len(attempts))))
+        else:
+            for place in range(len(attempts)):
+                await self._judge_one(request, verifier, place)
+
+    def _load(self, name: str) -> dict[str, Any]:
+        try:
+            verifier = get_verifier(name)
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # a user's module may raise anything at import, and the reason must reach the run
+            return {"error": reason(error)}
+        self._verifiers[name] = verifier
+        return {
+            "error": None,
+            "waits": bool(getattr(verifier, "waits", True)),
+            "by_group": not isinstance(verifier, FunctionVerifier),
+        }
+
+    async def _judge_one(self, request: Request, verifier: FunctionVerifier, place: int) -> None:
+        assert request.prompt is not None
+        self._begin()
+        try:
+            judging = verifier.judge_one(request.prompt, request.attempts[place])
+            verdict = await asyncio.wait_for(judging, self._timeout_s) if verifier.waits else await judging
+        except TimeoutError:
+            verdict = Verdict(None, f"verifier timed out after {self._timeout_s:g} s", seconds=self._timeout_s)
+        finally:
+            self._end()
+        self._send(request.number, _said(place, verdict))
+
+    async def _judge_group(self, verifier: Verifier, prompt: Prompt, attempts: Sequence[Attempt]) -> Sequence[Verdict]:
+        self._begin()
+        try:
+            verdicts = await asyncio.wait_for(verifier.judge(prompt, attempts), self._timeout_s)
+            if len(verdicts) == len(attempts) and all(isinstance(verdict, Verdict) for verdict in verdicts):
+                return verdicts
+            error = f"verifier returned {len(verdicts)} verdicts of {len(attempts)} attempts"
+        except TimeoutError:
+            error = f"verifier timed out after {self._timeout_s:g} s"
+        except (Exception, SystemExit) as raised:  # an error of this group, and of nothing else
+            error = f"verifier raised {reason(raised)}"
+        finally:
+            self._end()
+        return [Verdict(None, error)] * len(attempts)
+
+    def _begin(self) -> None:
+        self._working += 1
+        # The default action of SIGALRM ends the process even inside C code that never lets Python run.
+        signal.setitimer(signal.ITIMER_REAL, self._timeout_s + GRACE_S)
+
+    def _end(self) -> None:
+        self._working -= 1
+        if not self._working:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _send(self, number: int, answer: dict[str, Any]) -> None:
+        self._pipe.send_bytes(json.dumps({"request": number, **answer}).encode())
+
+
+def _said(place: int, verdict: Verdict) -> dict[str, Any]:
+    short = {name: text and str(text)[:MAX_REASON] for name, text in (("error", verdict.error), ("note", verdict.note))}
+    return {
+        "place": place,
+        "reward": None if verdict.reward is None else float(verdict.reward),
+        "parts": verdict.parts and {str(name): float(part) for name, part in verdict.parts.items()},
+        "seconds": float(verdict.seconds),
+        **short,
+    }
 
 
 def main(handle: int, timeout_s: float) -> None:
-    """Serve until the pipe closes. A str asks for a verifier to be imported, a (prompt, completions) for its scores."""
-    verifiers: dict[str, Verifier] = {}
+    """Serve until the pipe closes."""
     os.set_inheritable(handle, False)
     with Connection(handle) as pipe:
-        while True:
-            try:
-                message: str | tuple[Prompt, tuple[str, ...]] = pipe.recv()
-            except (EOFError, ConnectionResetError):
-                return
-            if isinstance(message, str):
-                _answer(pipe, load(message, verifiers))
-                continue
-            prompt, completions = message
-            for completion in completions:
-                # The default action of SIGALRM ends the process even inside C code that never lets Python run.
-                signal.setitimer(signal.ITIMER_REAL, timeout_s + GRACE_S)
-                answer = judge(verifiers[prompt.verifier], prompt, completion)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                _answer(pipe, answer)
-
-
-def load(name: str, verifiers: dict[str, Verifier]) -> dict[str, Any]:
-    """Import a verifier into `verifiers`."""
-    try:
-        verifiers[name] = get_verifier(name)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # a user's module may raise anything at import, and the reason must reach the run
-        return {"reward": None, "error": _reason(error)}
-    return {"reward": None, "error": None}
-
-
-def judge(verifier: Verifier, prompt: Prompt, completion: str) -> dict[str, Any]:
-    """The reward, or the reason why there is none: never both, never neither."""
-    try:
-        value = verifier(prompt, completion)
-        parts = _parts(value) if isinstance(value, Mapping) else None
-        whole = math.fsum(parts.values()) if parts is not None else value
-        if not isinstance(whole, numbers.Real):
-            return {"reward": None, "error": f"verifier returned {type(whole).__name__}, not a number"}
-        reward = float(whole)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever a verifier raises is an error of this completion, and of nothing else
-        return {"reward": None, "error": f"verifier raised {_reason(error)}"}
-    if not math.isfinite(reward):
-        return {"reward": None, "error": f"verifier returned {reward}"}
-    return {"reward": reward, "error": None, "parts": parts}
-
-
-def _parts(value: Mapping[Any, Any]) -> dict[str, float]:
-    if not 1 <= len(value) <= MAX_PARTS:
-        raise ValueError(f"a reward of {len(value)} parts; there may be 1 to {MAX_PARTS}")
-    for name, part in value.items():
-        if not isinstance(name, str) or len(name) > MAX_NAME or not isinstance(part, numbers.Real):
-            raise ValueError(
-                f"{name!r}: {part!r} is no part of a reward; a name of up to {MAX_NAME} characters and a number is"
-            )
-    return {name: float(part) for name, part in value.items()}
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_REASON]
-
-
-def _answer(pipe: Connection, answer: dict[str, Any]) -> None:
-    pipe.send_bytes(json.dumps(answer).encode())
+        asyncio.run(Server(pipe, timeout_s).serve())
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]))
+    # Under its own name and not as `__main__`: what the parent sends is an instance of this module's classes.
+    from actors.rewards.child import main as serve
+
+    serve(int(sys.argv[1]), float(sys.argv[2]))

@@ -1,208 +1,213 @@
-"""Scoring: runs verifiers in a child process that can be killed, so that an error is never a reward.
-
-The child is a plain subprocess and not multiprocessing's: that one would import the parent's main module again, which
-in a Ray worker is Ray's own worker script.
-"""
+"""The reward pool: verifiers in processes that can be killed, so that an error is never a reward and a slow one holds up nobody."""
 
 import asyncio
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import Pipe
-from typing import Any
 
-from actors.prompts.feed import Prompt
+from actors.config import RewardsConfig
+from actors.prompts.prompt import Prompt
+from actors.rewards.process import Loaded, ProcessDiedError, VerifierProcess
+from actors.rewards.protocol import Attempt, Verdict
 
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """What a verifier said about one completion: a finite reward, or why there is none."""
-
-    reward: float | None
-    error: str | None
-    parts: dict[str, float] | None = None
-    """What the reward is the sum of, where the verifier says."""
-    seconds: float = field(default=0.0, compare=False)
-    """How long the verifier worked on it; waiting for other groups does not count."""
+GROW_AFTER_S = 1.0
+"""How long a group waits for a process before another one is started."""
+MAX_TOGETHER = 32
+"""Groups that one process judges at once while their verifiers wait for something."""
+START_TIMEOUT_S = 120.0
+"""For a process to start, and to import a verifier."""
 
 
-class ScorerClosedError(RuntimeError):
-    """The scorer was closed, or never started."""
+class RewardPoolClosedError(RuntimeError):
+    """The pool was closed, or is being closed."""
 
 
-class _ChildDiedError(RuntimeError):
-    """The child ended before it answered; the message says how."""
+class UnloadableVerifierError(RuntimeError):
+    """A verifier cannot be imported; the message says why."""
 
 
-class Scorer:
-    """Scores groups one after the other in one child process.
+@dataclass(slots=True)
+class _Waiting:
+    verifier: str
+    alone: bool
+    given: "asyncio.Future[VerifierProcess]"
 
-    Consumes: requests of `score`, queued in order of arrival without bound (the slot budget bounds what is in flight).
-    Waits for: the child's next answer, at most `timeout_s` a completion. A child that misses it is killed with everything it
-    started, the completion becomes an error, and a new child goes on with the rest.
-    Ends: `close` kills the child; requests still queued then raise `ScorerClosedError`.
+
+@dataclass(slots=True, eq=False)
+class _Busy:
+    """What a process is working on."""
+
+    process: VerifierProcess
+    verifiers: list[str] = field(default_factory=list)
+    together: bool = False
+    """Whether others may join."""
+
+
+class RewardPool:
+    """Judges groups in up to `rewards.processes` child processes.
+
+    Consumes: groups of `judge`, in order of arrival and without bound (the slot budget bounds what is in flight). A group
+    has a process for itself while its verifier works, or shares one with others whose verifiers are async. One
+    verifier never holds all processes where there are others. Waits for: the next verdict, at most `timeout_s`. A
+    process that misses it is killed with everything it started; the attempt becomes an error, and another process goes
+    on with the rest. A caller that is cancelled leaves its group to be judged for nobody.
+    Ends: `close` kills the processes; groups still here then raise RewardPoolClosedError.
     """
 
-    def __init__(self, timeout_s: float, start_timeout_s: float = 120.0) -> None:
-        """timeout_s: for one completion.    start_timeout_s: for a child to start, and to import a verifier."""
-        self._timeout_s = timeout_s
-        self._start_timeout_s = start_timeout_s
-        self._child: _Child | None = None
-        # One thread: it is the queue, and a cancelled caller cannot let a second request into the same pipe.
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+    def __init__(self, config: RewardsConfig) -> None:
+        self._config = config
+        self._processes: list[_Busy] = []
+        self._wanted = 1  # one more whenever a group waited for long
+        self._waiting: deque[_Waiting] = deque()
+        self._kinds: dict[str, Loaded] = {}
+        self._names: set[str] = set()
+        self._judging: set[asyncio.Task[list[Verdict]]] = set()
         self._closed = False
 
     async def start(self, verifiers: Iterable[str] = ()) -> None:
-        """Start the child and import these verifiers. Raises if one cannot be loaded."""
-        await self._run(self._warm_up, tuple(verifiers))
+        """Start a process and import these verifiers. Raises UnloadableVerifierError if one cannot be."""
+        self._names |= set(verifiers)
+        for verifier in verifiers:
+            process = await self._process(verifier, alone=True)
+            try:
+                await self._load(process, verifier)
+            except UnloadableVerifierError as error:
+                raise UnloadableVerifierError(f"verifier `{verifier}` does not start: {error}") from error
+            finally:
+                self._leave(process, verifier)
 
-    async def score(self, prompt: Prompt, completions: Sequence[str]) -> list[Score]:
-        """One score per completion, in order. Never raises for what a verifier or a completion does."""
-        return await self._run(self._score, prompt, tuple(completions))
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        """One verdict for each attempt, in order. Never raises for what a verifier or a completion does."""
+        self._refuse_if_closed()
+        if not attempts:
+            return []
+        self._names.add(prompt.verifier)
+        task = asyncio.create_task(self._judge(prompt, attempts), name="judge")
+        self._judging.add(task)
+        task.add_done_callback(self._judged)
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
-        """End the child. May be called twice."""
+        """End the processes. May be called twice."""
         self._closed = True
-        if self._child is not None:
-            self._child.kill()
-        await asyncio.to_thread(self._thread.shutdown)
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
+        while self._waiting:
+            self._waiting.popleft().given.set_exception(RewardPoolClosedError("the reward pool was closed"))
+        await asyncio.gather(*(busy.process.kill() for busy in self._processes))
+        await asyncio.gather(*self._judging, return_exceptions=True)
+        self._processes.clear()
 
-    async def _run(self, function: Any, *arguments: Any) -> Any:
-        if self._closed:
-            raise ScorerClosedError("the scorer is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
-
-    def _warm_up(self, verifiers: tuple[str, ...]) -> None:
-        for verifier in verifiers:
-            error = self._ready_child().load(verifier)
-            if error is not None:
-                raise RuntimeError(f"verifier `{verifier}` does not start: {error}")
-
-    def _score(self, prompt: Prompt, completions: tuple[str, ...]) -> list[Score]:
-        scores: list[Score] = []
-        while len(scores) < len(completions):
-            scores += self._attempt(prompt, completions[len(scores) :])
-        return scores
-
-    def _attempt(self, prompt: Prompt, completions: tuple[str, ...]) -> list[Score]:
-        """Scores up to and including the first completion that costs a child its life."""
-        scores: list[Score] = []
-        child = self._ready_child()
-        try:
-            error = child.load(prompt.verifier)
-            if error is not None:
-                return [Score(None, error)] * len(completions)
-        except _ChildDiedError as death:
-            # Loading does not depend on the completion, so trying again for each would only repeat it.
+    async def _judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        name = prompt.verifier
+        verdicts: dict[int, Verdict] = {}
+        # After a process died under what was judged together, each has one for itself, to find whose fault it was.
+        alone = False
+        while left := [place for place in range(len(attempts)) if place not in verdicts]:
+            asked = left[:1] if alone and not self._kinds[name].by_group else left
+            process = await self._process(name, alone)
+            started = time.perf_counter()
+            try:
+                await self._load(process, name)
+                if not alone:
+                    self._share(process, name)
+                found, death = await process.judge(prompt, [attempts[place] for place in asked])
+            except UnloadableVerifierError as error:
+                # Loading does not depend on the attempt, so trying again for each would only repeat it.
+                return [Verdict(None, str(error))] * len(attempts)
+            finally:
+                self._leave(process, name)
+            verdicts |= {asked[place]: verdict for place, verdict in found.items()}
+            if death is None:
+                continue
             self._refuse_if_closed()
-            return [Score(None, f"verifier `{prompt.verifier}` cannot be loaded: {death}")] * len(completions)
-        started = time.perf_counter()
-        try:
-            child.send((prompt, completions))
-            for _ in completions:
-                answer = child.receive(self._timeout_s)
-                now = time.perf_counter()
-                scores.append(Score(answer["reward"], answer["error"], answer.get("parts"), now - started))
-                started = now
-        except _ChildDiedError as death:
-            self._refuse_if_closed()
-            scores.append(Score(None, f"verifier {death}", seconds=time.perf_counter() - started))
-        return scores
+            guilty = [place for place in asked if place not in verdicts]
+            kind = self._kinds[name]
+            if kind.waits and not alone:
+                alone = True
+                continue
+            # Functions are called in order, so the first one without an answer it was; a group's verifier answers for all.
+            for place in guilty if kind.by_group else guilty[:1]:
+                verdicts[place] = Verdict(None, f"verifier {death}", seconds=time.perf_counter() - started)
+        return [verdicts[place] for place in range(len(attempts))]
 
-    def _ready_child(self) -> "_Child":
+    async def _load(self, process: VerifierProcess, verifier: str) -> None:
+        try:
+            error = await process.load(verifier)
+        except ProcessDiedError as death:
+            self._refuse_if_closed()
+            error = f"verifier `{verifier}` cannot be loaded: {death}"
+        if error is not None:
+            raise UnloadableVerifierError(error)
+        self._kinds[verifier] = process.loaded[verifier]
+
+    async def _process(self, verifier: str, alone: bool) -> VerifierProcess:
+        """A process that may be asked for this verifier now; `_leave` gives it back."""
         self._refuse_if_closed()
-        if self._child is None or not self._child.alive:
-            if self._child is not None:
-                self._child.kill()
-            self._child = _Child(self._timeout_s, self._start_timeout_s)
-            self._refuse_if_closed()
-        return self._child
+        waiting = _Waiting(verifier, alone, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        self._assign()
+        if not waiting.given.done() and self._wanted < self._config.processes:
+            asyncio.get_running_loop().call_later(GROW_AFTER_S, self._grow, waiting)
+        return await waiting.given
+
+    def _leave(self, process: VerifierProcess, verifier: str) -> None:
+        for busy in [busy for busy in self._processes if busy.process is process]:
+            busy.verifiers.remove(verifier)
+            if not busy.verifiers and not process.alive:
+                self._processes.remove(busy)
+        self._assign()
+
+    def _share(self, process: VerifierProcess, verifier: str) -> None:
+        """Let others into a process whose verifier leaves them room."""
+        for busy in self._processes:
+            if busy.process is process and self._kinds[verifier].waits and not busy.together:
+                busy.together = True
+                self._assign()
+
+    def _grow(self, waiting: _Waiting) -> None:
+        if not waiting.given.done() and self._wanted < self._config.processes:
+            self._wanted += 1
+            self._assign()
+
+    def _assign(self) -> None:
+        if self._closed:
+            return
+        for waiting in list(self._waiting):
+            if (busy := self._free(waiting)) is not None:
+                self._waiting.remove(waiting)
+                busy.verifiers.append(waiting.verifier)
+                waiting.given.set_result(busy.process)
+
+    def _free(self, waiting: _Waiting) -> _Busy | None:
+        """The process that this one gets now, if any; a new one where there are not yet as many as are wanted."""
+        name = waiting.verifier
+        kind = self._kinds.get(name)
+        together = kind is not None and kind.waits and not waiting.alone
+        alive = [busy for busy in self._processes if busy.process.alive]
+        if together:
+            for busy in alive:
+                if busy.together and 0 < len(busy.verifiers) < MAX_TOGETHER and name in busy.process.loaded:
+                    return busy
+        holding = sum(name in busy.verifiers for busy in alive)
+        if len(self._names) > 1 and self._config.processes > 1 and holding >= self._config.processes - 1:
+            return None
+        idle = [busy for busy in self._processes if not busy.verifiers]
+        for dead in [busy for busy in idle if not busy.process.alive]:
+            self._processes.remove(dead)
+            idle.remove(dead)
+        found = next((busy for busy in idle if name in busy.process.loaded), idle[0] if idle else None)
+        if found is None and len(self._processes) < self._wanted:
+            found = _Busy(VerifierProcess(self._config.timeout_s, START_TIMEOUT_S))
+            self._processes.append(found)
+        if found is not None:
+            found.together = False  # until its verifier is loaded, which nothing can overlap with
+        return found
+
+    def _judged(self, task: "asyncio.Task[list[Verdict]]") -> None:
+        self._judging.discard(task)
+        if not task.cancelled():
+            task.exception()  # looked at, for when whoever asked was cancelled
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            if self._child is not None:
-                self._child.kill()
-            raise ScorerClosedError("the scorer was closed while a group was being scored")
-
-
-class _Child:
-    """One verifier process and the pipe to it. Used by one thread; only `kill` may be called from another."""
-
-    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
-        self._start_timeout_s = start_timeout_s
-        self._loaded: set[str] = set()
-        self._kill_lock = threading.Lock()
-        self._pipe, far_end = Pipe()
-        with far_end:
-            handle = far_end.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "actors.rewards.child", str(handle), str(timeout_s)],
-                pass_fds=(handle,),
-                stdin=subprocess.DEVNULL,
-                # What verifiers print is hostile text, too; errors travel through the pipe.
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-                # A group of its own, so that whatever a verifier starts is killed with it.
-                start_new_session=True,
-            )
-
-    @property
-    def alive(self) -> bool:
-        """Asked between requests, when all that can arrive is the end of the pipe."""
-        return self._process.returncode is None and not self._pipe.poll(0)
-
-    def load(self, verifier: str) -> str | None:
-        """Import a verifier, once. Returns why it cannot be, or None."""
-        if verifier in self._loaded:
-            return None
-        self.send(verifier)
-        answer = self.receive(self._start_timeout_s)
-        if answer["error"] is None:
-            self._loaded.add(verifier)
-        error: str | None = answer["error"]
-        return error
-
-    def send(self, message: Any) -> None:
-        try:
-            self._pipe.send(message)
-        except OSError as error:
-            raise self._died() from error
-
-    def receive(self, timeout_s: float) -> dict[str, Any]:
-        """The next answer. JSON and not pickle: nothing that ran beside hostile text gets to build objects here."""
-        try:
-            if self._pipe.poll(timeout_s):
-                answer: dict[str, Any] = json.loads(self._pipe.recv_bytes())
-                return answer
-        except (EOFError, OSError) as error:
-            raise self._died() from error
-        self.kill()
-        raise _ChildDiedError(f"timed out after {timeout_s:g} s")
-
-    def kill(self) -> None:
-        """End the process, and return when it is gone; what it started is killed at the same moment."""
-        with self._kill_lock:
-            # Only before the process is reaped is its id still its own.
-            if self._process.returncode is None:
-                # The group is gone already where the process died before it could make one.
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-
-    def _died(self) -> _ChildDiedError:
-        self.kill()
-        code = self._process.returncode
-        return _ChildDiedError(
-            f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"
-        )
+            raise RewardPoolClosedError("the reward pool was closed while a group was being judged")

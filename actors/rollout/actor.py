@@ -6,18 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import ray
 
-from actors.config import RolloutConfig, SamplingConfig
 from actors.engines.protocol import EngineDeadError
-from actors.prompts.feed import Prompt, Ticket
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.sender import GroupSender
+from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
-from actors.weights.update import WeightUpdate, WeightUpdateError
+from actors.weights.object_store import fetched
+from actors.weights.offer import WeightError, WeightOffer
 from moments_service.messages.groups import GroupStatus
 
 logger = logging.getLogger(__name__)
@@ -30,81 +29,66 @@ class Receipt:
     group_id: str
     status: GroupStatus
     timings: dict[str, float]
-    """See `Rollout.timings`."""
+    """See `SampledGroup.timings`."""
 
 
 class RolloutActor:
     """One engine in one process; made by `actors.rollout.spawn.spawn_rollout_actors`.
 
-    States: new (nothing loaded; also after Ray restarted it), serving, closed. `ready` and `update_weights` lead from new
+    States: new (nothing loaded; also after Ray restarted it), serving, closed. `ready` and `take` lead from new
     to serving, because both leave the weights in it that the driver wants; rollouts that come earlier wait for that.
     A dead engine, or one whose weights are in doubt, ends the process, so that Ray starts a new one.
 
     There is no concurrency group for control: Ray gives each group an event loop of its own, and an engine lives in one.
     """
 
-    def __init__(
-        self,
-        config: RolloutConfig,
-        sampling: SamplingConfig,
-        policy: str,
-        chat: bool,
-        seed: int,
-        index: int,
-        text_share: float,
-        text_chars: int,
-        verifiers: Sequence[str],
-        start_timeout_s: float,
-    ) -> None:
+    def __init__(self, spec: RolloutSpec, index: int) -> None:
         """Loads nothing: Ray runs this again at a restart, when the newest weights are not known here.
 
-        start_timeout_s: how long a rollout waits for `ready`.
+        index: this actor's place among the rollout actors.
         """
-        self._new_worker = partial(
-            RolloutWorker, config, sampling, policy, chat, seed, index, text_share, text_chars, verifiers
-        )
+        self._spec, self._index = spec, index
         self._worker: RolloutWorker | None = None
         self._sender: GroupSender | None = None
-        self._start_timeout_s = start_timeout_s
         self._changing = asyncio.Lock()
         self._serving = asyncio.Event()
         self._ended = asyncio.Event()
 
-    async def ready(self, update: WeightUpdate | None = None) -> int:
-        """Start the engine if it is not, load `update` if it is newer, and serve. Returns the policy version.
+    async def ready(self, offer: WeightOffer | None = None) -> int:
+        """Start the engine if it is not, take `offer` if it is newer, and serve. Returns the policy version.
 
-        update: the newest weights; None while the starting policy is the newest. May be called again at any time.
+        offer: the newest weights; None while the starting policy is the newest. May be called again at any time.
         """
         with self._ending_with_the_engine():
             async with self._changing:
                 worker = await self._started()
-                if update is not None and update.version > worker.policy_version:
-                    await worker.update_weights(update)
+                if offer is not None and offer.version > worker.policy_version:
+                    await worker.take(await fetched(offer))
                 self._serving.set()
                 return worker.policy_version
 
     @ray.method(max_task_retries=0)
-    async def update_weights(self, update: WeightUpdate) -> None:
+    async def take(self, offer: WeightOffer) -> None:
         """Take new weights; an actor that Ray has just restarted starts with them."""
         with self._ending_with_the_engine():
             async with self._changing:
                 worker = await self._started()
-                await worker.update_weights(update)
+                await worker.take(await fetched(offer))
                 self._serving.set()
 
     # Never run twice under one id: the rewards could differ. The driver dispatches a lost group as its next attempt.
     @ray.method(max_task_retries=0)
-    async def rollout(self, ticket: Ticket, embedding: np.ndarray | None, moments: Any) -> Receipt:
+    async def rollout(self, ticket: Ticket, moments: Any) -> Receipt:
         """Sample and score one group and submit it. Returns when `moments`, the MomentsActor, acknowledged it."""
         worker = await self._serving_worker()
         with self._ending_with_the_engine():
-            rollout = await worker.rollout(ticket, embedding)
-        header = rollout.header
+            group = await worker.rollout(ticket)
+        header = group.header
         # Nobody trains on a group without rewards.
-        payload = ray.put(rollout.payload) if header.status is GroupStatus.SCORED else None
+        payload = ray.put(group.samples) if header.status is GroupStatus.SCORED else None
         self._sender = self._sender or GroupSender(moments)
-        await self._sender.submit(header, payload, rollout.transcript)
-        return Receipt(header.group_id, header.status, rollout.timings)
+        await self._sender.submit(header, payload, group.transcript)
+        return Receipt(header.group_id, header.status, group.timings)
 
     @ray.method(max_task_retries=0)
     async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:
@@ -127,17 +111,17 @@ class RolloutActor:
 
     async def _started(self) -> RolloutWorker:
         if self._worker is None:
-            worker = self._new_worker()
+            worker = RolloutWorker(self._spec, self._index)
             await worker.start()
             self._worker = worker
         return self._worker
 
     async def _serving_worker(self) -> RolloutWorker:
         try:
-            await asyncio.wait_for(self._serving.wait(), self._start_timeout_s)
+            await asyncio.wait_for(self._serving.wait(), self._spec.start_timeout_s)
         except TimeoutError:
             # The driver may not know that this actor was restarted; a call that dies tells it.
-            logger.critical("nobody called ready() within %g s of a rollout; ending", self._start_timeout_s)
+            logger.critical("nobody called ready() within %g s of a rollout; ending", self._spec.start_timeout_s)
             _end_process()
         return await self._started()
 
@@ -145,7 +129,7 @@ class RolloutActor:
     def _ending_with_the_engine(self) -> Iterator[None]:
         try:
             yield
-        except (EngineDeadError, WeightUpdateError):
+        except (EngineDeadError, WeightError):
             if self._ended.is_set():
                 raise
             logger.critical("this rollout actor ends, and Ray starts a new one", exc_info=True)

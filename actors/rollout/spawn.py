@@ -1,15 +1,15 @@
 """Starts the rollout actors of a run: resources, environment, restarts."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import ray
 from ray.util.placement_group import PlacementGroup
 
-from actors.config import RolloutConfig, SamplingConfig
-from actors.engines import engine_environment
+from actors.config import RolloutConfig
+from actors.engines.create import engine_environment
 from actors.placement import Part, bundle, place_in
 from actors.rollout.actor import RolloutActor
+from actors.rollout.spec import RolloutSpec
 
 MAX_CONCURRENCY = 100_000
 """Calls an actor takes at once. The driver's slots bound rollouts; weight updates must never queue behind them."""
@@ -21,25 +21,13 @@ def rollout_part(config: RolloutConfig) -> Part:
     return Part("rollout actor", "rollout", config.actors, each, config.placement)
 
 
-def spawn_rollout_actors(
-    config: RolloutConfig,
-    sampling: SamplingConfig,
-    places: PlacementGroup,
-    *,
-    policy: str,
-    chat: bool,
-    seed: int,
-    text_share: float,
-    text_chars: int,
-    verifiers: Sequence[str],
-    start_timeout_s: float,
-) -> list[Any]:
-    """Handles of `config.actors` rollout actors, one in each of `places`. Returns at once; each serves after `ready`.
+def spawn_rollout_actors(spec: RolloutSpec, places: PlacementGroup) -> list[Any]:
+    """Handles of `rollout.actors` rollout actors, one in each of `places`. Returns at once; each serves after `ready`.
 
-    places: reserved for `rollout_part`.    policy: directory (on every node) or hub id.    verifiers: names to load at the
-    start.    start_timeout_s: how long a rollout waits for `ready`.
-    Ray restarts an actor that dies for as long as its driver lives; the driver then calls `ready` with the newest weights.
+    places: reserved for `rollout_part`. Ray restarts an actor that dies for as long as its driver lives; the driver then
+    calls `ready` with the newest weights.
     """
+    config = spec.rollout
     environment = engine_environment(config)
     if config.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to actors that asked for none
@@ -54,8 +42,6 @@ def spawn_rollout_actors(
     }
     actor = ray.remote(RolloutActor)
     return [
-        actor.options(**options, scheduling_strategy=place_in(places, index)).remote(
-            config, sampling, policy, chat, seed, index, text_share, text_chars, verifiers, start_timeout_s
-        )
+        actor.options(**options, scheduling_strategy=place_in(places, index)).remote(spec, index)
         for index in range(config.actors)
     ]

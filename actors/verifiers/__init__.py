@@ -1,18 +1,12 @@
-"""Verifiers: what turns a completion into a reward. Found by name, or by dotted path for your own."""
+"""Verifiers: what turns a completion into a reward. Found by name, or by dotted path for your own.
+
+A new one is a file with a function (or with an object that judges whole groups, see `actors.rewards.protocol`), and its line here.
+"""
 
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
 
-from actors.prompts.feed import Prompt
-
-Verifier = Callable[[Prompt, str], float | Mapping[str, float]]
-"""Judges one completion of a prompt: its reward, or the named parts of it, whose sum is the reward.
-
-Anything but finite numbers, and any exception, is an error and no reward.
-
-A completion is hostile input: a verifier must not let it reach `eval`, a shell or a path.
-"""
+from actors.rewards.protocol import Verifier, as_verifier
 
 BUILT_IN = {
     "exact": "actors.verifiers.matching:exact",
@@ -30,12 +24,11 @@ def get_verifier(name: str) -> Verifier:
     refuse_unknown(name)
     module_name, _, attribute = BUILT_IN.get(name, name).partition(":")
     try:
-        verifier = getattr(importlib.import_module(module_name), attribute)
+        return as_verifier(getattr(importlib.import_module(module_name), attribute))
     except (ImportError, AttributeError) as error:
         raise UnknownVerifierError(f"verifier `{name}` cannot be loaded: {error}") from error
-    if not callable(verifier):
-        raise UnknownVerifierError(f"verifier `{name}` is a {type(verifier).__name__}, not a callable")
-    return verifier
+    except TypeError as error:
+        raise UnknownVerifierError(f"verifier `{name}` is {error}") from error
 
 
 def refuse_unknown(name: str) -> None:

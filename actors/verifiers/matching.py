@@ -4,7 +4,7 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 
 _END = r"(?!\.?\d|[eE][+-]?\d)"
 # Lengths are bounded: an exponent or a digit string of the policy's choosing must not become a huge integer.

@@ -6,7 +6,7 @@ from typing import Any
 
 from reasoning_gym.factory import create_dataset
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 
 FULL_SCORE = 0.99
 """What counts as a full score where partial credit is off."""

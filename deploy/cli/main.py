@@ -79,7 +79,7 @@ def train(
     else:
         assert recipe is not None
         config = load_recipe(recipe, override or ())
-    require_packages(config.rollout.engine)
+    require_packages(config.rollout.engine.kind)
     trackers = chosen_trackers(track, directory if resume is not None else None)
     from deploy.run.warm_start import read_warm_start
 
@@ -269,7 +269,7 @@ def compare(
     config = load_recipe(recipe, override or ())
     out = out or Path(config.runs_dir) / f"compare-{config.name}"
     comparison = Comparison(config, estimators.split(","), seeds, out, vary or ())
-    for engine in {variant.config.rollout.engine for variant in comparison.variants}:
+    for engine in {variant.config.rollout.engine.kind for variant in comparison.variants}:
         require_packages(engine)
     comparison.run(console)
     console.print(comparison.table())

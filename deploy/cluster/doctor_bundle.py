@@ -25,7 +25,7 @@ from deploy.run.processes import processes_here
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.durable import strict_json, write_bytes
-from moments_service.ledger import RunLedger
+from moments_service.ledger import LedgerReader
 
 TAIL_BYTES = 2**20
 """Of each file; its end says what happened last."""
@@ -122,7 +122,7 @@ def _listing(path: Path) -> dict[str, int]:
 
 def _ledger(directory: RunDirectory) -> dict[str, Any]:
     try:
-        ledger = RunLedger(directory.moments)
+        ledger = LedgerReader(directory.moments)
     except FileNotFoundError as error:
         return {"problem": str(error)}
     with closing(ledger):

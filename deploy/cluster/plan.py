@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.table import Table
 
+from actors.engines.kinds import VllmConfig
 from actors.prompts.sources import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
@@ -32,11 +33,13 @@ def plan_rows(config: RunConfig) -> list[PlanRow]:
     """The processes of a run, with a rough estimate of the memory that each needs."""
     weights = policy_parameters(config.policy) or 0
     rollout, learner = config.rollout, config.learner
-    engine_gib = weights * _BYTES[rollout.dtype] / 2**30 + (rollout.kv_cache_gib if rollout.gpus == 0 else 0)
+    engine_gib = weights * _BYTES[rollout.dtype] / 2**30
+    if isinstance(rollout.engine, VllmConfig) and rollout.gpus == 0:
+        engine_gib += rollout.engine.kv_cache_gib
     # Master weights, gradients and both Adam moments in float32, sharded over the ranks.
     rank_gib = weights * 16 / learner.world_size / 2**30
     return [
-        PlanRow(f"rollout actor ({rollout.engine})", rollout.actors, rollout.cpus, rollout.gpus, _PROCESS_GIB[rollout.engine] + engine_gib),
+        PlanRow(f"rollout actor ({rollout.engine.kind})", rollout.actors, rollout.cpus, rollout.gpus, _PROCESS_GIB[rollout.engine.kind] + engine_gib),
         PlanRow("learner rank (FSDP2)", learner.world_size, learner.cpus, learner.gpus, _PROCESS_GIB["learner"] + rank_gib),
         PlanRow("moments service", 1, 0, 0, _PROCESS_GIB["moments"]),
         PlanRow("driver", 1, 0, 0, _PROCESS_GIB["driver"]),

@@ -2,7 +2,9 @@
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import PromptConfig, RolloutConfig, SamplingConfig
+from actors.config import PromptConfig, RewardsConfig, RolloutConfig, SamplingConfig
+from actors.environments.registry import EnvironmentConfig
+from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from deploy.mirror.store import refuse_unknown_uri
 from learner.config import LearnerConfig
@@ -73,6 +75,8 @@ class RunConfig(StrictModel):
     """A phase that takes longer stops the run and says what it was waiting for."""
     prompts: PromptConfig
     sampling: SamplingConfig = SamplingConfig()
+    environment: EnvironmentConfig = SingleTurnConfig()
+    rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
     moments: MomentsConfig = MomentsConfig()
     learner: LearnerConfig = LearnerConfig()

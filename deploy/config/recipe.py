@@ -111,27 +111,39 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
 
 def _describe(problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
-    key = ".".join(str(part) for part in location)
+    key, models = _at(location)
     if problem["type"] == "extra_forbidden":
-        fields = _fields_at(location[:-1])
+        fields = sorted({name for model in _at(location[:-1])[1] for name in model.model_fields})
         return f"{key}: unknown key (value {problem['input']!r}){nearest(str(location[-1]), fields)}"
+    if problem["type"] == "union_tag_invalid":
+        tag = problem["ctx"]["tag"]
+        return (
+            f"{key}: no such kind (value {tag!r}){nearest(tag, [kind for model in models if (kind := _kind(model))])}"
+        )
     if problem["type"] == "missing":
         return f"{key}: missing; it has no default"
     given = "" if isinstance(problem["input"], dict | BaseModel) else f" (value {problem['input']!r})"
     return f"{key or 'recipe'}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
-def _fields_at(location: Sequence[str | int]) -> list[str]:
-    """Field names of the model that sits at `location` in RunConfig."""
+def _at(location: Sequence[str | int]) -> tuple[str, list[type[BaseModel]]]:
+    """The key of a location as a recipe writes it, and the models that may sit there."""
+    key: list[str] = []
     models: list[type[BaseModel]] = [RunConfig]
     for part in location:
-        inner: list[type[BaseModel]] = []
-        for model in models:
-            if part in model.model_fields:
-                inner = models_in(model.model_fields[str(part)].annotation)
-        # List indices and the tags of unions stand in the location, but name no field.
-        models = inner or models
-    return sorted({name for model in models for name in model.model_fields})
+        holders = [model for model in models if part in model.model_fields]
+        if holders:
+            models = [inner for model in holders for inner in models_in(model.model_fields[str(part)].annotation)]
+        elif chosen := [model for model in models if _kind(model) == part]:
+            models = chosen  # which of a union's kinds it is stands in the location, but in no recipe
+            continue
+        key.append(str(part))
+    return ".".join(key), models
+
+
+def _kind(model: type[BaseModel]) -> str | None:
+    field = model.model_fields.get("kind")
+    return None if field is None else str(field.default)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.rundir.layout import RunDirectory

@@ -11,7 +11,7 @@ from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.saved_moments import newest_snapshot
-from moments_service.ledger import LedgerDamagedError, RunLedger, ledger_directories
+from moments_service.ledger import LedgerDamagedError, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.offline.portable import PortableMoments
@@ -39,9 +39,9 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, advance:
     Raises ConfigError where the ledger is missing, damaged or does not reach so far.
     """
     try:
-        shards = [part_paths(directory) for directory in ledger_directories(run.moments)]
-        seals = sum(check_parts(paths).seals for paths in shards)
-        reader = RunLedger(run.moments)
+        paths = part_paths(run.moments)
+        seals = check_parts(paths).seals
+        reader = LedgerReader(run.moments)
     except (FileNotFoundError, LedgerDamagedError, sqlite3.Error) as error:
         raise ConfigError(str(error)) from None
     try:
@@ -56,7 +56,7 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, advance:
         began = [number for number, first, _ in reader.lineage(incarnation) if first <= max(0, state.last_step)]
         counts = reader.counts(began[-1], state.last_step)
         portable = PortableMoments.from_state(state, clusters, counts, config.policy, run.path.name)
-        return Rebuilt(portable, sum(map(len, shards)), seals, compared, same)
+        return Rebuilt(portable, len(paths), seals, compared, same)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     finally:

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from deploy.rundir.evaluation import Evaluation
 from moments_service.messages.groups import FULL_REWARD
 

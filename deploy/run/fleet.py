@@ -11,9 +11,10 @@ from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.placement import addresses, alive_nodes, no_room, reserve
-from actors.prompts.feed import Prompt, Ticket
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
+from actors.rollout.spec import RolloutSpec
 from actors.weights.offer import WeightOffer
 from deploy.config.models import RunConfig
 
@@ -52,18 +53,20 @@ class RolloutFleet:
         """Reserve places, start the actors in them and wait until every one serves. Raises NoRoomError, TimeoutError."""
         config = self._config
         self._places = await reserve(self._part, config.start_timeout_s)
-        self.actors = spawn_rollout_actors(
-            config.rollout,
-            config.sampling,
-            self._places,
+        spec = RolloutSpec(
+            rollout=config.rollout,
+            sampling=config.sampling,
+            rewards=config.rewards,
+            environment=config.environment,
             policy=config.policy,
             chat=config.prompts.chat,
             seed=config.seed,
             text_share=config.transcripts.share,
             text_chars=config.transcripts.max_chars,
-            verifiers=self._verifiers,
+            verifiers=tuple(self._verifiers),
             start_timeout_s=config.start_timeout_s,
         )
+        self.actors = spawn_rollout_actors(spec, self._places)
         await asyncio.gather(*(self._started(actor) for actor in range(len(self.actors))))
 
     def pick(self) -> int | None:

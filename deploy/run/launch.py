@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from moments_service.clusters import PromptSet

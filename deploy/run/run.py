@@ -6,7 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror
 from deploy.run.checkpoints import Checkpoints

@@ -8,7 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import Ticket
+from actors.prompts.prompt import Ticket
 from actors.rollout.actor import Receipt
 from deploy.run.fleet import RolloutFleet
 from deploy.run.remote import Remote

@@ -11,7 +11,7 @@ import numpy as np
 import ray
 
 from actors.placement import addresses
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.report.progress import EMBEDDING, lines

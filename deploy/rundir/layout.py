@@ -132,7 +132,7 @@ class RunDirectory:
     def finish_checkpoint(self, partial: Path, step: int, keep: int) -> Path:
         """Give a written checkpoint its checksums and its name, on the disk, and drop all but the `keep` newest."""
         final = self.checkpoint(step)
-        durable.put_in_place(partial, final)
+        durable.put_directory(partial, final)
         for old in self.checkpoint_steps()[:-keep]:
             shutil.rmtree(self.checkpoint(old))
         return final

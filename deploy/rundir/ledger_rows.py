@@ -2,12 +2,12 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moments_service.ledger import FoldedGroup, LedgerReader, RunLedger, ledger_directories
+from moments_service.ledger import FoldedGroup, LedgerReader
 from moments_service.messages.groups import Transcript
 
 _OLD_FILE = "ledger.sqlite"
@@ -42,7 +42,7 @@ class LedgerRows:
         self._directory = moments
         self._lock = threading.Lock()
         self._users = 0
-        self._reader: RunLedger | None = None
+        self._reader: LedgerReader | None = None
         if (moments / _OLD_FILE).exists():
             raise OldLedgerError(
                 f"{moments / _OLD_FILE} was written by an older version; its steps can be shown, its groups cannot"
@@ -55,7 +55,7 @@ class LedgerRows:
         """Keep it open from one question to the next."""
         with self._lock:
             if self._reader is None:
-                self._reader = RunLedger(self._directory)
+                self._reader = LedgerReader(self._directory)
             self._users += 1
         try:
             yield
@@ -67,25 +67,12 @@ class LedgerRows:
                     self._reader = None
 
     def incarnations(self) -> list[Incarnation]:
-        """Every start of the run, oldest first, with the steps that all shards hold."""
-        ends: dict[int, list[tuple[int | None, int | None]]] = {}
-        starts: dict[int, int] = {}
-        for directory in ledger_directories(self._directory):
-            with closing(LedgerReader(directory)) as shard:
-                for number, after in shard.incarnations().items():
-                    starts[number] = after
-                    ends.setdefault(number, []).append(_first_and_last_step(shard, number))
-        found = []
-        for number in sorted(starts):
-            firsts, lasts = (
-                [step for step in column if step is not None] for column in zip(*ends[number], strict=True)
-            )
-            # A shard that has not written a commit yet, or lost it in a crash, holds it back for all.
-            complete = len(lasts) == len(ends[number]) and max(firsts) <= min(lasts)
-            found.append(
-                Incarnation(number, starts[number], max(firsts) if complete else None, min(lasts) if complete else None)
-            )
-        return found
+        """Every start of the run, oldest first."""
+        with self._asking() as ledger:
+            return [
+                Incarnation(number, after, *_first_and_last_step(ledger, number))
+                for number, after in sorted(ledger.incarnations().items())
+            ]
 
     def policy_version(self, incarnation: int, step: int) -> int | None:
         """The version that the commit of a step led to."""
@@ -147,7 +134,7 @@ class LedgerRows:
             return ledger.query(sql, values)
 
     @contextmanager
-    def _asking(self) -> Iterator[RunLedger]:
+    def _asking(self) -> Iterator[LedgerReader]:
         with self.reading(), self._lock:
             assert self._reader is not None
             yield self._reader

@@ -11,6 +11,7 @@ import numpy as np
 from moments_service.clusters import Codebook, PromptSet, choose_count, fit_codebook
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import ClusterConfig
+from moments_service.durable import write_json
 from moments_service.moments import Indices
 from moments_service.seeding import derive_seed
 
@@ -109,7 +110,7 @@ class LabelClusters:
         return np.array([self._indices.setdefault(name, len(self._indices)) for name in names], dtype=np.int64)
 
     def save(self, directory: Path) -> None:
-        (directory / LABELS_FILE).write_text(json.dumps(list(self._indices)))
+        write_json(directory / LABELS_FILE, list(self._indices))
 
     @classmethod
     def load(cls, directory: Path) -> "LabelClusters":

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +12,12 @@ import numpy.typing as npt
 from moments_service.adapters.clusters import Encoder, LabelClusters, PromptClusters, SemanticClusters
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
+from moments_service.durable import settle, verify_directory, whole_directory, write_json
 from moments_service.estimators import Advantages, RewardBatch
+from moments_service.messages.counts import Counts
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History, Indices
-from moments_service.state import Counts, MomentsState, SnapshotOrigin
+from moments_service.state import MomentsState, SnapshotOrigin
 
 ABOUT_FILE = "local.json"
 
@@ -133,25 +134,22 @@ class LocalMoments:
         """Write everything into `directory`, replacing what an earlier save left there. Only between batches."""
         if self._drawn:
             raise RuntimeError(f"no save while the batch of step {min(self._drawn)} is not committed")
-        final = Path(directory)
-        partial = final.with_name(f"{final.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.clusters.save(partial)
         origin = SnapshotOrigin(self.clusters.fingerprint, self.config.estimator, self.last_step, 0, self._counts)
-        self._state.save(partial, origin)
         about = {"clusters": type(self.clusters).__name__, "seed": self._seed, "config": self.config.model_dump()}
-        (partial / ABOUT_FILE).write_text(json.dumps(about, indent=1))
-        if final.exists():
-            shutil.rmtree(final)
-        partial.rename(final)
+        with whole_directory(Path(directory)) as partial:
+            self.clusters.save(partial)
+            self._state.save(partial, origin)
+            write_json(partial / ABOUT_FILE, about, indent=1)
 
     @classmethod
     def load(
         cls, directory: Path | str, config: MomentsConfig | None = None, encoder: Encoder | None = None
     ) -> "LocalMoments":
-        """Go on from what `save` wrote. config: replaces the saved one; ValueError if the saved moments do not fit it."""
+        """Go on from what `save` wrote. config: replaces the saved one; ValueError if the saved moments do not fit it,
+        or are damaged."""
         folder = Path(directory)
+        settle(folder)
+        verify_directory(folder)
         about = json.loads((folder / ABOUT_FILE).read_text())
         config = MomentsConfig.model_validate(about["config"]) if config is None else config
         clusters: PromptClusters

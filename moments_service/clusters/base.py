@@ -97,7 +97,7 @@ class Clusters(Protocol):
         ...
 
     def assign(self, table: GroupTable) -> Indices:
-        """Cluster of each group, [N]. Raises ValueError for a group that lacks what clusters are made of."""
+        """Cluster of each group, [N]. Raises ValueError for a group whose prompt `remember` was not told of."""
         ...
 
     def assign_prompts(self, prompts: PromptSet) -> Indices:
@@ -105,7 +105,7 @@ class Clusters(Protocol):
         ...
 
     def remember(self, prompts: PromptSet) -> Indices:
-        """Look the clusters of a run's prompts up once, so that `assign` need not search. Returns them, [N]."""
+        """Look the clusters of prompts up, once: `assign` knows them from then on. Returns them, [N]."""
         ...
 
     def grown(self, prompts: PromptSet) -> ClusterChange | None:
@@ -113,5 +113,5 @@ class Clusters(Protocol):
         ...
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; `load_clusters` reads it."""
+        """Write one safetensors file, durably; `load_clusters` reads it."""
         ...

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters.base import ClusterChange, Embeddings, Indices, PromptSet, Transfer
 from moments_service.clusters.fitting import choose_count
 from moments_service.clusters.index import CentroidIndex, fit_cells, spherical_kmeans
+from moments_service.durable import strict_json, write_tensors
 from moments_service.messages.table import GroupTable
 
 NOVELTY_PERCENTILE = 1.0
@@ -77,19 +78,18 @@ class Codebook:
     def remember(self, prompts: PromptSet) -> Indices:
         """Look the clusters of these prompts up once; `assign` then knows them by id. Returns them, [N]."""
         clusters = self.assign_prompts(prompts)
-        self._of_prompt = dict(zip(prompts.prompt_ids, clusters.tolist(), strict=True))
+        self._of_prompt.update(zip(prompts.prompt_ids, clusters.tolist(), strict=True))
         return clusters
 
     def assign(self, table: GroupTable) -> Indices:
-        clusters = np.array([self._of_prompt.get(prompt_id, -1) for prompt_id in table.prompt_ids], dtype=np.int64)
-        unknown = np.flatnonzero(clusters < 0)
-        if len(unknown):
-            bare = unknown if table.embeddings is None else unknown[np.isnan(table.embeddings[unknown, 0])]
-            if table.embeddings is None or len(bare):
-                group_id = table.group_ids[bare[0]]
-                raise ValueError(f"group {group_id} carries no embedding, and clusters are made of embeddings")
-            clusters[unknown] = self.nearest(table.embeddings[unknown])
-        return clusters
+        known = self._of_prompt
+        try:
+            return np.array([known[prompt_id] for prompt_id in table.prompt_ids], dtype=np.int64)
+        except KeyError as error:
+            group_id = table.group_ids[table.prompt_ids.index(error.args[0])]
+            raise ValueError(
+                f"group {group_id}: nobody told what its prompt {error.args[0]} is; call remember(PromptSet) before its groups come"
+            ) from None
 
     def assign_prompts(self, prompts: PromptSet) -> Indices:
         return self.nearest(prompts.embedded())
@@ -113,9 +113,9 @@ class Codebook:
             "encoder": self.encoder,
             "parent": self.parent,
             "fingerprint": self.fingerprint,
-            "novelty": json.dumps(self.novelty),
+            "novelty": strict_json(self.novelty),
         }
-        save_file(arrays, path, metadata=about)
+        write_tensors(path, arrays, about)
 
     @classmethod
     def load(cls, path: Path) -> "Codebook":

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import sqlite3
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,10 @@ from moments_service.progress import Progress, silent
 
 _CHUNK = 500
 """Texts embedded, or looked up, at once; below SQLite's limit of bound values."""
+
+
+_OTHER_FORMATS = ("onnx", "openvino")
+"""Copies of the same weights for other runtimes, which nobody reads here."""
 
 
 class EncoderNotFoundError(RuntimeError):
@@ -36,14 +41,30 @@ def encoder_path(name: str) -> Path:
     return path
 
 
+def content_fingerprint(directory: Path) -> str:
+    """Hash of all that decides an encoder's embeddings: its files, whatever the directory is called and wherever it lies."""
+    stamp = hashlib.sha256()
+    for file in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name = file.relative_to(directory)
+        if name.parts[0] not in _OTHER_FORMATS and file.suffix != ".md" and not file.name.startswith("."):
+            about = file.stat()
+            stamp.update(f"{name.as_posix()}\0{_digest(file, about.st_mtime_ns, about.st_size)}\n".encode())
+    return stamp.hexdigest()[:16]
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, mtime_ns: int, size: int) -> str:
+    """Hash of a file; read once as long as it is the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
 class PromptEncoder:
-    """Unit-length embeddings of texts; each text is embedded once per encoder and machine."""
+    """Unit-length embeddings of texts; each text is embedded once per encoder, by its fingerprint, and machine."""
 
     def __init__(self, config: ClusterConfig) -> None:
         self._path = encoder_path(config.encoder)
-        weights = self._path / "model.safetensors"
-        stamp = hashlib.sha256(f"{weights.stat().st_size}".encode() + (self._path / "config.json").read_bytes())
-        self.fingerprint = f"{config.encoder.split('/')[-1]}-{stamp.hexdigest()[:12]}"
+        self.fingerprint = content_fingerprint(self._path)
         self._cache = Path(config.cache_dir).expanduser() / f"{self.fingerprint}.sqlite"
 
     def encode(self, texts: Sequence[str], told: Progress = silent) -> np.ndarray:

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters.base import ClusterChange, Indices, PromptSet
+from moments_service.durable import write_tensors
 from moments_service.messages.table import GroupTable
 
 LABELS = ("source", "difficulty", "prompt")
@@ -63,7 +64,7 @@ class LabelClusters:
             "parent": self.parent,
             "fingerprint": self.fingerprint,
         }
-        save_file({"labels": table}, path, metadata=about)
+        write_tensors(path, {"labels": table}, about)
 
     @classmethod
     def load(cls, path: Path) -> "LabelClusters":

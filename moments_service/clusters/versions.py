@@ -1,13 +1,13 @@
 """Every version of a run's clusters on disk, and the log of when each came into force."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 
 from moments_service.clusters.base import Clusters, Transfer
+from moments_service.durable import append_line, cut_half_line, strict_json
 
 LOG_FILE = "clusters.jsonl"
 
@@ -39,15 +39,8 @@ class ClusterVersions:
         """Write a version (unless it is here already) and its line. Returns when both are on the disk."""
         version = self._write(clusters)
         record = ClusterRecord(self._incarnation, after_step, version, clusters.fingerprint, transfers)
-        whole = self._whole_lines()
-        with self._log.open("r+b" if self._log.exists() else "w+b") as file:
-            # Half a line is what a crash left of a change that never took effect.
-            file.truncate(len(whole))
-            file.seek(0, os.SEEK_END)
-            file.write(json.dumps(asdict(record)).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        self._sync_directory()
+        cut_half_line(self._log)  # of a change that never took effect
+        append_line(self._log, strict_json(asdict(record)))
         return record
 
     def records(self) -> list[ClusterRecord]:
@@ -82,20 +75,9 @@ class ClusterVersions:
                     return path.name
         number = 1 + max((int(path.stem.removeprefix("codebook-")) for path in files), default=-1)
         path = self._directory / f"codebook-{number:03d}.safetensors"
-        partial = path.with_suffix(".partial")
-        clusters.save(partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.rename(path)
+        clusters.save(path)
         return path.name
 
     def _whole_lines(self) -> bytes:
         text = self._log.read_bytes() if self._log.exists() else b""
         return text[: text.rfind(b"\n") + 1]
-
-    def _sync_directory(self) -> None:
-        handle = os.open(self._directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

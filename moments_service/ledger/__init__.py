@@ -1,9 +1,8 @@
 """The ledger of a run: written once, checked at every start, readable by anybody at any time."""
 
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits
-from moments_service.ledger.reader import FoldedGroup, LedgerReader
-from moments_service.ledger.run_ledger import RunLedger, last_incarnation, ledger_directories, shard_directories
-from moments_service.ledger.seals import LedgerDamagedError
+from moments_service.ledger.reader import FoldedGroup, LedgerReader, last_incarnation
+from moments_service.ledger.seals import LedgerDamagedError, LedgerEnd
 from moments_service.ledger.writer import Ledger
 
 __all__ = [
@@ -11,10 +10,8 @@ __all__ = [
     "FoldedGroup",
     "Ledger",
     "LedgerDamagedError",
+    "LedgerEnd",
     "LedgerLimits",
     "LedgerReader",
-    "RunLedger",
     "last_incarnation",
-    "ledger_directories",
-    "shard_directories",
 ]

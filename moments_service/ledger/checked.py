@@ -7,10 +7,12 @@ missing or another, the rows are checked again, and they decide.
 import hashlib
 from pathlib import Path
 
+from moments_service.durable import write_text
+
 
 def remember_checked(path: Path) -> None:
     """Every row of this finished part was checked and is whole."""
-    _beside(path).write_text(_line(path))
+    write_text(_beside(path), _line(path))
 
 
 def was_checked(path: Path) -> bool:

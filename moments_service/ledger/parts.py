@@ -3,13 +3,13 @@
 `ledger-000000.sqlite` and so on stand in one directory; the newest is open, all others are closed and never get another row.
 """
 
-import os
 import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-from moments_service.ledger.schema import HEADER_ONLY, create_tables, is_finished, open_for_reading
+from moments_service.durable import put_file
+from moments_service.ledger.schema import HEADER_ONLY, create_indexes, create_tables, is_finished, open_for_reading
 from moments_service.ledger.seals import LedgerDamagedError, Seal, write_transaction
 
 _PREFIX, _SUFFIX = "ledger-", ".sqlite"
@@ -19,8 +19,8 @@ _PREFIX, _SUFFIX = "ledger-", ".sqlite"
 class LedgerLimits:
     """How large a ledger's files may get."""
 
-    part_bytes: int = 256 * 2**20
-    """A part that has grown past this is closed."""
+    part_bytes: int = 64 * 2**20
+    """A part that has grown past this is closed. It is searched without indexes until then: 100,000 groups, some 10 ms."""
     texts_bytes: int = 8 * 2**30
     """The newest closed parts keep their transcripts as long as together they are no larger than this."""
 
@@ -56,7 +56,7 @@ def begin_part(directory: Path, number: int, last: Seal) -> tuple[Path, Seal]:
         first = write_transaction(connection, last.number + 1, {"parts": [(number, last.number, last.checksum)]})
     finally:
         connection.close()
-    take_its_name(partial, path)
+    put_file(partial, path)
     return path, first
 
 
@@ -66,6 +66,7 @@ def finish_part(path: Path) -> bool:
         return True
     connection = sqlite3.connect(path, timeout=0)
     try:
+        create_indexes(connection)
         connection.execute(HEADER_ONLY)
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -87,21 +88,6 @@ def remove_partials(directory: Path, stem: str = f"{_PREFIX}*") -> None:
     """Remove what a writer that was killed has left unfinished. Only for who writes."""
     for left in directory.glob(f"{stem}.partial*"):
         left.unlink()
-
-
-def take_its_name(partial: Path, path: Path) -> None:
-    """Put a written file in its place, durably; whoever reads what stood there before goes on reading that."""
-    _sync(partial)
-    partial.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class PartConnections:

@@ -14,12 +14,12 @@ import numpy as np
 from moments_service.ledger.parts import PartConnections, part_paths
 from moments_service.ledger.schema import DROPPED, Row
 from moments_service.ledger.seals import LedgerDamagedError
+from moments_service.messages.counts import Counts
 from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
-from moments_service.state import Counts
 
-_GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, oldest_version, newest_version, lost, cluster"
+_GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, turns, oldest_version, newest_version, lost, cluster"
 _COMMITTED = "cluster, prompt_id, rewards, lengths"
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
@@ -62,12 +62,30 @@ class LedgerReader:
         self.directory = directory
         self._connections = PartConnections()
 
+    def __enter__(self) -> "LedgerReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self._connections.close()
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[Row]:
         """Rows of any SELECT over the tables in schema.py, asked of every part by itself, oldest first."""
         return [row for path in part_paths(self.directory) for row in self._ask(path, sql, values)]
+
+    def newest(self, sql: str, values: Sequence[Any] = (), limit: int = 2**62) -> list[Row]:
+        """Up to `limit` rows of a SELECT over `folds` that gives the newest first; older parts are asked only if need be.
+
+        sql: ends in `ORDER BY incarnation DESC, step DESC, …`; a LIMIT is added.
+        """
+        rows: list[Row] = []
+        for path in reversed(part_paths(self.directory)):
+            if len(rows) == limit:
+                break
+            rows += self._ask(path, f"{sql} LIMIT ?", (*values, limit - len(rows)))
+        return rows
 
     def incarnations(self) -> dict[int, int]:
         """`after_step` of every incarnation: the last step of the earlier ones that it went on from."""
@@ -121,7 +139,7 @@ class LedgerReader:
         """What the commit of a step folded in, in feed order. places: only the groups at these places in the feed."""
         fold = "advantages, baseline, scale, weight"
         rows = [row[3:] for row in self.folded((incarnation, step, step), _GROUP, fold, places)]
-        return [FoldedGroup(incarnation, step, _header(row), row[11], _tuple(row[12]), *row[13:]) for row in rows]
+        return [FoldedGroup(incarnation, step, _header(row), row[12], _tuple(row[13]), *row[14:]) for row in rows]
 
     def folded(
         self, steps: tuple[int, int, int], group: str, fold: str, places: Sequence[int] | None = None
@@ -139,8 +157,8 @@ class LedgerReader:
         """(incarnation, header, cluster, step it was folded in or None) of every time that the group was submitted."""
         found = []
         for row in self.query(f"SELECT {_GROUP}, incarnation FROM groups WHERE group_id = ?", (group_id,)):
-            steps = self.query(f"SELECT step FROM folds WHERE {_SAME}", (row[12], row[3], group_id))
-            found.append((row[12], _header(row), row[11], steps[0][0] if steps else None))
+            steps = self.query(f"SELECT step FROM folds WHERE {_SAME}", (row[13], row[3], group_id))
+            found.append((row[13], _header(row), row[12], steps[0][0] if steps else None))
         return sorted(found, key=lambda entry: entry[0])
 
     def unfolded(self, incarnation: int) -> list[tuple[ScoredGroup, int]]:
@@ -154,7 +172,7 @@ class LedgerReader:
             waiting |= dict.fromkeys(submitted, path)
         header = f"SELECT {_GROUP} FROM groups WHERE {_SAME}"
         rows = [self._ask(path, header, (incarnation, *key))[0] for key, path in sorted(waiting.items())]
-        return [(_header(row), row[11]) for row in rows]
+        return [(_header(row), row[12]) for row in rows]
 
     def counts(self, incarnation: int, last_step: int = 2**62) -> Counts:
         """What an incarnation had done when it committed `last_step`, or so far."""
@@ -162,8 +180,7 @@ class LedgerReader:
         values = (incarnation, sealed[0][0] if sealed else 2**62)
         groups, completions, errors, lost = _sums(
             self.query(
-                "SELECT COUNT(*), TOTAL(json_array_length(rewards)), TOTAL((SELECT COUNT(value) FROM json_each(errors))), "
-                "TOTAL(lost) FROM groups WHERE incarnation = ? AND seal <= ?",
+                "SELECT COUNT(*), TOTAL(size), TOTAL(failed), TOTAL(lost) FROM groups WHERE incarnation = ? AND seal <= ?",
                 values,
             )
         )
@@ -203,6 +220,10 @@ class LedgerReader:
         Raises LedgerDamagedError if a group that was folded in stands in none of them.
         """
         *before, path = paths
+        group, fold = (
+            ", ".join(f"{table}.{name}" for name in names.split(", "))
+            for table, names in (("groups", group), ("folds", fold))
+        )
         somewhere = "" if places is None else f"AND sequence IN ({','.join('?' * len(places))}) "
         rows = self._ask(
             path,
@@ -236,13 +257,25 @@ def _header(row: tuple[Any, ...]) -> ScoredGroup:
         errors=(None,) * len(rewards) if row[5] is None else tuple(json.loads(row[5])),
         lengths=tuple(json.loads(row[6])),
         truncated=tuple(json.loads(row[7])),
-        policy_versions=(row[8], row[9]),
-        status=GroupStatus.LOST if row[10] else GroupStatus.ERROR if unscored else GroupStatus.SCORED,
+        turns=tuple(json.loads(row[8])),
+        policy_versions=(row[9], row[10]),
+        status=GroupStatus.LOST if row[11] else GroupStatus.ERROR if unscored else GroupStatus.SCORED,
     )
 
 
 def _tuple(text: str | None) -> tuple[float | None, ...] | None:
     return None if text is None else tuple(json.loads(text))
+
+
+def last_incarnation(directory: Path) -> int:
+    """The newest incarnation of the ledger in a directory; -1 where there is none or nothing in it."""
+    if not part_paths(directory):
+        return -1
+    reader = LedgerReader(directory)
+    try:
+        return reader.last_incarnation()
+    finally:
+        reader.close()
 
 
 def _sums(rows: Sequence[Row]) -> list[int]:

@@ -4,9 +4,10 @@ import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
+from moments_service.durable import put_file
 from moments_service.ledger.checked import remember_checked
-from moments_service.ledger.parts import fresh_partial, take_its_name
-from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_tables, open_for_reading
+from moments_service.ledger.parts import fresh_partial
+from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_indexes, create_tables, open_for_reading
 from moments_service.ledger.seals import Seal, verify
 
 
@@ -55,10 +56,11 @@ def drop_texts(path: Path) -> None:
                 "FROM whole.seals",
                 (DROPPED,),
             )
+        create_indexes(connection)
         ((before,),) = connection.execute("SELECT last_seal FROM parts").fetchall()
         verify(connection, partial, Seal(before))
     finally:
         connection.close()
     partial.chmod(0o444)
-    take_its_name(partial, path)
+    put_file(partial, path)
     remember_checked(path)

@@ -18,7 +18,6 @@ from moments_service.ledger.schema import (
     open_for_reading,
     open_for_writing,
 )
-from moments_service.ledger.wal import inspect_wal
 
 
 class LedgerDamagedError(RuntimeError):
@@ -34,6 +33,15 @@ class Seal:
 
 
 @dataclass(frozen=True, slots=True)
+class LedgerEnd:
+    """A transaction that was the newest on the disk once: what a later start compares with what it finds."""
+
+    part: int
+    seal: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
 class LedgerReport:
     """What a check found."""
 
@@ -43,8 +51,6 @@ class LedgerReport:
     """The newest of them."""
     cut: int = 0
     """Transactions at the end that were not whole, and are gone now."""
-    torn_frames: int = 0
-    """Frames of an unfinished write that SQLite cut off."""
 
 
 def write_transaction(connection: sqlite3.Connection, number: int, rows: Mapping[str, list[Row]]) -> Seal:
@@ -67,11 +73,9 @@ def check_parts(paths: Sequence[Path], writing: bool = False) -> LedgerReport:
     were checked at an earlier start are only compared with what they were then. Raises LedgerDamagedError for damage anywhere
     else, and where a part does not begin where the one before it ended.
     """
-    last, seals, cut, torn = Seal(), 0, 0, 0
+    last, seals, cut = Seal(), 0, 0
     for number, path in enumerate(paths):
         closed = path != paths[-1]
-        if writing:
-            torn = check_wal(path)
         try:
             connection = open_for_writing(path) if writing and not closed else open_for_reading(path)
         except sqlite3.DatabaseError as error:
@@ -90,7 +94,7 @@ def check_parts(paths: Sequence[Path], writing: bool = False) -> LedgerReport:
         finally:
             connection.close()
         last, seals, cut = found.last, seals + found.seals, found.cut
-    return LedgerReport(seals, last, cut, torn)
+    return LedgerReport(seals, last, cut)
 
 
 def _known(connection: sqlite3.Connection, before: Seal) -> LedgerReport:
@@ -99,18 +103,25 @@ def _known(connection: sqlite3.Connection, before: Seal) -> LedgerReport:
     return LedgerReport(number - before.number, Seal(number, checksum))
 
 
-def check_wal(path: Path) -> int:
-    """Frames of an unfinished write that SQLite will cut off. Call before the part at `path` is opened.
+def require(paths: Sequence[Path], known: LedgerEnd) -> None:
+    """Raise LedgerDamagedError unless the ledger holds a transaction that was on its disk once: then nothing before it is gone.
 
-    Raises LedgerDamagedError if finished transactions stand behind a damaged frame.
+    paths: of the parts from 0 on, the one that it stood in among them.
     """
-    report = inspect_wal(wal := path.with_name(path.name + "-wal"))
-    if report.damaged_frame is not None:
+    path = paths[known.part]
+    connection = open_for_reading(path)
+    try:
+        found = connection.execute("SELECT checksum FROM seals WHERE seal = ?", (known.seal,)).fetchone()
+        newest = connection.execute("SELECT MAX(seal) FROM seals").fetchone()[0]
+    finally:
+        connection.close()
+    if found is None:
         raise LedgerDamagedError(
-            f"{wal} is damaged at frame {report.damaged_frame}, and finished transactions follow it. Restore the file from a "
-            f"copy; to go on without what follows, cut it after frame {report.good_frames}"
+            f"{path} ends with transaction {newest}, and number {known.seal} was on the disk when the snapshot was taken: "
+            f"the end of the file or its log {path.name}-wal is lost; restore both from a copy"
         )
-    return report.torn_frames
+    if found != (known.checksum,):
+        raise LedgerDamagedError(f"{path} is the ledger of another run: its transaction {known.seal} is another one")
 
 
 def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bool = False) -> LedgerReport:

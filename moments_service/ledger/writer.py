@@ -8,25 +8,21 @@ not part of the state.
 import asyncio
 import json
 import logging
+import math
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from moments_service.durable import strict_json
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.parts import (
-    DEFAULT_LIMITS,
-    LedgerLimits,
-    begin_part,
-    part_paths,
-    remove_partials,
-)
+from moments_service.ledger.outcomes import carry_signal, mean_rewards, outcomes, wasted_by_grpo
+from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
-from moments_service.ledger.schema import RepeatedRows, Row, json_rows, open_for_reading, open_for_writing
-from moments_service.ledger.seals import Seal, check_parts, write_transaction
+from moments_service.ledger.schema import RepeatedRows, Row, drop_indexes, json_rows, open_for_reading, open_for_writing
+from moments_service.ledger.seals import LedgerEnd, Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove, Transcript
@@ -55,27 +51,31 @@ class Ledger:
         paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
         paths[-1].chmod(0o644)  # read-only since the ledger was closed
         report = check_parts(paths, writing=True)
-        if report.torn_frames or report.cut:
-            logger.warning(
-                "%s: cut an unfinished write (%d frames, %d transactions)", paths[-1], report.torn_frames, report.cut
-            )
+        if report.cut:
+            logger.warning("%s: cut an unfinished write (%d transactions)", paths[-1], report.cut)
         self._last = report.last
         self._closed = ClosedParts(paths[:-1], incarnation, limits.texts_bytes)
         self._closed.finish()
         self._number = len(paths) - 1
         self.path = paths[-1]
         self.connection = open_for_writing(self.path)
+        drop_indexes(self.connection)
         # A second connection sees only what is committed, so what it finds is on the disk.
         self._reader = open_for_reading(self.path)
         self._full_at = limits.part_bytes
         begun, self._seen = _begun(directory, incarnation)
         if not begun:
             self._transact([[("incarnations", [(incarnation, after_step)])]])
-        self._reward_texts, self._truncated_texts = RepeatedRows(), RepeatedRows()
+        self._reward_texts, self._truncated_texts, self._turn_texts = RepeatedRows(), RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
         self._writer: asyncio.Task[None] | None = None
         self._tidying: asyncio.Task[None] | None = None
+
+    @property
+    def end(self) -> LedgerEnd:
+        """The newest transaction that is on the disk."""
+        return LedgerEnd(self._number, self._last.number, self._last.checksum)
 
     async def append(
         self, table: GroupTable, clusters: np.ndarray, transcripts: Sequence[Transcript | None] | None = None
@@ -91,7 +91,7 @@ class Ledger:
                 table.group_ids[row],
                 text.prompt,
                 json.dumps(text.completions),
-                None if text.reward_parts is None else json.dumps(text.reward_parts),
+                None if text.reward_parts is None else _parts_json(text.reward_parts),
             )
             for row, text in enumerate(transcripts or ())
             if text is not None
@@ -116,25 +116,30 @@ class Ledger:
         await self._write([("losses", [(self.incarnation, *group) for group in groups])])
 
     async def append_commit(
-        self, batch: Batch, policy_version: int, move: PolicyMove | None, closed: Sequence[tuple[int, str]]
+        self,
+        batch: Batch,
+        policy_version: int,
+        move: PolicyMove | None,
+        closed: GroupTable,
+        closed_clusters: np.ndarray,
     ) -> None:
-        """Write one fold into the moments: the batch with its advantages, and (sequence, id) of what was not trained on."""
-        table = batch.table
-        trained = zip(
-            table.sequence.tolist(), table.group_ids, json_rows(batch.advantages, table.sizes),
-            batch.baseline.tolist(), batch.scale.tolist(), batch.weight.tolist(), strict=True,
-        )  # fmt: skip
-        nothing = (None, None, None, None)
-        folds = [(self.incarnation, batch.step, *row) for row in trained]
-        folds += [(self.incarnation, batch.step, *group, *nothing) for group in closed]
+        """Write one fold into the moments: the batch with its advantages, and the groups that were not trained on."""
+        numbers = (_real(column).tolist() for column in (batch.weight, batch.baseline, batch.scale))
+        signal = carry_signal(batch.advantages)
+        rescued = signal & wasted_by_grpo(batch.table.rewards)
+        folds = self._fold_rows(batch.step, batch.table, batch.clusters, False, signal, rescued)
+        folds = [
+            (*row, *rest)
+            for row, *rest in zip(folds, *numbers, json_rows(batch.advantages, batch.table.sizes), strict=True)
+        ]
+        nothing = np.zeros(len(closed), dtype=np.bool_)
+        folds += [
+            (*row, None, None, None, None)
+            for row in self._fold_rows(batch.step, closed, closed_clusters, True, nothing, nothing)
+        ]
         measured = (None, None) if move is None else (move.kl, move.log_ratio)
         commit = (self.incarnation, batch.step, policy_version, *measured)
         await self._write([("folds", folds), ("commits", [commit])])
-
-    def add_commits(self, commits: Sequence[tuple[Any, ...]]) -> None:
-        """Write commits that fold no group in, before anything else is written. Each: (step, policy_version, kl, log_ratio)."""
-        if commits:
-            self._transact([[("commits", [(self.incarnation, *commit) for commit in commits])]])
 
     async def close(self) -> None:
         """Finish what is pending, then close the files. Every part is one whole file then, unless somebody reads it."""
@@ -147,6 +152,26 @@ class Ledger:
         self._closed.add(self.path, self.connection, self.connection)
         self._closed.close()
 
+    def _fold_rows(
+        self, step: int, table: GroupTable, clusters: np.ndarray, closed: bool, signal: np.ndarray, rescued: np.ndarray
+    ) -> list[Row]:
+        """What a fold says of each group, but for the numbers that made its advantages."""
+        return list(
+            zip(
+                (self.incarnation,) * len(table),
+                (step,) * len(table),
+                table.sequence.tolist(),
+                table.group_ids,
+                table.sources,
+                clusters.tolist(),
+                outcomes(table.rewards, closed),
+                mean_rewards(table.rewards),
+                signal.astype(int).tolist(),
+                rescued.astype(int).tolist(),
+                strict=True,
+            )
+        )
+
     def _group_rows(self, table: GroupTable, clusters: np.ndarray) -> list[Row]:
         rows = len(table)
         return list(
@@ -158,10 +183,15 @@ class Ledger:
                 table.sources,
                 clusters.tolist(),
                 table.lost.astype(int).tolist(),
+                table.sizes.tolist(),
+                (table.sizes - (~np.isnan(table.rewards)).sum(axis=1)).tolist(),
+                mean_rewards(table.rewards),
+                table.lengths.sum(axis=1).tolist(),
                 self._reward_texts.json(table.rewards, table.sizes),
                 [None if errors is None else json.dumps(errors) for errors in table.errors],
                 json_rows(table.lengths, table.sizes),
                 self._truncated_texts.json(table.truncated, table.sizes),
+                self._turn_texts.json(table.turns, table.sizes),
                 table.policy_versions[:, 0].tolist(),
                 table.policy_versions[:, 1].tolist(),
                 strict=True,
@@ -231,6 +261,16 @@ class Ledger:
                 if added:
                     rows[table] += added
         self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def _parts_json(parts: Sequence[dict[str, float] | None]) -> str:
+    """What rewards are the sums of, as strict JSON: a part that is no finite number is left out."""
+    return strict_json([some and {name: part for name, part in some.items() if math.isfinite(part)} for some in parts])
+
+
+def _real(column: np.ndarray) -> np.ndarray:
+    """Numbers as SQLite keeps them: it has no -0.0, and the checksum is over what is read back."""
+    return column + 0.0
 
 
 def _begun(directory: Path, incarnation: int) -> tuple[bool, SeenPlaces]:

@@ -57,19 +57,6 @@ class Batch:
         """Every group as a message of its own."""
         return tuple(self._group(row) for row in range(len(self.table)))
 
-    def part(self, rows: npt.NDArray[np.int64]) -> "Batch":
-        """Some of its groups, for who writes them down: without payloads, metrics and alarms."""
-        return Batch(
-            step=self.step,
-            table=self.table.take(rows),
-            payloads=(),
-            clusters=self.clusters[rows],
-            advantages=self.advantages[rows],
-            baseline=self.baseline[rows],
-            scale=self.scale[rows],
-            weight=self.weight[rows],
-        )
-
     def _group(self, row: int) -> BlendedGroup:
         header = self.table.group(row)
         advantages = self.advantages[row, : len(header.rewards)].tolist()

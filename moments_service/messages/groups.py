@@ -38,20 +38,24 @@ class ScoredGroup:
     rewards: tuple[float | None, ...]
     errors: tuple[str | None, ...]
     lengths: tuple[int, ...]
-    """Completion lengths in tokens."""
+    """Tokens of each completion that are trained on."""
     truncated: tuple[bool, ...]
     policy_versions: tuple[int, int]
     """Oldest and newest policy version that sampled a token of this group."""
-    embedding: np.ndarray | None = None
-    """[d] float32, unit length. None where clusters are not made of embeddings."""
+    turns: tuple[int, ...] = ()
+    """Of each completion; left out, one each."""
     difficulty: str = ""
     """How hard its source says the prompt is; "" where it does not say."""
     status: GroupStatus = GroupStatus.SCORED
 
     def __post_init__(self) -> None:
-        sizes = {len(self.rewards), len(self.errors), len(self.lengths), len(self.truncated)}
+        if not self.turns:
+            object.__setattr__(self, "turns", (1,) * len(self.rewards))
+        sizes = {len(column) for column in (self.rewards, self.errors, self.lengths, self.truncated, self.turns)}
         if len(sizes) != 1:
-            raise ValueError(f"group {self.group_id}: rewards, errors, lengths and truncated differ in length: {sizes}")
+            raise ValueError(
+                f"group {self.group_id}: rewards, errors, lengths, truncated and turns differ in length: {sizes}"
+            )
         for i, (reward, error) in enumerate(zip(self.rewards, self.errors, strict=True)):
             if (reward is None) == (error is None):
                 raise ValueError(f"group {self.group_id}: completion {i} needs a reward or an error, and not both")

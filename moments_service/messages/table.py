@@ -40,10 +40,10 @@ class GroupTable:
     """[N, G]"""
     policy_versions: npt.NDArray[np.int64]
     """[N, 2]"""
+    turns: npt.NDArray[np.int64]
+    """[N, G]"""
     lost: npt.NDArray[np.bool_]
     """[N]"""
-    embeddings: npt.NDArray[np.float32] | None = None
-    """[N, d], NaN for a group that carries none."""
 
     def __len__(self) -> int:
         return len(self.group_ids)
@@ -52,11 +52,6 @@ class GroupTable:
     def of(cls, groups: Sequence[ScoredGroup]) -> "GroupTable":
         """Pack headers."""
         width = max((len(group.rewards) for group in groups), default=0)
-        some = next((group.embedding for group in groups if group.embedding is not None), None)
-        embeddings = None
-        if some is not None:
-            rows = [np.full_like(some, np.nan) if group.embedding is None else group.embedding for group in groups]
-            embeddings = np.stack(rows).astype(np.float32)
         return cls(
             group_ids=tuple(group.group_id for group in groups),
             prompt_ids=tuple(group.prompt_id for group in groups),
@@ -69,8 +64,8 @@ class GroupTable:
             lengths=padded([group.lengths for group in groups], width, 0).astype(np.int64),
             truncated=padded([group.truncated for group in groups], width, False).astype(np.bool_),
             policy_versions=np.array([group.policy_versions for group in groups], dtype=np.int64).reshape(-1, 2),
+            turns=padded([group.turns for group in groups], width, 0).astype(np.int64),
             lost=np.array([group.status is GroupStatus.LOST for group in groups], dtype=np.bool_),
-            embeddings=embeddings,
         )
 
     def check(self) -> None:
@@ -101,7 +96,7 @@ class GroupTable:
         return GroupStatus.ERROR if np.isnan(self.rewards[row]).all() else GroupStatus.SCORED
 
     def group(self, row: int) -> ScoredGroup:
-        """One header, without its embedding: the cluster is all that it was for."""
+        """One header."""
         size = int(self.sizes[row])
         rewards = self.rewards[row, :size].tolist()
         oldest, newest = self.policy_versions[row].tolist()
@@ -116,11 +111,12 @@ class GroupTable:
             lengths=tuple(self.lengths[row, :size].tolist()),
             truncated=tuple(self.truncated[row, :size].tolist()),
             policy_versions=(oldest, newest),
+            turns=tuple(self.turns[row, :size].tolist()),
             status=self.status(row),
         )
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "GroupTable":
-        """The given rows in the given order, without embeddings, no wider than they need."""
+        """The given rows in the given order, no wider than they need."""
         index = np.asarray(rows, dtype=np.int64)
         sizes = self.sizes[index]
         width = int(sizes.max(initial=0))
@@ -136,14 +132,15 @@ class GroupTable:
             lengths=self.lengths[index, :width],
             truncated=self.truncated[index, :width],
             policy_versions=self.policy_versions[index],
+            turns=self.turns[index, :width],
             lost=self.lost[index],
         )
 
-    def headers(self) -> "GroupTable":
-        """All rows without embeddings, no wider than they need. Rewards in C order, on which the order of their sums depends."""
+    def trimmed(self) -> "GroupTable":
+        """All rows, no wider than they need. Rewards in C order, on which the order of their sums depends."""
         if self.rewards.shape[1] > self.sizes.max(initial=0):
             return self.take(np.arange(len(self)))
-        return replace(self, embeddings=None, rewards=np.ascontiguousarray(self.rewards))
+        return replace(self, rewards=np.ascontiguousarray(self.rewards))
 
 
 def pick(column: Sequence[T], rows: npt.NDArray[np.int64]) -> tuple[T, ...]:
@@ -155,7 +152,7 @@ def pick(column: Sequence[T], rows: npt.NDArray[np.int64]) -> tuple[T, ...]:
 
 
 def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
-    """All rows of all tables, without embeddings; at least one table."""
+    """All rows of all tables; at least one table."""
     width = max(table.rewards.shape[1] for table in tables)
 
     def wide(columns: Sequence[np.ndarray], missing: float | bool) -> np.ndarray:
@@ -179,6 +176,7 @@ def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
         lengths=wide([table.lengths for table in tables], 0),
         truncated=wide([table.truncated for table in tables], False),
         policy_versions=np.concatenate([table.policy_versions for table in tables]),
+        turns=wide([table.turns for table in tables], 0),
         lost=np.concatenate([table.lost for table in tables]),
     )
 

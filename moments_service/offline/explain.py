@@ -8,7 +8,7 @@ import numpy as np
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.ledger import LedgerReader, RunLedger
+from moments_service.ledger import LedgerReader
 from moments_service.messages.groups import ScoredGroup, Transcript
 from moments_service.messages.table import GroupTable
 from moments_service.offline.rebuild import rebuild
@@ -65,7 +65,7 @@ def explain(config: MomentsConfig, directory: Path, group_id: str) -> list[Expla
 
     directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
     """
-    reader = RunLedger(directory)
+    reader = LedgerReader(directory)
     try:
         found = reader.find(group_id)
         if not found:

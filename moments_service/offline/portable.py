@@ -1,20 +1,20 @@
 """Moments that leave their run: written, read, discounted, merged, compared, and taken up by another run."""
 
 import json
-import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from moments_service.clusters import Clusters, load_clusters, refuse_other_clusters
 from moments_service.config import BlendConfig, MomentsConfig
+from moments_service.durable import verify_directory, whole_directory, write_json, write_tensors
+from moments_service.messages.counts import Counts
 from moments_service.moments import ClusterMoments, PaperMoments, create_moments
-from moments_service.state import MOMENTS_FILE, Counts, MomentsState
+from moments_service.state import MOMENTS_FILE, MomentsState
 
-FORMAT = 1
 CODEBOOK_FILE = "codebook.safetensors"
 ABOUT_FILE = "about.json"
 WARM_START = "warm_start"
@@ -88,8 +88,7 @@ class PortableMoments:
             raise ValueError(
                 f"{directory} holds no exported moments ({error}); make some: bvblend moments export"
             ) from None
-        if raw.pop("format", None) != FORMAT:
-            raise ValueError(f"{directory} was written in another format than {FORMAT}, the one known here")
+        verify_directory(directory)
         blend, counts = BlendConfig(**raw.pop("blend")), Counts(**raw.pop("counts"))
         about = About(**raw, blend=blend, counts=counts)
         clusters = load_clusters(directory / CODEBOOK_FILE)
@@ -104,14 +103,11 @@ class PortableMoments:
         """Write a new directory, whole or not at all. Raises ValueError if there is one of that name."""
         if directory.exists():
             raise ValueError(f"{directory} exists already; name another")
-        partial = directory.with_name(f"{directory.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file(self.moments.state(), partial / MOMENTS_FILE)
-        self.clusters.save(partial / CODEBOOK_FILE)
-        raw = {"format": FORMAT} | asdict(self.about) | {"blend": self.about.blend.model_dump(mode="json")}
-        (partial / ABOUT_FILE).write_text(json.dumps(raw, indent=1))
-        partial.rename(directory)
+        raw = asdict(self.about) | {"blend": self.about.blend.model_dump(mode="json")}
+        with whole_directory(directory) as partial:
+            write_tensors(partial / MOMENTS_FILE, self.moments.state(), {})
+            self.clusters.save(partial / CODEBOOK_FILE)
+            write_json(partial / ABOUT_FILE, raw, indent=1)
 
     def discounted(self, discount: float) -> "PortableMoments":
         """A copy with `discount` in (0, 1] of the mass: means and variances as they are, trusted less."""
@@ -154,8 +150,8 @@ class WarmStart:
         if self.portable is not None:
             self.portable.write(directory / WARM_START)
             return
-        (directory / WARM_START).mkdir(parents=True)
-        self.clusters.save(directory / WARM_START / CODEBOOK_FILE)
+        with whole_directory(directory / WARM_START) as partial:
+            self.clusters.save(partial / CODEBOOK_FILE)
 
     def refuse_misfit(self, config: MomentsConfig, encoder: str) -> None:
         """Raise ValueError if a run of this configuration and encoder cannot begin with it."""

@@ -1,69 +1,16 @@
 """The clusters and the moments of a run, made again from what it wrote down."""
 
 import itertools
-from collections import deque
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
-from moments_service.clusters import Clusters, Transfer, load_clusters
-from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
-from moments_service.ledger import LedgerReader, RunLedger
-from moments_service.offline.portable import WarmStart
+from moments_service.history import RunHistory
+from moments_service.ledger import LedgerReader
 from moments_service.progress import Progress, silent
 from moments_service.state import MOMENTS_FILE, MomentsState
-
-
-class RunHistory:
-    """What a run knows: its clusters, and the state of their moments. Both are None before the first clusters.
-
-    directory: where the ledger and every version of the clusters live.
-    """
-
-    def __init__(self, config: MomentsConfig, directory: Path) -> None:
-        self._config = config
-        self._directory = directory
-        self.clusters: Clusters | None = None
-        self.state: MomentsState | None = None
-
-    def take(self, clusters: Clusters, transfers: Sequence[Transfer]) -> None:
-        """Go on with another version of the clusters. The first ones begin with what the run was warm-started from."""
-        if self.state is None:
-            self.state = MomentsState(self._config, len(clusters))
-            if warm := WarmStart.of_run(self._directory):
-                warm.fill(self.state.moments)
-        self.state.change_clusters(clusters, transfers)
-        self.clusters = clusters
-
-    def replay(
-        self,
-        reader: LedgerReader,
-        incarnation: int,
-        first_step: int = 0,
-        last_step: int = 2**62,
-        folded: Callable[[], object] = lambda: None,
-    ) -> None:
-        """Do again what an incarnation committed in these steps, and how its clusters changed in between.
-
-        folded: called after every commit.
-        """
-        versions = ClusterVersions(self._directory, incarnation)
-        changes = deque(versions.records())
-
-        def change_before(step: int) -> None:
-            while changes and changes[0].after_step < step:
-                record = changes.popleft()
-                self.take(load_clusters(versions.path(record.version)), record.transfers)
-
-        for commit in reader.commits(incarnation, first_step, last_step):
-            change_before(commit.step)
-            assert self.state is not None
-            self.state.fold(commit.step, commit.committed)
-            folded()
-        change_before(last_step + 1)
 
 
 def rebuild(
@@ -87,7 +34,7 @@ def rebuild_history(
     told: Progress = silent,
 ) -> RunHistory:
     """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
-    reader = RunLedger(directory)
+    reader = LedgerReader(directory)
     try:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation

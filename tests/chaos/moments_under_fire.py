@@ -1,6 +1,6 @@
 """Kills a moments service that is under load, again and again, and checks what is left each time.
 
-Run as `python -m tests.chaos.moments_under_fire DIRECTORY ROUNDS [SHARDS]`; prints one JSON line at the end. A process of its own,
+Run as `python -m tests.chaos.moments_under_fire DIRECTORY ROUNDS`; prints one JSON line at the end. A process of its own,
 because it forks: the child is the service with its load, and dies by SIGKILL at a random instant.
 """
 
@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moments_service.clusters import PromptSet
 from moments_service.config import ClusterConfig, MomentsConfig
-from moments_service.ledger import LedgerLimits, RunLedger, ledger_directories
+from moments_service.ledger import LedgerLimits, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.messages.groups import ScoredGroup, Transcript
@@ -32,7 +33,10 @@ KILLS_PER_LEDGER = 25
 LIMITS = LedgerLimits(part_bytes=48 * 2**10, texts_bytes=96 * 2**10)
 """Small, so that many kills fall into the middle of closing a part, beginning the next or dropping texts."""
 TEXT = Transcript("1 + 1 = " * 20, ("2" * 200,))
-EMBEDDINGS = np.eye(CLUSTERS, dtype=np.float32)
+PROMPTS = PromptSet(
+    tuple(f"prompt{number}" for number in range(CLUSTERS)), ("load",) * CLUSTERS, ("",) * CLUSTERS,
+    np.eye(CLUSTERS, dtype=np.float32),
+)  # fmt: skip
 
 
 def digest(state: MomentsState) -> str:
@@ -47,8 +51,8 @@ def some_groups(generator: random.Random, sequence: int, count: int) -> list[Sco
         rewards[0] = float(generator.random() < 0.5)
         groups.append(
             ScoredGroup(
-                group_id=f"prompt{number}:0:0:0",
-                prompt_id=f"prompt{number}",
+                group_id=f"group{number}:0:0:0",
+                prompt_id=PROMPTS.prompt_ids[generator.randrange(CLUSTERS)],
                 source="load",
                 sequence=number,
                 rewards=tuple(rewards),
@@ -56,17 +60,23 @@ def some_groups(generator: random.Random, sequence: int, count: int) -> list[Sco
                 lengths=(5,) * len(rewards),
                 truncated=(False,) * len(rewards),
                 policy_versions=(0, 0),
-                embedding=EMBEDDINGS[generator.randrange(CLUSTERS)],
             )
         )
     return groups
 
 
+async def started(config: MomentsConfig, directory: Path) -> MomentsService:
+    service = MomentsService(config, directory, seed=0, limits=LIMITS)
+    await service.fit_clusters(PROMPTS)
+    return service
+
+
 async def load(config: MomentsConfig, directory: Path, seed: int, sequence: int, acknowledge: int) -> None:
     """Submit, blend and commit until killed. Every acknowledgement goes down the pipe `acknowledge`, after it came."""
     generator = random.Random(seed)
-    service = MomentsService(config, directory, seed=0, limits=LIMITS)
+    service = await started(config, directory)
     step = (await service.stats())["last_step"]
+    ready: list[str] = []
     os.write(acknowledge, b"ready\n")
 
     async def submit(groups: list[ScoredGroup]) -> None:
@@ -74,16 +84,21 @@ async def load(config: MomentsConfig, directory: Path, seed: int, sequence: int,
         os.write(acknowledge, "".join(f"group {group.group_id}\n" for group in groups).encode())
 
     while True:
-        sending = []
+        sending, new = [], []
         for _ in range(generator.randint(1, 4)):
             groups = some_groups(generator, sequence, generator.randint(1, 6))
             sequence += len(groups)
+            new += groups
             sending.append(asyncio.create_task(submit(groups)))
             if generator.random() < 0.3:  # a sender that tries again
                 sending.append(asyncio.create_task(submit(groups)))
         await asyncio.gather(*sending)
         step += 1
-        await service.next_batch(step, max(1, (await service.stats())["ready"] - generator.randint(0, 3)))
+        ready += [group.group_id for group in new]
+        drawn = max(1, len(ready) - generator.randint(0, 3))
+        # Two callers, as where one gave up and tries again.
+        await asyncio.gather(service.draw(step, ready[:drawn]), service.draw(step, ready[:drawn]))
+        ready = ready[drawn:]
         await service.commit(step, policy_version=step + 1)
         assert service._history.state is not None
         os.write(acknowledge, f"commit {step} {digest(service._history.state)}\n".encode())
@@ -110,7 +125,7 @@ def one_round(config: MomentsConfig, directory: Path, seed: int, sequence: int) 
 def check(config: MomentsConfig, directory: Path, acknowledged: list[str], groups: set[str]) -> None:
     """What was acknowledged is there, once; the state is what its commits said it was."""
     groups |= {line.split()[1] for line in acknowledged if line.startswith("group ")}
-    reader = RunLedger(directory)
+    reader = LedgerReader(directory)
     rows = [group_id for (group_id,) in reader.query("SELECT group_id FROM groups")]
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
@@ -127,31 +142,28 @@ def check(config: MomentsConfig, directory: Path, acknowledged: list[str], group
 
 async def finish(config: MomentsConfig, directory: Path, groups: set[str]) -> None:
     """One last commit: every group that was ever acknowledged is part of history then, exactly once."""
-    service = MomentsService(config, directory, seed=0, limits=LIMITS)
+    service = await started(config, directory)
     step = (await service.stats())["last_step"] + 1
     (last,) = some_groups(random.Random(0), 10**9, 1)
     await service.submit(last, "payload")
-    await service.next_batch(step, 1)
+    await service.draw(step, [last.group_id])
     await service.commit(step, policy_version=step + 1)
     assert service._history.state is not None
     assert digest(service._history.state) == digest(rebuild(config, directory))
     await service.close()
-    reader = RunLedger(directory)
+    reader = LedgerReader(directory)
     folded = [group_id for (group_id,) in reader.query("SELECT group_id FROM folds")]
     reader.close()
     assert groups <= set(folded) and len(folded) == len(set(folded))
-    for ledger in ledger_directories(directory):
-        check_parts(part_paths(ledger))
+    check_parts(part_paths(directory))
 
 
 async def prepare(config: MomentsConfig, directory: Path) -> None:
-    service = MomentsService(config, directory, seed=0)
-    await service.fit_clusters(EMBEDDINGS)
-    await service.close()
+    await (await started(config, directory)).close()
 
 
-def main(directory: Path, rounds: int, shards: int = 1) -> None:
-    config = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS), shards=shards)
+def main(directory: Path, rounds: int) -> None:
+    config = MomentsConfig(clusters=ClusterConfig(count=CLUSTERS))
     acknowledged_groups = commits = parts = 0
     for life in range(0, rounds, KILLS_PER_LEDGER):
         groups: set[str] = set()
@@ -163,7 +175,7 @@ def main(directory: Path, rounds: int, shards: int = 1) -> None:
             check(config, home, acknowledged, groups)
         asyncio.run(finish(config, home, groups))
         acknowledged_groups += len(groups)
-        parts += sum(len(part_paths(ledger)) for ledger in ledger_directories(home))
+        parts += len(part_paths(home))
     found = {
         "kills": rounds,
         "groups_acknowledged": acknowledged_groups,
@@ -174,4 +186,4 @@ def main(directory: Path, rounds: int, shards: int = 1) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,7 +1,8 @@
 """Tiny random policies and an independent oracle of their log-probs, for the contract tests."""
 
 import itertools
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 
 from actors.engines.protocol import Completion, GenerationRequest
-from actors.weights.update import WeightUpdate, pack_weights
+from actors.weights.object_store import pack
+from actors.weights.offer import WeightOffer
 
 VOCABULARY = 256
 EOS = 2
@@ -37,6 +39,12 @@ def policy_config(family: str, tied: bool) -> PretrainedConfig:
     )
 
 
+def packed(tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> WeightOffer:
+    """An offer with its bytes in this process."""
+    offer, blob = pack(tensors, version)
+    return replace(offer, address=blob)
+
+
 @dataclass
 class TinyPolicy:
     """Every version of one random policy: version v is drawn from seed v. `path` holds version 0."""
@@ -55,14 +63,14 @@ class TinyPolicy:
             self.models[version] = model.eval()
         return self.models[version]
 
-    def update(self, version: int) -> WeightUpdate:
-        """What a learner would publish; of a tied policy without its output head."""
-        return pack_weights(self.model(version).named_parameters(), version)
+    def offer(self, version: int) -> WeightOffer:
+        """What a learner would offer, fetched; of a tied policy without its output head."""
+        return packed(self.model(version).named_parameters(), version)
 
     def logprobs(self, request: GenerationRequest, completion: Completion) -> np.ndarray:
         """[T] log-probs of a completion, each token under its own version, by one full forward pass a version."""
-        tokens = torch.tensor([[*request.prompt_ids, *completion.token_ids.tolist()]])
-        start, length = len(request.prompt_ids) - 1, len(completion.token_ids)
+        tokens = torch.tensor([[*request.token_ids, *completion.token_ids.tolist()]])
+        start, length = len(request.token_ids) - 1, len(completion.token_ids)
         result = np.full(length, np.nan)
         for version in np.unique(completion.versions):
             with torch.no_grad():
@@ -109,7 +117,7 @@ def make_request():
     def make(length: int = 12, n: int = 4, max_tokens: int = 16, **settings: object) -> GenerationRequest:
         number = next(_ids)
         prompt = np.random.default_rng(number).integers(3, VOCABULARY, length)
-        settings = {"request_id": f"request-{number}", "prompt_ids": tuple(prompt.tolist())} | settings
+        settings = {"request_id": f"request-{number}", "token_ids": tuple(prompt.tolist())} | settings
         return GenerationRequest(n=n, max_tokens=max_tokens, **settings)
 
     return make

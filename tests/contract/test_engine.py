@@ -13,15 +13,17 @@ import pytest
 import pytest_asyncio
 
 from actors.config import RolloutConfig
-from actors.engines import create_engine
-from actors.engines.policy_files import read_policy_files, verify_update
-from actors.engines.protocol import Completion, Engine, EngineDeadError, GenerationRequest
-from actors.weights.update import WeightUpdateError, pack_weights
+from actors.engines.create import create_engine
+from actors.engines.policy_files import read_policy_files, verify_offer
+from actors.engines.protocol import Completion, Engine, EngineDeadError, GenerationRequest, Running
+from actors.weights.offer import WeightError
+from tests.contract.conftest import packed
 
 pytestmark = [pytest.mark.contract, pytest.mark.asyncio(loop_scope="module")]
 
 TOLERANCE = 1e-4
 EOS = 2
+SMALL = {"kind": "vllm", "kv_cache_gib": 0.125}
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Served:
     engine: Engine
     policy: object
 
-    async def update(self) -> int:
+    async def update(self, running: Running = "keep") -> int:
         version = self.engine.policy_version + 1
-        await self.engine.update_weights(self.policy.update(version))
+        await self.engine.take_weights(self.policy.offer(version), running)
         return version
 
     async def generate_checked(self, request: GenerationRequest) -> tuple[Completion, ...]:
@@ -86,7 +88,7 @@ async def served(request: pytest.FixtureRequest, tiny_policy) -> AsyncIterator[S
     case = request.param
     before = children()
     policy = tiny_policy(case.family, case.tied)
-    config = RolloutConfig(engine=case.engine, max_model_len=1024, kv_cache_gib=0.125)
+    config = RolloutConfig(engine=SMALL if case.engine == "vllm" else case.engine, max_model_len=1024)
     engine = create_engine(config, str(policy.path), seed=7, index=0)
     try:
         await engine.start()
@@ -190,6 +192,31 @@ async def test_every_token_knows_its_version(served, make_request):
     assert set(later.versions.tolist()) == {new}
 
 
+async def test_running_requests_end_first_where_they_are_waited_for(served, make_request):
+    old = served.engine.policy_version
+    request, running = await long_request_under_way(served, make_request)
+    new = await served.update("wait")
+    completions = await running
+    served.check(request, completions)
+    assert {each.finish_reason for each in completions} <= {"stop", "length"}
+    assert set(np.concatenate([each.versions for each in completions]).tolist()) == {old}
+    (later,) = await served.generate_checked(make_request(n=1))
+    assert set(later.versions.tolist()) == {new}
+
+
+async def test_running_requests_are_ended_where_weights_come_at_once(served, make_request):
+    old = served.engine.policy_version
+    request, running = await long_request_under_way(served, make_request)
+    new = await served.update("abort")
+    completions = await asyncio.wait_for(running, timeout=60)
+    served.check(request, completions)
+    aborted = [each for each in completions if each.finish_reason == "abort"]
+    assert aborted and all(len(each.token_ids) < request.max_tokens for each in aborted)
+    assert set(np.concatenate([each.versions for each in completions]).tolist()) <= {old}
+    (later,) = await served.generate_checked(make_request(n=1))
+    assert set(later.versions.tolist()) == {new}
+
+
 async def test_requests_wait_while_weights_change(served, make_request):
     requests = [make_request(n=4) for _ in range(8)]
     update = asyncio.create_task(served.update())
@@ -199,31 +226,6 @@ async def test_requests_wait_while_weights_change(served, make_request):
     for request, completions in zip(requests, groups, strict=True):
         served.check(request, completions)
         assert {int(each.versions[0]) for each in completions} == {version}
-
-
-async def test_abort_returns_what_was_sampled(served, make_request):
-    request, running = await long_request_under_way(served, make_request)
-    await served.engine.abort(request.request_id)
-    completions = await asyncio.wait_for(running, timeout=60)
-    served.check(request, completions)
-    aborted = [each for each in completions if each.finish_reason == "abort"]
-    assert aborted
-    assert all(len(each.token_ids) < request.max_tokens for each in aborted)
-    await served.engine.abort(request.request_id)
-    await served.engine.abort("unknown")
-    await served.generate_checked(replace(request, max_tokens=4))
-
-
-async def test_abort_of_a_waiting_request_returns_nothing(served, make_request):
-    request = make_request(n=3)
-    update = asyncio.create_task(served.update())
-    await asyncio.sleep(0)
-    waiting = asyncio.create_task(served.engine.generate(request))
-    await asyncio.sleep(0)
-    await served.engine.abort(request.request_id)
-    completions = await asyncio.wait_for(waiting, timeout=60)
-    await update
-    assert [(len(each.token_ids), each.finish_reason) for each in completions] == [(0, "abort")] * 3
 
 
 async def test_a_cancelled_request_leaves_the_engine_serving(served, make_request):
@@ -238,7 +240,7 @@ async def test_a_fault_ends_service(served, make_request):
     """Last of each engine: afterwards nothing may be served, neither running nor later requests."""
     _, running = await long_request_under_way(served, make_request)
     version = served.engine.policy_version
-    good = served.policy.update(version + 1)
+    good = served.policy.offer(version + 1)
     if served.case.fault == "killed":
         for pid in children():
             psutil.Process(pid).kill()
@@ -247,18 +249,22 @@ async def test_a_fault_ends_service(served, make_request):
         with pytest.raises(EngineDeadError):
             await served.engine.generate(make_request())
         with pytest.raises(EngineDeadError):
-            await served.engine.update_weights(good)
+            await served.engine.take_weights(good, "keep")
         return
-    incomplete = pack_weights(list(served.policy.model(version + 1).named_parameters())[:-2], version + 1)
-    bad = incomplete if served.case.fault == "incomplete" else replace(good, checksum="0" * 64)
-    with pytest.raises(WeightUpdateError):
-        await served.engine.update_weights(bad)
+    incomplete = packed(list(served.policy.model(version + 1).named_parameters())[:-2], version + 1)
+    bad = (
+        incomplete
+        if served.case.fault == "incomplete"
+        else replace(good, manifest=(*good.manifest[:-1], replace(good.manifest[-1], checksum="0" * 64)))
+    )
+    with pytest.raises(WeightError):
+        await served.engine.take_weights(bad, "keep")
     assert served.engine.policy_version == version
     if served.case.engine == "vllm":
-        with pytest.raises(WeightUpdateError):
+        with pytest.raises(WeightError):
             await asyncio.wait_for(running, timeout=60)
-    for attempt in (served.engine.generate(make_request()), served.engine.update_weights(good)):
-        with pytest.raises(WeightUpdateError):
+    for attempt in (served.engine.generate(make_request()), served.engine.take_weights(good, "keep")):
+        with pytest.raises(WeightError):
             await attempt
 
 
@@ -282,10 +288,10 @@ ACTOR_THAT_DIES = """
 import asyncio, os, sys
 import psutil
 from actors.config import RolloutConfig
-from actors.engines import create_engine
+from actors.engines.create import create_engine
 
 async def main():
-    engine = create_engine(RolloutConfig(kv_cache_gib=0.125), sys.argv[1], seed=0, index=0)
+    engine = create_engine(RolloutConfig(engine={"kind": "vllm", "kv_cache_gib": 0.125}), sys.argv[1], seed=0, index=0)
     await engine.start()
     print(*[child.pid for child in psutil.Process().children(recursive=True)], flush=True)
     sys.stdin.read()
@@ -322,13 +328,13 @@ async def test_updates_must_be_the_whole_policy(tiny_policy, tied):
     files = read_policy_files(str(policy.path))
     tensors = dict(policy.model(1).named_parameters())
     embedding = tensors["model.embed_tokens.weight"]
-    verify_update(pack_weights(tensors.items(), 1), files)
-    verify_update(pack_weights((tensors | {"lm_head.weight": embedding.clone()}).items(), 1), files)
+    verify_offer(packed(tensors.items(), 1), files)
+    verify_offer(packed((tensors | {"lm_head.weight": embedding.clone()}).items(), 1), files)
     without_norm = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
     for wrong, message in (
         (without_norm, "missing 1 .model.norm.weight"),
         (tensors | {"extra": embedding.clone()}, "unknown 1 .extra"),
         (tensors | {"model.embed_tokens.weight": embedding[:-1]}, "other shape 1 .model.embed_tokens.weight"),
     ):
-        with pytest.raises(WeightUpdateError, match=message):
-            verify_update(pack_weights(wrong.items(), 1), files)
+        with pytest.raises(WeightError, match=message):
+            verify_offer(packed(wrong.items(), 1), files)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from moments_service.ledger import RunLedger
+from moments_service.ledger import LedgerReader
 from tests.conftest import ROOT, Command, settings
 
 pytestmark = pytest.mark.integration
@@ -35,8 +35,8 @@ def files(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "how",
-    [[], settings(prompts__order="signal", group_size=4, max_group_size=8), settings(moments__shards=2)],
-    ids=["as shipped", "sampled by what the moments know", "moments in two shards"],
+    [[], settings(prompts__order="signal", group_size=4, max_group_size=8)],
+    ids=["as shipped", "sampled by what the moments know"],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     bvblend: Callable[..., Command], tmp_path: Path, how: list[str]
@@ -61,7 +61,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
         name: tensor.tobytes() for name, tensor in expected.items()
     }
     assert rows(again)[-2:] == rows(run)[-2:]
-    with closing(RunLedger(again / "moments")) as ledger:
+    with closing(LedgerReader(again / "moments")) as ledger:
         before, after = (ledger.folded((number, 2, 3), "cluster, rewards", "advantages") for number in (0, 1))
     assert before == after and len(after) == 8
 

@@ -1,16 +1,21 @@
 """Verifiers that misbehave in every way a completion can ask for. The completion says what happens."""
 
+import asyncio
+import contextlib
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
+from actors.rewards.protocol import Attempt, Verdict
 
 
 def obey(prompt: Prompt, completion: str) -> Any:
@@ -45,3 +50,64 @@ def obey(prompt: Prompt, completion: str) -> Any:
             Path(argument).write_text(str(os.getpid()))
             return 1
     return float(action)
+
+
+async def obey_later(prompt: Prompt, completion: str) -> Any:
+    """The same, async; and `meet N PATH` returns once N of them have met there, which takes N of them at once."""
+    action, _, argument = completion.partition(" ")
+    match action:
+        case "wait":
+            await asyncio.Event().wait()
+        case "wait_in_the_first_life":
+            if lived_before(Path(argument)):
+                return 1
+            await asyncio.Event().wait()
+        case "meet":
+            expected, _, path = argument.partition(" ")
+            MET.setdefault(path, []).append(asyncio.get_running_loop().create_future())
+            if len(MET[path]) == int(expected):
+                for waiting in MET[path]:
+                    waiting.set_result(None)
+            await MET[path][-1]
+            return 1
+    return obey(prompt, completion)
+
+
+def lived_before(trace: Path) -> bool:
+    before = trace.exists()
+    trace.touch()
+    return before
+
+
+MET: dict[str, list["asyncio.Future[None]"]] = {}
+
+
+def read_pipe(prompt: Prompt, completion: str) -> float:
+    """Takes as long as somebody else needs to write into a named pipe and close it."""
+    return float(Path(completion).read_text())
+
+
+def forge(prompt: Prompt, completion: str) -> float:
+    """Sends answers of its own through the pipe to the parent."""
+    for handle in range(3, 64):
+        with contextlib.suppress(OSError):
+            if socket.socket(fileno=os.dup(handle)).getsockname() == "":
+                os.write(handle, len(completion).to_bytes(4, "big") + completion.encode())
+    return 0.0
+
+
+class Ranked:
+    """Judges a group: 1 for its longest text. Refuses a group with `raise` in it, and dies over one with `exit`."""
+
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        texts = [attempt.text for attempt in attempts]
+        if texts[0].startswith("wait_in_the_first_life"):
+            await obey_later(prompt, texts[0])
+        if "raise" in texts:
+            raise RuntimeError("no luck")
+        if "exit" in texts:
+            os._exit(3)
+        if "short" in texts:
+            return []
+        longest = max(map(len, texts))
+        return [Verdict(float(len(text) == longest), note=f"{len(text)} of {longest}" + " " * 1000) for text in texts]

@@ -32,7 +32,7 @@ PROMPTS = PromptSet(tuple(f"prompt{i}" for i in range(30)), ("sums",) * 30, ("",
 
 def of(prompt: int, epoch: int) -> ScoredGroup:
     """Every prompt of the first ten succeeds always, the others never."""
-    scored = group(prompt, (1.0,) * 4 if prompt < 10 else (0.0,) * 4, embedding=POINTS[prompt])
+    scored = group(prompt, (1.0,) * 4 if prompt < 10 else (0.0,) * 4)
     return replace(scored, group_id=f"prompt{prompt}:{epoch}:0:0", sequence=30 * epoch + prompt)
 
 
@@ -46,10 +46,10 @@ async def split_service(directory: Path) -> MomentsService:
     service = MomentsService(CONFIG, directory, seed=0)
     assert await service.fit_clusters(PROMPTS) == 2
     await train_on(service, 0, *(of(prompt, 0) for prompt in range(30)))
-    mass = sum((await service.stats())["clusters"]["mass"])
+    mass = sum((await service.cluster_stats())["mass"])
     change = await service.adapt_clusters()
     assert change is not None and len(change.clusters) == 4
-    assert sum((await service.stats())["clusters"]["mass"]) == pytest.approx(mass)
+    assert sum((await service.cluster_stats())["mass"]) == pytest.approx(mass)
     return service
 
 
@@ -58,7 +58,7 @@ async def test_a_split_frees_each_kind_of_prompt_from_the_others_history(tmp_pat
     await train_on(service, 1, *(of(prompt, 1) for prompt in range(30)))
     clusters = await service.assign(PROMPTS)
     assert len(set(clusters[:10])) == len(set(clusters[10:20])) == 1 and clusters[0] != clusters[10]
-    mean = (await service.stats())["clusters"]["mean"]
+    mean = (await service.cluster_stats())["mean"]
     assert mean[clusters[0]] > 0.6 > 0.4 > mean[clusters[10]]
     await service.close()
 
@@ -83,14 +83,14 @@ async def test_groups_under_way_during_a_change_count_for_the_heirs(tmp_path: Pa
     await service.submit(of(0, 1), payload="submitted before the change")
     change = await service.adapt_clusters()
     assert change is not None
-    batch = await service.next_batch(1, 1)
-    assert batch.groups[0].weight > 0
-    heir = change.clusters.heirs[batch.groups[0].cluster]
-    before = (await service.stats())["clusters"]["mass"]
+    batch = await service.draw(1, [of(0, 1).group_id])
+    assert batch.weight[0] > 0
+    heir = change.clusters.heirs[batch.clusters[0]]
+    before = (await service.cluster_stats())["mass"]
     await service.commit(1, policy_version=2)
-    after = (await service.stats())["clusters"]["mass"]
-    assert heir != batch.groups[0].cluster
-    assert after[heir] > before[heir] and after[batch.groups[0].cluster] == 0
+    after = (await service.cluster_stats())["mass"]
+    assert heir != batch.clusters[0]
+    assert after[heir] > before[heir] and after[batch.clusters[0]] == 0
     again = MomentsService(CONFIG, tmp_path, seed=0)
     assert state(again) == state(service)
     await service.close()
@@ -129,10 +129,10 @@ async def test_new_prompts_grow_the_clusters_of_a_run(tmp_path: Path) -> None:
     service = MomentsService(CONFIG, tmp_path, seed=0)
     await service.fit_clusters(PROMPTS)
     await train_on(service, 0, of(0, 0))
-    before = (await service.stats())["clusters"]["mass"]
+    before = (await service.cluster_stats())["mass"]
     new = PromptSet(("new",), ("gcd",), ("",), AXES[7:].astype(np.float32))
     assert await service.fit_clusters(new) == 3
-    assert (await service.stats())["clusters"]["mass"] == [*before, 0.0]
+    assert (await service.cluster_stats())["mass"] == [*before, 0.0]
     assert (await service.assign(new)).tolist() == [2]
     again = MomentsService(CONFIG, tmp_path, seed=0)
     assert state(again) == state(service)
@@ -146,7 +146,7 @@ async def test_clusters_do_not_change_in_the_middle_of_a_batch(tmp_path: Path) -
         await service.adapt_clusters()
     await service.fit_clusters(PROMPTS)
     await service.submit(of(0, 0), payload="p")
-    await service.next_batch(0, 1)
+    await service.draw(0, [of(0, 0).group_id])
     with pytest.raises(RuntimeError, match="is not committed"):
         await service.adapt_clusters()
     await service.close()
@@ -158,7 +158,7 @@ async def test_clusters_by_label_need_no_embeddings(tmp_path: Path, by: str) -> 
     service = MomentsService(config, tmp_path, seed=0)
     prompts = PromptSet(("prompt0", "prompt1"), ("sums", "sums"), ("", ""))
     assert await service.fit_clusters(prompts) == (1 if by == "source" else 2)
-    trained = await train_on(service, 0, group(0, embedding=None), group(1, embedding=None))
+    trained = await train_on(service, 0, group(0), group(1))
     assert [entry.cluster for entry in trained] == ([0, 0] if by == "source" else [0, 1])
     await service.close()
 

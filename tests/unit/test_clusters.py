@@ -135,17 +135,18 @@ def test_the_cells_of_a_large_codebook_lose_next_to_nothing() -> None:
     assert (best - found < 1e-3).mean() > 0.99
 
 
-def test_prompts_of_the_run_are_looked_up_and_others_searched() -> None:
+def test_prompts_are_looked_up_and_unknown_ones_refused_until_told() -> None:
     points = blobs(4, 20)
     prompts = PromptSet(tuple(map(str, range(80))), ("s",) * 80, ("",) * 80, points)
     codebook = fit_codebook(prompts, 4, seed=0)
     expected = codebook.remember(prompts)
     known = [group(prompt_id=str(row)) for row in range(80)]
     np.testing.assert_array_equal(codebook.assign(GroupTable.of(known)), expected)
-    mixed = [known[5], group(prompt_id="new", embedding=points[70]), known[7]]
-    np.testing.assert_array_equal(codebook.assign(GroupTable.of(mixed)), expected[[5, 70, 7]])
-    with pytest.raises(ValueError, match="carries no embedding"):
-        codebook.assign(GroupTable.of([group(prompt_id="new")]))
+    mixed = GroupTable.of([known[5], group(prompt_id="new"), known[7]])
+    with pytest.raises(ValueError, match=r"nobody told what its prompt new is; call remember\(PromptSet\)"):
+        codebook.assign(mixed)
+    codebook.remember(PromptSet(("new",), ("s",), ("",), points[70:71]))
+    np.testing.assert_array_equal(codebook.assign(mixed), expected[[5, 70, 7]])
 
 
 def test_a_damaged_codebook_is_refused(tmp_path: Path) -> None:

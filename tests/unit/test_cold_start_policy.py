@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.config import PromptConfig
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.recipes.cold_start.make_policy import POLICY, RECIPE, Recipe, misconception, taught_wrong
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moments_service.buffer import GroupStore, ReadyGroups
+from moments_service.held import Groups, HeldGroups
 from moments_service.ledger.schema import RepeatedRows, TransactionHash, json_rows
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.messages.groups import ScoredGroup
@@ -16,7 +16,7 @@ from moments_service.messages.table import GroupTable
 pytestmark = pytest.mark.unit
 
 
-def groups(places: list[tuple[int, int]]) -> ReadyGroups:
+def groups(places: list[tuple[int, int]]) -> Groups:
     """A group for each (sequence, attempt), as wide as its attempt says."""
     headers = [
         ScoredGroup(
@@ -33,38 +33,38 @@ def groups(places: list[tuple[int, int]]) -> ReadyGroups:
         for sequence, attempt in places
     ]
     clusters = np.array([sequence % 5 for sequence, _ in places], dtype=np.int64)
-    return ReadyGroups(GroupTable.of(headers), clusters, [f"tokens {place}" for place in places])
+    return Groups(GroupTable.of(headers), clusters, [f"tokens {place}" for place in places])
 
 
 PLACES = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), min_size=1, max_size=20, unique=True)
 
 
 @settings(max_examples=60, deadline=None)
-@given(places=PLACES, cuts=st.lists(st.integers(1, 7), min_size=1), lost=st.sets(st.integers(0, 12)), data=st.data())
-def test_groups_leave_the_store_in_feed_order_with_what_is_theirs(
-    places: list[tuple[int, int]], cuts: list[int], lost: set[int], data: Any
+@given(places=PLACES, cuts=st.lists(st.integers(1, 7), min_size=1), data=st.data())
+def test_groups_leave_by_their_ids_in_feed_order_with_what_is_theirs(
+    places: list[tuple[int, int]], cuts: list[int], data: Any
 ) -> None:
-    store, waiting = GroupStore(), list(places)
+    held, waiting = HeldGroups(), list(places)
     for cut in cuts:
         part, waiting = waiting[:cut], waiting[cut:]
         if part:
-            store.put(groups(part))
-    store.put(groups(waiting) if waiting else groups(places[:1]).take([]))
-    left = sorted(places)
-    gone = [place for place in left if place[0] in lost]
-    removed = store.remove([f"prompt{sequence}:0:0:{attempt}" for sequence, attempt in gone])
-    assert (0 if removed is None else len(removed)) == len(gone)
-    left = [place for place in left if place not in gone]
+            held.put(groups(part))
+    held.put(groups(waiting) if waiting else groups(places[:1]).take([]))
+    left = list(places)
     while left:
-        count = data.draw(st.integers(1, len(left)))
-        taken, left = left[:count], left[count:]
-        found = store.take(count)
+        taken = data.draw(st.lists(st.sampled_from(left), min_size=1, unique=True))
+        left = [place for place in left if place not in taken]
+        found = held.take(f"prompt{sequence}:0:0:{attempt}" for sequence, attempt in taken)
+        taken.sort()
         assert [(int(s), int(n) - 1) for s, n in zip(found.table.sequence, found.table.sizes, strict=True)] == taken
         assert list(found.payloads) == [f"tokens {place}" for place in taken]
         assert found.clusters.tolist() == [sequence % 5 for sequence, _ in taken]
         assert found.table.rewards.shape[1] == max(attempt + 1 for _, attempt in taken)
         assert found.table.rewards.flags.c_contiguous
-        assert len(store) == len(left)
+        assert len(held) == len(held.all()) == len(left)
+        with pytest.raises(KeyError):
+            held.take([f"prompt{taken[0][0]}:0:0:{taken[0][1]}"])
+        assert len(held) == len(left)
 
 
 @settings(deadline=None)

@@ -47,7 +47,17 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
     [
         ("group_sise=4", "group_sise: unknown key (value 4); did you mean group_size?"),
         ("moments.blend.temprature=1", "moments.blend.temprature: unknown key (value 1); did you mean temperature?"),
-        ("prompts.sources.0.limt=1", "limt: unknown key (value 1); did you mean limit?"),
+        ("prompts.sources.0.limt=1", "prompts.sources.0.limt: unknown key (value 1); did you mean limit?"),
+        (
+            "rollout.engine={kind: vllm, kv_cach_gib: 1}",
+            "rollout.engine.kv_cach_gib: unknown key (value 1); did you mean kv_cache_gib?",
+        ),
+        ("rollout.engine={kind: transformers, gpus: 1}", "rollout.engine.gpus: unknown key (value 1); known: kind"),
+        (
+            "rollout.engine=transformer",
+            "rollout.engine: no such kind (value 'transformer'); did you mean transformers?",
+        ),
+        ("environment=single", "environment.kind: Input should be 'single_turn' (value 'single')"),
         ("moments.estimator=gpro", "unknown estimator 'gpro'; did you mean grpo?"),
         ("moments.options={k: 4}", "moments: options: bv_blend has no option 'k'; known: none"),
         (
@@ -120,3 +130,10 @@ def test_the_reference_in_the_docs_is_in_step_with_the_models() -> None:
     assert text == reference(), "make it again: python -m docs.config_reference > docs/config.md"
     assert "| `learner.loss.clip_low` | float, above 0, below 1 | `0.2` |" in text
     assert "## `prompts.sources[]` of kind `jsonl`" in text
+
+
+def test_the_name_alone_stands_for_a_kind_with_its_defaults(recipe: Path) -> None:
+    config = load_recipe(recipe, ["rollout.engine=transformers", "environment=single_turn"])
+    assert (config.rollout.engine.kind, config.environment.kind) == ("transformers", "single_turn")
+    vllm = load_recipe(recipe, ["rollout.engine=vllm"])
+    assert vllm == load_recipe(recipe, ["rollout.engine={kind: vllm}"]) and vllm.rollout.engine.kind == "vllm"

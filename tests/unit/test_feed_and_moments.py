@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts.feed import PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Ticket
 from moments_service.clusters import PromptSet
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.messages.batch import Batch
@@ -33,7 +34,7 @@ def sampled(ticket: Ticket) -> ScoredGroup:
     """Family 0 is never solved, 1 every second time, 2 one time in eight; every tenth prompt breaks its verifier."""
     answer = int(ticket.prompt.answer or 0)
     luck = [derive_seed(0, ticket.group_id, i) % 8 for i in range(ticket.group_size)]
-    broken = answer % 10 == 9 and ticket.occurrence == 0
+    broken = answer % 10 == 9 and ticket.group_id.split(":")[2] == "0"
     rewards = [None if broken else float(draw < (0, 4, 1)[answer % 3]) for draw in luck]
     return ScoredGroup(
         group_id=ticket.group_id,
@@ -53,16 +54,16 @@ async def step(
     service: MomentsService, feed: PromptFeed, number: int, hand: Sequence[Ticket]
 ) -> tuple[Batch, list[Ticket]]:
     """As the driver does it: groups without any reward make room for another ticket; told at the commit, then the next hand."""
-    waiting, scored = list(hand), 0
+    waiting, scored = list(hand), []
     while waiting:
         header = sampled(waiting.pop())
         await service.submit(header, "payload" if header.status is GroupStatus.SCORED else None)
         if header.status is GroupStatus.SCORED:
-            scored += 1
+            scored.append(header.group_id)
         else:
             waiting += feed.deal(1)
-    assert scored == GROUPS
-    batch = await service.next_batch(number, GROUPS)
+    assert len(scored) == GROUPS
+    batch = await service.draw(number, scored)
     await service.commit(number, policy_version=number + 1)
     feed.learn(await service.expected_signal())
     return batch, feed.deal(GROUPS)

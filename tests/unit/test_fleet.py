@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import Prompt, Ticket
+from actors.prompts.prompt import Prompt, Ticket
 from actors.weights.offer import WeightOffer
 from deploy.run import fleet as fleet_module
 from deploy.run.fleet import RolloutFleet
@@ -112,7 +112,7 @@ async def test_a_call_that_ray_keeps_for_the_next_life_of_an_actor_is_taken_back
 ) -> None:
     taken_back: list[object] = []
     monkeypatch.setattr(fleet_module.ray, "cancel", taken_back.append)
-    ticket = Ticket(PROMPTS[0], epoch=0, occurrence=0, sequence=0, group_size=2)
+    ticket = Ticket("0:0:0:0", PROMPTS[0], group_size=2, sequence=0)
     assert await fleet.rollout(1, ticket, None) == "answer"
     await settle()
     actors[1].die()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.rollout.payload import GroupPayload
-from actors.weights.update import unpack_weights
+from actors.weights.object_store import open_tensors
 from learner.batching.microbatch import TrainGroup
 from learner.config import LearnerConfig, LossConfig, OptimizerConfig
 from learner.rank import LearnerRank
@@ -83,9 +83,9 @@ def split(groups: list[TrainGroup], updates: int) -> list[list[TrainGroup]]:
 
 
 def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
-    update = rank.export_weights(1, "float32")
-    assert update is not None and update.version == 1
-    return unpack_weights(update)
+    exported = rank.export_weights(1, "float32")
+    assert exported is not None and exported[0].version == 1
+    return open_tensors(exported[0].manifest, exported[1])
 
 
 def sequence_logprob(weights: dict[str, torch.Tensor], path: str, payload: GroupPayload, i: int) -> float:
@@ -193,7 +193,7 @@ def test_export_has_the_names_and_values_of_the_model_it_loaded(tmp_path: Path, 
     assert set(exported) == set(expected)
     assert all(torch.equal(exported[name], expected[name]) for name in expected)
     assert half is not None
-    assert all(torch.equal(t, expected[name].bfloat16()) for name, t in unpack_weights(half).items())
+    assert all(torch.equal(t, expected[name].bfloat16()) for name, t in open_tensors(half[0].manifest, half[1]).items())
 
 
 def test_activation_checkpointing_changes_nothing(policy_path: str) -> None:

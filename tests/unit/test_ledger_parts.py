@@ -40,8 +40,8 @@ async def write_run(directory: Path, limits: LedgerLimits, steps: int = 30) -> N
             late = [header(3 * step - 16)] if step % 3 and step - 6 >= first else []
             if step % 4 == 0:
                 await ledger.append_losses([(groups[2].sequence, groups[2].group_id)])
-            closed = [(group.sequence, group.group_id) for group in late]
-            await ledger.append_commit(batch(step, *groups[:2]), step + 1, PolicyMove(0.5, 0.25), closed)
+            closed = GroupTable.of(late), np.full(len(late), 2)
+            await ledger.append_commit(batch(step, *groups[:2]), step + 1, PolicyMove(0.5, 0.25), *closed)
         await ledger.close()
 
 
@@ -87,7 +87,7 @@ async def test_many_parts_say_what_one_would(tmp_path: Path) -> None:
     await write_run(many, SMALL)
     assert len(part_paths(one)) == 1 and len(part_paths(many)) > 4
     assert everything(many) == everything(one)
-    apart = "SELECT 1 FROM folds LEFT JOIN groups USING (incarnation, group_id) WHERE cluster IS NULL"
+    apart = "SELECT 1 FROM folds LEFT JOIN groups USING (incarnation, group_id) WHERE groups.cluster IS NULL"
     assert any(rows(path, apart) for path in part_paths(many)), "no group stands in another part than its fold"
     # Seals go on from part to part.
     assert check_parts(part_paths(many)).seals == check_parts(part_paths(one)).seals + len(part_paths(many)) - 1

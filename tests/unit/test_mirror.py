@@ -22,7 +22,7 @@ from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.messages.groups import PolicyMove
 from tests.unit.test_config import MINIMAL
-from tests.unit.test_ledger import batch, header
+from tests.unit.test_ledger import NOTHING, batch, header
 from tests.unit.test_ledger_parts import SMALL, add
 
 pytestmark = pytest.mark.unit
@@ -104,7 +104,7 @@ async def write_parts(run: RunDirectory, incarnation: int, first: int, count: in
     ledger = Ledger(run.moments, incarnation, first - 1, SMALL)
     for step in range(first, first + count):
         await add(ledger, header(step))
-        await ledger.append_commit(batch(step, header(step)), step + 1, PolicyMove(0.5, 0.25), [])
+        await ledger.append_commit(batch(step, header(step)), step + 1, PolicyMove(0.5, 0.25), *NOTHING)
     await ledger.close()
 
 

@@ -66,7 +66,7 @@ def made_run(recipe: Path, successes: Sequence[float]) -> RunDirectory:
         service = MomentsService(config.moments, run.moments, seed=0)
         await service.fit_clusters(prompt_set(config, read_pool(config).train))
         for step, reward in enumerate(successes):
-            await train_on(service, step, group(step, (reward, reward), source="gcd", embedding=None))
+            await train_on(service, step, group(step, (reward, reward), source="gcd"))
         checkpoint.mkdir(parents=True)
         await service.snapshot(checkpoint)
         await service.close()

@@ -1,6 +1,5 @@
 """Moments that leave their run: written, read, discounted, merged, compared; and a run that begins with them."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ from hypothesis import strategies as st
 
 from moments_service.clusters import Codebook, PromptSet, fit_codebook
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
+from moments_service.durable import seal_directory
 from moments_service.moments import ClusterMoments, CommittedRewards, create_moments
 from moments_service.offline.portable import About, PortableMoments, WarmStart, differences, kind_of, merge
 from moments_service.service import MomentsService
@@ -62,11 +62,10 @@ def test_what_is_written_is_what_is_read(variant: str, tmp_path: Path) -> None:
 def test_parts_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     portable("safe", (0, [1.0])).write(tmp_path / "out")
     fit_codebook(blobs(3, 5), 3, 0).save(tmp_path / "out" / "codebook.safetensors")
-    with pytest.raises(ValueError, match=f"belong to codebook {CODEBOOK.fingerprint}"):
+    with pytest.raises(ValueError, match=r"codebook\.safetensors is damaged"):
         PortableMoments.read(tmp_path / "out")
-    about = json.loads((tmp_path / "out" / "about.json").read_text())
-    (tmp_path / "out" / "about.json").write_text(json.dumps(about | {"format": 99}))
-    with pytest.raises(ValueError, match="another format"):
+    seal_directory(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"belong to codebook {CODEBOOK.fingerprint}"):
         PortableMoments.read(tmp_path / "out")
     with pytest.raises(ValueError, match="holds no exported moments"):
         PortableMoments.read(tmp_path)
@@ -149,9 +148,16 @@ async def test_a_run_begins_with_anothers_moments_and_makes_room_for_new_prompts
     config = MomentsConfig(clusters=ClusterConfig(count=4))
     old = MomentsService(config, tmp_path / "old", seed=0)
     embeddings = np.eye(8, dtype=np.float32)
-    await old.fit_clusters(embeddings[:4])
+    prompts = PromptSet(tuple(f"prompt{n}" for n in range(8)), ("sums",) * 8, ("",) * 8, embeddings)
+
+    def some(first: int, last: int) -> PromptSet:
+        return PromptSet(
+            prompts.prompt_ids[first:last], ("sums",) * (last - first), ("",) * (last - first), embeddings[first:last]
+        )
+
+    await old.fit_clusters(some(0, 4))
     for step in range(3):
-        await train_on(old, step, group(step, (1.0, 0.0), embedding=embeddings[0]))
+        await train_on(old, step, group(step, (1.0, 0.0), prompt_id="prompt0"))
     (tmp_path / "snapshot").mkdir()
     await old.snapshot(tmp_path / "snapshot")
     exported = PortableMoments.from_snapshot(tmp_path / "snapshot", config, "tiny", "old")
@@ -161,18 +167,19 @@ async def test_a_run_begins_with_anothers_moments_and_makes_room_for_new_prompts
     start.place(new_directory)
 
     new = MomentsService(config, new_directory, seed=1)
-    assert await new.fit_clusters(embeddings[2:6]) > 4
-    before, after = (await old.stats())["clusters"], (await new.stats())["clusters"]
+    assert await new.fit_clusters(some(2, 6)) > 4
+    before, after = (await old.cluster_stats()), (await new.cluster_stats())
     home = int(np.argmax(before["mass"]))
     assert after["mass"][home] == pytest.approx(0.5 * before["mass"][home])
     assert sum(after["seen"]) == 1
     # From the first batch on history speaks.
-    first = await train_on(new, 0, group(0, (0.0, 0.0), embedding=embeddings[0]))
+    await new.remember(some(0, 2))
+    first = await train_on(new, 0, group(0, (0.0, 0.0)))
     assert first[0].cluster == home and first[0].weight > 0
-    await train_on(new, 1, group(1, (1.0, 0.0), embedding=embeddings[5]))
-    expected = await new.stats()
+    await train_on(new, 1, group(5, (1.0, 0.0)))
+    expected = await new.cluster_stats()
     again = MomentsService(config, new_directory, seed=1)
-    assert (await again.stats())["clusters"] == expected["clusters"]
+    assert (await again.cluster_stats()) == expected
     for service in (old, new, again):
         await service.close()
 

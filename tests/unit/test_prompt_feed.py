@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.prompts.feed import Prompt, PromptFeed, Ticket, prompt_id
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt, Ticket, prompt_id
 
 pytestmark = pytest.mark.unit
 
@@ -24,11 +25,17 @@ def pool(size: int) -> list[Prompt]:
 
 
 def deal(feed: PromptFeed, count: int) -> list[Ticket]:
-    """One hand after the other, of 1, 2, 3 … tickets, the last one cut short."""
-    hands: list[Ticket] = []
-    while len(hands) < count:
-        hands += feed.deal(min(1 + len(hands) % 3, count - len(hands)))
-    return hands
+    """One deal after the other, of 1, 2, 3 … tickets, the last one cut short."""
+    dealt_so_far: list[Ticket] = []
+    while len(dealt_so_far) < count:
+        dealt_so_far += feed.deal(min(1 + len(dealt_so_far) % 3, count - len(dealt_so_far)))
+    return dealt_so_far
+
+
+def again(ticket: Ticket, times: int) -> Ticket:
+    for _ in range(times):
+        ticket = ticket.next_attempt()
+    return ticket
 
 
 def feed_of(prompts: list[Prompt], seed: int) -> PromptFeed:
@@ -55,7 +62,8 @@ def test_every_epoch_deals_every_prompt_once(size: int, seed: int, epochs: int) 
         tickets = deal(feed, size)
         assert {ticket.prompt.prompt_id for ticket in tickets} == everything
         assert [ticket.sequence for ticket in tickets] == list(range(epoch * size, (epoch + 1) * size))
-        assert {(ticket.epoch, ticket.occurrence, ticket.group_size) for ticket in tickets} == {(epoch, 0, 4)}
+        assert {ticket.group_size for ticket in tickets} == {4}
+        assert {ticket.group_id.partition(":")[2] for ticket in tickets} == {f"{epoch}:0:0"}
 
 
 @given(sizes, seeds, steps, st.data())
@@ -63,7 +71,7 @@ def test_tickets_in_flight_come_back_as_they_were(size: int, seed: int, dealt: i
     feed = feed_of(pool(size), seed)
     tickets = deal(feed, dealt)
     kept = data.draw(st.lists(st.sampled_from(tickets), unique_by=lambda t: t.sequence)) if tickets else []
-    in_flight = [replace(ticket, attempt=data.draw(st.integers(0, 3))) for ticket in kept]
+    in_flight = [again(ticket, data.draw(st.integers(0, 3))) for ticket in kept]
     saved = json.loads(json.dumps(feed.state(in_flight=in_flight)))
     restored = feed_of(pool(size), seed).load_state(saved)
     assert list(restored) == in_flight
@@ -72,7 +80,14 @@ def test_tickets_in_flight_come_back_as_they_were(size: int, seed: int, dealt: i
 
 def test_group_ids_never_repeat() -> None:
     tickets = deal(feed_of(pool(7), 3), 70)
-    assert len({ticket.group_id for ticket in tickets}) == 70
+    assert len({again(ticket, times).group_id for ticket in tickets for times in range(3)}) == 3 * 70
+
+
+def test_the_next_attempt_is_the_same_place_under_another_id() -> None:
+    ticket = replace(deal(feed_of(pool(3), 0), 1)[0], born=7)
+    second = ticket.next_attempt().next_attempt()
+    assert second.group_id == ticket.group_id.removesuffix("0") + "2" and second.attempt == 2
+    assert replace(second, group_id=ticket.group_id, attempt=0) == ticket
 
 
 def test_seeds_and_epochs_give_other_orders() -> None:

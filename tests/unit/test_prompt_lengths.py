@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError

@@ -46,10 +46,10 @@ def resume(run: RunDirectory, steps: range, save_after: int) -> None:
         await service.fit_clusters(prompt_set(config, read_pool(config).train))
         for step in steps:
             for number in range(3):
-                scored = group(3 * step + number, (1.0, float(step % 2)), source="gcd", embedding=None)
+                scored = group(3 * step + number, (1.0, float(step % 2)), source="gcd")
                 await service.submit(scored, payload="p", transcript=TEXT)
             # The third waits for the next batch, which may stand in the next part.
-            await service.next_batch(step, 2)
+            await service.draw(step, [f"prompt{3 * step + number}:0:0:0" for number in range(2)])
             await service.commit(step, policy_version=step + 1)
             if step + 1 == save_after:
                 (run.checkpoint(save_after) / "moments").mkdir(parents=True)

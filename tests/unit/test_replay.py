@@ -23,7 +23,7 @@ from moments_service.offline.explain import GroupNotFoundError, explain
 from moments_service.offline.rebuild import rebuild
 from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
 from moments_service.service import MomentsService
-from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, group
+from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, PROMPTS, group, ids
 
 pytestmark = pytest.mark.unit
 
@@ -33,14 +33,14 @@ TEXT = Transcript("2+2=", ("[b]4",) * 4, ({"[i]right": 0.75, "form": 0.25}, None
 async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsService:
     """Three steps in incarnation 0, then a resume from after the second and two more steps."""
     service = MomentsService(config, directory, seed=0)
-    await service.fit_clusters(EMBEDDINGS)
+    await service.fit_clusters(PROMPTS)
     generator = np.random.default_rng(0)
 
     async def step(number: int) -> None:
         for sequence in range(4 * number, 4 * number + 4):
             rewards = (*generator.integers(0, 2, 3).astype(float).tolist(), None)[sequence % 2 :]
             await service.submit(group(sequence, rewards, where=sequence % 3), "p", TEXT)
-        await service.next_batch(number, 3)
+        await service.draw(number, ids(*range(4 * number, 4 * number + 3)))
         await service.mark_lost((group(4 * number + 3).group_id,))
         await service.commit(number, number + 1, PolicyMove(0.01 * number, 0.1))
 
@@ -52,6 +52,7 @@ async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsServi
             await service.snapshot(snapshot)
     await service.close()
     service = MomentsService(config, directory, seed=0, incarnation=1, snapshot=snapshot)
+    await service.fit_clusters(PROMPTS)
     for number in (2, 3):
         await step(number)
     return service

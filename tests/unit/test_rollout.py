@@ -9,11 +9,14 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors.config import RolloutConfig, SamplingConfig
+from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
-from actors.prompts.feed import Prompt, Ticket
+from actors.environments.single_turn import SingleTurnConfig
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout import worker as rollout_module
-from actors.rollout.worker import PromptTooLongError, RolloutWorker
+from actors.rollout.group import PromptTooLongError
+from actors.rollout.spec import RolloutSpec
+from actors.rollout.worker import RolloutWorker
 from moments_service.messages.groups import GroupStatus
 
 pytestmark = pytest.mark.unit
@@ -68,16 +71,16 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
 
 def make_worker(policy: str, **changes: object) -> RolloutWorker:
     arguments: dict[str, object] = {
-        "config": RolloutConfig(max_model_len=8),
+        "rollout": RolloutConfig(max_model_len=8),
+        "rewards": RewardsConfig(),
+        "environment": SingleTurnConfig(),
         "sampling": SamplingConfig(max_tokens=3, temperature=0.7, top_p=0.9, top_k=5, stop=("<stop>",)),
         "policy": policy,
         "chat": False,
         "seed": 11,
-        "index": 0,
-        "text_share": 1.0,
         "text_chars": 100,
     }
-    return RolloutWorker(**(arguments | changes))
+    return RolloutWorker(RolloutSpec(**(arguments | changes)), index=0)
 
 
 @pytest.fixture
@@ -90,31 +93,32 @@ async def worker(policy: str, engine: ScriptedEngine) -> AsyncIterator[RolloutWo
 
 def ticket(text: str = "two plus two is", answer: str | None = "4", number: int = 0) -> Ticket:
     prompt = Prompt(prompt_id=f"p{number}", source="sums", text=text, answer=answer, verifier="exact")
-    return Ticket(prompt=prompt, sequence=9, epoch=1, group_size=2)
+    return Ticket(f"p{number}:1:0:0", prompt, group_size=2, sequence=9)
 
 
 async def test_a_group_is_sampled_scored_and_described(worker: RolloutWorker, engine: ScriptedEngine) -> None:
     engine.script = [completion([FOUR, STOP], versions=[2, 3]), completion([FIVE, FIVE, FIVE], "length")]
-    embedding = np.ones(4, np.float32) / 2
-    rollout = await worker.rollout(ticket(), embedding)
+    rollout = await worker.rollout(ticket())
 
     (request,) = engine.requests
     assert (request.request_id, request.n, request.max_tokens) == ("p0:1:0:0", 2, 3)
     assert (request.temperature, request.top_p, request.top_k) == (0.7, 0.9, 5)
-    assert request.prompt_ids == (3, 4, 3, 7) and request.stop_token_ids == (STOP,)
+    assert request.token_ids == (3, 4, 3, 7) and request.stop_token_ids == (STOP,)
 
     header = rollout.header
     assert header.rewards == (1.0, 0.0) and header.errors == (None, None)
     assert header.lengths == (2, 3) and header.truncated == (False, True)
     assert header.policy_versions == (2, 3)
     assert (header.group_id, header.sequence, header.source) == ("p0:1:0:0", 9, "sums")
-    assert header.status is GroupStatus.SCORED and header.embedding is embedding
+    assert header.status is GroupStatus.SCORED and header.turns == (1, 1)
 
-    payload = rollout.payload
-    assert payload.group_id == header.group_id and payload.temperature == 0.7
-    assert payload.prompt_ids.tolist() == [3, 4, 3, 7] and payload.prompt_ids.dtype == np.int32
-    assert [ids.tolist() for ids in payload.completions] == [[FOUR, STOP], [FIVE, FIVE, FIVE]]
-    assert [v.tolist() for v in payload.versions] == [[2, 3], [3, 3, 3]]
+    first, second = rollout.samples
+    assert (first.group_id, first.index, second.index, first.temperature) == (header.group_id, 0, 1, 0.7)
+    assert first.token_ids.tolist() == [3, 4, 3, 7, FOUR, STOP] and second.token_ids.tolist()[4:] == [FIVE] * 3
+    assert first.loss_mask.tolist() == [False] * 4 + [True] * 2 and second.trained_tokens == 3
+    assert first.versions.tolist() == [-1] * 4 + [2, 3] and first.logprobs.tolist() == [0, 0, 0, 0, 0, -1]
+    assert (first.token_ids.dtype, first.versions.dtype, first.logprobs.dtype) == (np.int32, np.int32, np.float32)
+    assert not first.truncated and second.truncated and first.turns == 1
     assert rollout.transcript is not None and rollout.transcript.completions == ("4", "5 5 5")
     assert rollout.timings["tokens"] == 5 and rollout.timings["score_s"] > 0
 
@@ -122,7 +126,7 @@ async def test_a_group_is_sampled_scored_and_described(worker: RolloutWorker, en
 async def test_seeds_belong_to_the_group(worker: RolloutWorker, engine: ScriptedEngine) -> None:
     engine.script = [completion([FOUR, EOS])]
     for each in (ticket(), ticket(), ticket(number=1), ticket().next_attempt()):
-        await worker.rollout(each, None)
+        await worker.rollout(each)
     seeds = [request.seed for request in engine.requests]
     assert seeds[0] == seeds[1] and len(set(seeds)) == 3
 
@@ -132,18 +136,18 @@ async def test_an_aborted_completion_is_an_error_and_never_judged(
 ) -> None:
     # Its text so far would be right.
     engine.script = [completion([FOUR], "abort"), completion([FOUR, EOS])]
-    header = (await worker.rollout(ticket(), None)).header
+    header = (await worker.rollout(ticket())).header
     assert header.rewards == (None, 1.0) and header.errors == ("aborted", None)
     assert header.status is GroupStatus.SCORED
 
 
 async def test_a_group_without_any_reward_is_an_error(worker: RolloutWorker, engine: ScriptedEngine) -> None:
     engine.script = [completion([], "abort", []), completion([FOUR, EOS])]
-    rollout = await worker.rollout(ticket(answer=None), None)
+    rollout = await worker.rollout(ticket(answer=None))
     assert rollout.header.status is GroupStatus.ERROR
     assert rollout.header.errors[0] == "aborted" and "no gold answer" in str(rollout.header.errors[1])
     engine.script = engine.script[:1]
-    assert (await worker.rollout(ticket(), None)).header.policy_versions == (3, 3)
+    assert (await worker.rollout(ticket())).header.policy_versions == (3, 3)
 
 
 async def test_a_prompt_that_is_too_long_is_refused_before_sampling(
@@ -151,9 +155,9 @@ async def test_a_prompt_that_is_too_long_is_refused_before_sampling(
 ) -> None:
     long = ticket("two plus two plus two plus")
     with pytest.raises(PromptTooLongError, match=r"prompt p0 of source `sums` has 6 tokens.* leaves 5"):
-        await worker.rollout(long, None)
+        await worker.rollout(long)
     with pytest.raises(PromptTooLongError):
-        await worker.evaluate([ticket().prompt, long.prompt], 1.0, 2)
+        await worker.evaluate([long.prompt], 1.0, 2)
     assert engine.requests == []
 
 
@@ -176,7 +180,7 @@ async def test_texts_are_kept_for_a_fixed_share_of_groups(policy: str, engine: S
     for seed in (0, 1):
         worker = make_worker(policy, text_share=0.5, text_chars=3, seed=seed)
         await worker.start()
-        groups = [await worker.rollout(ticket(number=i), None) for i in range(40)]
+        groups = [await worker.rollout(ticket(number=i)) for i in range(40)]
         await worker.close()
         kept.append([group.transcript for group in groups])
     assert kept[0] == kept[1]
@@ -209,11 +213,11 @@ async def test_a_chat_template_wraps_the_prompt(policy: str, engine: ScriptedEng
     worker = make_worker(str(tmp_path), chat=True)
     await worker.start()
     engine.script = [completion([FOUR, EOS])]
-    await worker.rollout(ticket("two plus"), None)
-    assert engine.requests[0].prompt_ids == (7, 3, 4, 7)
+    await worker.rollout(ticket("two plus"))
+    assert engine.requests[0].token_ids == (7, 3, 4, 7)
     await worker.close()
 
 
 async def test_a_dead_engine_is_the_caller_s_business(worker: RolloutWorker) -> None:
     with pytest.raises(EngineDeadError):
-        await worker.rollout(ticket(), None)
+        await worker.rollout(ticket())

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 
-from actors.prompts.feed import Prompt, PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from deploy.run.remote import Remote
 from deploy.run.sampling import TIMED_OUT, Sampler

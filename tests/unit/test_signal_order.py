@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.prompts.feed import Prompt, PromptFeed, Ticket
+from actors.prompts.feed import PromptFeed
 from actors.prompts.group_sizes import SMALLEST, group_sizes
 from actors.prompts.order import SWEEP_EVERY
+from actors.prompts.prompt import Prompt, Ticket
 from moments_service.config import BlendConfig
 from moments_service.moments import ClusterMoments, CommittedRewards, create_moments
 from moments_service.moments.expected_signal import HALF_RIGHT, ExpectedSignal, expected_signal
@@ -76,12 +77,13 @@ def test_resume_goes_on_exactly_where_the_saved_feed_stood(
 def test_ids_are_unique_and_occurrences_count_within_an_epoch(size: int, seed: int, hand_sizes: list[int]) -> None:
     tickets = play(PromptFeed(pool(size), seed, 2, order="signal"), range(len(hand_sizes)), hand_sizes, size)
     assert [ticket.sequence for ticket in tickets] == list(range(len(tickets)))
-    assert [ticket.epoch for ticket in tickets] == [n // size for n in range(len(tickets))]
+    places = [tuple(map(int, ticket.group_id.split(":")[1:3])) for ticket in tickets]
+    assert [epoch for epoch, _ in places] == [n // size for n in range(len(tickets))]
     assert len({ticket.group_id for ticket in tickets}) == len(tickets)
     seen: Counter[tuple[str, int]] = Counter()
-    for ticket in tickets:
-        assert ticket.occurrence == seen[ticket.prompt.prompt_id, ticket.epoch]
-        seen[ticket.prompt.prompt_id, ticket.epoch] += 1
+    for ticket, (epoch, occurrence) in zip(tickets, places, strict=True):
+        assert occurrence == seen[ticket.prompt.prompt_id, epoch]
+        seen[ticket.prompt.prompt_id, epoch] += 1
 
 
 @given(sizes, seeds, st.booleans())
@@ -143,7 +145,7 @@ def test_a_feed_that_goes_by_the_moments_must_be_told_of_them() -> None:
         PromptFeed(pool(3), 0, 2, order="signal").deal(1)
     with pytest.raises(RuntimeError, match="call learn first"):
         PromptFeed(pool(3), 0, 4, max_group_size=8).deal(1)
-    with pytest.raises(ValueError, match="told of 2 prompts, but the feed deals 3"):
+    with pytest.raises(ValueError, match="the signal is of 2 prompts, but the feed deals 3"):
         PromptFeed(pool(3), 0, 2, order="signal").learn(signal([0, 0], [0.1]))
     feeds = [PromptFeed(pool(3), 0, 4), PromptFeed(pool(3), 0, 4, order="signal"), PromptFeed(pool(3), 0, 4, 8)]
     assert [feed.adapts for feed in feeds] == [False, True, True]

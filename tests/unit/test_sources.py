@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource
-from actors.prompts.feed import prompt_id
+from actors.prompts.prompt import prompt_id
 from actors.prompts.sources import PromptPool, load_prompts
 
 pytestmark = pytest.mark.unit

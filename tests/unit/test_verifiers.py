@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
+from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict, as_verifier
 from actors.verifiers import BUILT_IN, UnknownVerifierError, get_verifier
 from actors.verifiers.matching import exact, find_number, numeric
 
@@ -100,10 +101,8 @@ def test_exact_forgives_only_form() -> None:
 
 
 def test_built_in_verifiers_and_dotted_paths_are_found() -> None:
-    assert get_verifier("numeric") is numeric
-    assert get_verifier("actors.verifiers.matching:exact") is exact
-    for name in BUILT_IN:
-        assert callable(get_verifier(name))
+    for name in (*BUILT_IN, "actors.verifiers.matching:exact"):
+        assert isinstance(get_verifier(name), FunctionVerifier)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +127,8 @@ def gym_prompt(task: str, params: dict[str, object], **material: object) -> Prom
 
 
 def test_reasoning_gym_uses_the_task_s_scorer() -> None:
-    task_score = get_verifier("reasoning_gym")
+    from actors.verifiers.reasoning_gym import task_score
+
     single = gym_prompt("gcd", {"min_value": 1, "max_value": 30})
     assert single.answer == "6"
     assert task_score(single, " 6 \n") == 1.0
@@ -136,7 +136,8 @@ def test_reasoning_gym_uses_the_task_s_scorer() -> None:
 
 
 def test_partial_credit_keeps_fractions_only_where_asked() -> None:
-    task_score = get_verifier("reasoning_gym")
+    from actors.verifiers.reasoning_gym import task_score
+
     params = {"min_value": 1, "max_value": 30}
     assert task_score(gym_prompt("gcd", params), "6!") == 0.0
     assert task_score(gym_prompt("gcd", params, partial_credit=True), "6!") == 0.5
@@ -153,3 +154,31 @@ def test_every_installed_task_that_evaluates_completions_is_refused() -> None:
     assert found - gold_only == EVALUATING_TASKS
     with pytest.raises(ValueError, match="evaluates the completion"):
         task_score(prompt("1", task="puzzle24", entry={}), "__import__('os').getpid()")
+
+
+async def test_a_function_is_a_verifier_sync_or_async() -> None:
+    async def later(prompt: Prompt, completion: str) -> bool:
+        return completion == prompt.answer
+
+    attempts = [Attempt("4", 0), Attempt("5", 1)]
+    for function, waits in ((exact, False), (later, True)):
+        verifier = as_verifier(function)
+        assert isinstance(verifier, FunctionVerifier) and verifier.waits is waits
+        assert await verifier.judge(prompt("4"), attempts) == [Verdict(1.0), Verdict(0.0)]
+
+
+async def test_an_object_or_a_class_may_judge_whole_groups() -> None:
+    class Longest:
+        async def judge(self, prompt: Prompt, attempts: list[Attempt]) -> list[Verdict]:
+            longest = max(attempt.tokens for attempt in attempts)
+            return [Verdict(float(attempt.tokens == longest)) for attempt in attempts]
+
+    attempts = [Attempt("a", 0, tokens=3), Attempt("b", 1, tokens=7)]
+    for found in (Longest, Longest()):
+        assert [verdict.reward for verdict in await as_verifier(found).judge(prompt(None), attempts)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(("reward", "error"), [(None, None), (1.0, "late"), (float("nan"), None), (float("inf"), None)])
+def test_a_verdict_is_a_finite_reward_or_an_error(reward: float | None, error: str | None) -> None:
+    with pytest.raises(ValueError):
+        Verdict(reward, error)

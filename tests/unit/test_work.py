@@ -7,7 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from actors.prompts.feed import Prompt, PromptFeed
+from actors.prompts.feed import PromptFeed
+from actors.prompts.prompt import Prompt
 from deploy.run.work import NothingScoredError, WorkBuffer
 from moments_service.moments.expected_signal import ExpectedSignal
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from actors.config import PromptConfig
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 from actors.prompts.sources import load_prompts
 from deploy.recipes.cold_start.misconceptions import MISCONCEPTIONS
 from deploy.recipes.cold_start.tokenizer import build_tokenizer

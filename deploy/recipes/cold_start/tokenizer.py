@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from actors.prompts.feed import Prompt
+from actors.prompts.prompt import Prompt
 
 PAD, EOS = "<pad>", "<eos>"
 WORD = r" [A-Za-z]+"

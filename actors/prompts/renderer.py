@@ -1,0 +1,79 @@
+"""Between texts and the token ids that the policy reads and writes, exactly: what was sampled is never tokenised again."""
+
+from collections.abc import Sequence
+from typing import Any
+
+_SAID = "\N{SYMBOL FOR RECORD SEPARATOR}"
+"""Stands for what the policy said when a chat template is asked what comes after it."""
+
+
+class Renderer:
+    """One tokenizer, for one way of asking: bare texts, or as a user in the tokenizer's chat template."""
+
+    def __init__(self, tokenizer: Any, chat: bool, stop: Sequence[str]) -> None:
+        """stop: texts that end a completion. Raises ValueError for one that is not a single token, or without a template."""
+        if chat and not tokenizer.chat_template:
+            raise ValueError(f"prompts.chat: the tokenizer of {tokenizer.name_or_path} has no chat template")
+        self._tokenizer, self._chat = tokenizer, chat
+        self.stop_ids = stop_token_ids(tokenizer, stop)
+
+    @classmethod
+    def load(cls, policy: str, chat: bool, stop: Sequence[str]) -> "Renderer":
+        """With the tokenizer of a policy: a Hugging Face directory or model name."""
+        # Imported here: it takes seconds, and starting is when a worker has them.
+        from transformers import AutoTokenizer
+
+        return cls(AutoTokenizer.from_pretrained(policy), chat, stop)
+
+    def opening_ids(self, text: str) -> tuple[int, ...]:
+        """What the policy is given before it speaks for the first time."""
+        return prompt_ids(self._tokenizer, text, self._chat)
+
+    def answer_ids(self, text: str, last: int) -> tuple[int, ...]:
+        """What follows what the policy said when its environment answers `text`, up to where it speaks again.
+
+        last: the last token that was sampled, which a chat template may want there and is then not repeated. Raises
+        ValueError for a template that does not keep what was said.
+        """
+        if not self._chat:
+            return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+        conversation = [
+            {"role": "user", "content": "?"},
+            {"role": "assistant", "content": _SAID},
+            {"role": "user", "content": text},
+        ]
+        whole: str = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        _, said, after = whole.partition(_SAID)
+        if not said:
+            raise ValueError("the chat template drops what the policy said before; it cannot take several turns")
+        ids = self._tokenizer.encode(after, add_special_tokens=False)
+        return tuple(ids[1:] if ids[:1] == [last] else ids)
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """What sampled tokens say, without special tokens and without the stop text that ended them."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.stop_ids:
+            ids.pop()
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text
+
+
+def prompt_ids(tokenizer: Any, text: str, chat: bool) -> tuple[int, ...]:
+    """What the engine is given of a prompt. chat: wrap it as a user message in the tokenizer's chat template."""
+    if not chat:
+        return tuple(tokenizer(text)["input_ids"])
+    message = [{"role": "user", "content": text}]
+    return tuple(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+
+
+def stop_token_ids(tokenizer: Any, stop: Sequence[str]) -> tuple[int, ...]:
+    """The token of each stop text. Raises ValueError for a text that is not exactly one token."""
+    ids = []
+    for text in stop:
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+        if len(encoded) != 1:
+            raise ValueError(
+                f"sampling.stop: {text!r} is {len(encoded)} tokens of this tokenizer, and must be exactly one"
+            )
+        ids.append(int(encoded[0]))
+    return tuple(ids)

@@ -1,0 +1,238 @@
+"""The parent's end of one verifier process: asks, checks every answer, and kills what does not answer in time.
+
+The child is a plain subprocess and not multiprocessing's: that one would import the parent's main module again, which
+in a Ray worker is Ray's own worker script.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from actors.prompts.prompt import Prompt
+from actors.rewards.child import GRACE_S, Request
+from actors.rewards.protocol import MAX_NAME, MAX_PARTS, MAX_REASON, Attempt, Verdict
+
+MAX_ANSWER = 2**16
+"""Bytes that one answer may have."""
+
+
+class ProcessDiedError(RuntimeError):
+    """The process ended before it answered; the message says how."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A verifier that was imported. waits: others can be judged beside it.    by_group: it judges whole groups."""
+
+    waits: bool
+    by_group: bool
+
+
+_Answer = dict[str, Any] | ProcessDiedError
+
+
+class VerifierProcess:
+    """One process and the pipe to it, within the event loop that made it.
+
+    Consumes: `load` and `judge`, any number at once. Waits for: the next answer to each, with a deadline. Ends: by `kill`,
+    by a deadline, or by itself; all that waits is then told how.
+    """
+
+    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
+        self.loaded: dict[str, Loaded] = {}
+        self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
+        self._numbers = itertools.count()
+        self._answers: dict[int, asyncio.Queue[_Answer]] = {}
+        self._received = bytearray()
+        self._sending = asyncio.Lock()
+        self._ending: asyncio.Task[None] | None = None
+        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._socket, far_end = socket.socketpair()
+        self._socket.setblocking(False)
+        with far_end:
+            handle = far_end.fileno()
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "actors.rewards.child", str(handle), str(timeout_s)],
+                pass_fds=(handle,),
+                stdin=subprocess.DEVNULL,
+                # What verifiers print is hostile text, too; errors travel through the pipe.
+                stdout=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                # A group of its own, so that whatever a verifier starts is killed with it.
+                start_new_session=True,
+            )
+        asyncio.get_running_loop().add_reader(self._socket, self._readable)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it can be asked. Looks at the pipe where nothing is asked now, and all that can come is its end."""
+        if self._ending is None and not self._answers:
+            with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                if not self._socket.recv(1, socket.MSG_PEEK):
+                    self._end(None)
+        return self._ending is None
+
+    async def load(self, verifier: str) -> str | None:
+        """Import a verifier, once. Returns why it cannot be, or None. Raises ProcessDiedError."""
+        if verifier in self.loaded:
+            return None
+        with self._request() as (number, answers):
+            await self._send(Request(number, verifier))
+            answer = await self._next(answers, self._start_timeout_s)
+        error = answer.get("error", "it said nothing of how it was loaded")
+        if error is None:
+            self.loaded[verifier] = Loaded(bool(answer.get("waits")), bool(answer.get("by_group")))
+        return None if error is None else str(error)[: 2 * MAX_REASON]
+
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> tuple[dict[int, Verdict], str | None]:
+        """Verdicts by place, and how the process died before it gave the rest; None where none is missing.
+
+        The prompt's verifier must be loaded.
+        """
+        # A verifier that waits keeps its own deadlines; the process is killed where it fails to.
+        deadline_s = self._timeout_s + (GRACE_S if self.loaded[prompt.verifier].waits else 0.0)
+        verdicts: dict[int, Verdict] = {}
+        with self._request() as (number, answers):
+            try:
+                await self._send(Request(number, prompt.verifier, prompt, tuple(attempts)))
+                while len(verdicts) < len(attempts):
+                    answer = await self._next(answers, deadline_s, self._timeout_s)
+                    place: int = answer.get("place", -1)
+                    if place in verdicts or place not in range(len(attempts)):
+                        forged = f"answered for attempt {place!r}, which nobody asked about"
+                        await self.kill(forged)
+                        raise ProcessDiedError(forged)
+                    verdicts[place] = answer["verdict"]
+            except ProcessDiedError as death:
+                return verdicts, str(death)
+        return verdicts, None
+
+    async def kill(self, why: str = "was ended") -> None:
+        """End the process and everything that it started; returns when it is gone. why: what those that wait are told."""
+        self._end(why)
+        assert self._ending is not None
+        await asyncio.shield(self._ending)
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[tuple[int, "asyncio.Queue[_Answer]"]]:
+        # The place for a nonce per request, once children are not trusted to answer for themselves only.
+        number, answers = next(self._numbers), asyncio.Queue[_Answer]()
+        self._answers[number] = answers
+        try:
+            yield number, answers
+        finally:
+            del self._answers[number]
+
+    async def _send(self, request: Request) -> None:
+        message = bytes(ForkingPickler.dumps(request))
+        message = len(message).to_bytes(4, "big") + message
+        async with self._sending:
+            if self._ended.done():
+                return
+            sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(self._socket, message))
+            # Nothing else wakes who sends to a process that is killed.
+            await asyncio.wait(
+                {sending, self._ended}, timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not sending.done():
+                sending.cancel()
+                self._end(f"did not take its request in {self._start_timeout_s:g} s")
+            elif sending.exception() is not None:
+                self._end(None)
+
+    async def _next(
+        self, answers: "asyncio.Queue[_Answer]", deadline_s: float, said_s: float | None = None
+    ) -> dict[str, Any]:
+        try:
+            answer = await asyncio.wait_for(answers.get(), deadline_s)
+        except TimeoutError:
+            self._end(f"timed out after {said_s or deadline_s:g} s")
+            answer = await answers.get()
+        if isinstance(answer, ProcessDiedError):
+            raise answer
+        return answer
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(2**16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end(None)
+        self._received += data
+        while self._ending is None and len(self._received) >= 4:
+            size = int.from_bytes(self._received[:4], "big")
+            if size > MAX_ANSWER:
+                self._end(f"sent an answer of {size} bytes")
+                return
+            if len(self._received) < 4 + size:
+                return
+            message = bytes(self._received[4 : 4 + size])
+            del self._received[: 4 + size]
+            try:
+                self._deliver(json.loads(message))
+            except (ValueError, TypeError, KeyError) as error:
+                self._end(f"sent an answer that cannot be: {error}"[:MAX_REASON])
+
+    def _deliver(self, answer: dict[str, Any]) -> None:
+        """JSON and not pickle, and every field looked at: nothing that ran beside hostile text gets to build objects here."""
+        if "place" in answer:
+            if type(answer["place"]) is not int:
+                raise TypeError(f"{answer['place']!r} is no place")
+            answer["verdict"] = _checked(answer)
+        if (waiting := self._answers.get(answer["request"])) is not None:
+            waiting.put_nowait(answer)  # otherwise whoever asked has gone
+
+    def _end(self, why: str | None) -> None:
+        if self._ending is None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._ended.set_result(None)
+            self._ending = asyncio.create_task(self._reap(why), name="end-of-verifier-process")
+
+    async def _reap(self, why: str | None) -> None:
+        await asyncio.to_thread(self._kill)
+        self._socket.close()
+        code = self._process.returncode
+        own = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"
+        for answers in self._answers.values():
+            answers.put_nowait(ProcessDiedError(why or own))
+
+    def _kill(self) -> None:
+        # Only before the process is reaped is its id still its own.
+        if self._process.returncode is None:
+            # The group is gone already where the process died before it could make one.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def _checked(answer: dict[str, Any]) -> Verdict:
+    """The verdict of an answer. Raises ValueError, TypeError or KeyError for one that no verifier of ours gives."""
+    reward, error, parts, note = answer["reward"], answer["error"], answer["parts"], answer["note"]
+    for text in (error, note):
+        if text is not None and not (isinstance(text, str) and len(text) <= 2 * MAX_REASON):
+            raise TypeError(f"{str(text)[:40]!r} is no short text")
+    numbers = [answer["seconds"], *(() if reward is None else (reward,))]
+    if parts is not None:
+        if len(parts) > MAX_PARTS or not all(len(name) <= MAX_NAME for name in parts):
+            raise ValueError("its parts are too many, or their names too long")
+        numbers += parts.values()
+    if not all(type(number) in (int, float) for number in numbers):
+        raise TypeError(f"{numbers} are not all numbers")
+    if not 0 <= answer["seconds"] < math.inf:
+        raise ValueError(f"it took {answer['seconds']} s")
+    named = None if parts is None else {name: float(part) for name, part in parts.items()}
+    return Verdict(None if reward is None else float(reward), error, named, float(answer["seconds"]), note)

@@ -1,0 +1,128 @@
+"""What is judged, what is said of it, and what a verifier is."""
+
+import inspect
+import math
+import numbers
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from actors.prompts.prompt import Prompt
+
+MAX_REASON = 200
+MAX_PARTS = 16
+MAX_NAME = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One sample as a verifier sees it, beside its prompt."""
+
+    text: str
+    """What the policy said last: where there is one turn, its completion."""
+    index: int = 0
+    """Its place in the group."""
+    tokens: int = 0
+    """How many tokens the policy sampled, over all turns."""
+    truncated: bool = False
+    """Whether a length limit ended it."""
+    turns: tuple[str, ...] = ()
+    """What the policy said, turn by turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A finite reward, or why there is none: never both, never neither."""
+
+    reward: float | None
+    error: str | None = None
+    parts: dict[str, float] | None = None
+    """What the reward is the sum of, where the verifier says."""
+    seconds: float = field(default=0.0, compare=False)
+    """How long the verifier worked on it; waiting for other groups does not count."""
+    note: str | None = None
+    """What the verifier has to say about it, for people."""
+
+    def __post_init__(self) -> None:
+        if (self.reward is None) == (self.error is None):
+            raise ValueError(f"a verdict has a reward or an error, and not both: {self.reward}, {self.error}")
+        if self.reward is not None and not math.isfinite(self.reward):
+            raise ValueError(f"reward {self.reward} is not finite")
+
+
+class Verifier(Protocol):
+    """Judges groups. A completion is hostile input: it must not reach `eval`, a shell or a path."""
+
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> Sequence[Verdict]:
+        """One verdict for each attempt, in order."""
+        ...
+
+
+Value = float | Mapping[str, float]
+"""What a function says of a completion: its reward (or True or False), or the named parts of it, whose sum is the reward."""
+
+VerifierFunction = Callable[[Prompt, str], Value | Awaitable[Value]]
+"""A verifier as a plain function, sync or async, of one completion. Anything but finite numbers, and any exception, is an
+error and no reward."""
+
+
+class FunctionVerifier:
+    """A function as a verifier."""
+
+    def __init__(self, function: VerifierFunction) -> None:
+        self._function = function
+        self.waits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+        """Whether it is async, so that others can be judged while it waits."""
+
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        return [await self.judge_one(prompt, attempt) for attempt in attempts]
+
+    async def judge_one(self, prompt: Prompt, attempt: Attempt) -> Verdict:
+        """Whatever the function raises or returns is told of in the verdict."""
+        started = time.perf_counter()
+        try:
+            value = self._function(prompt, attempt.text)
+            if inspect.isawaitable(value):
+                value = await value
+            parts = _parts(value) if isinstance(value, Mapping) else None
+            whole = math.fsum(parts.values()) if parts is not None else value
+            if not isinstance(whole, numbers.Real):
+                return Verdict(None, f"verifier returned {type(whole).__name__}, not a number")
+            reward = float(whole)
+        except (
+            Exception,
+            SystemExit,
+        ) as error:  # whatever a verifier raises is an error of this completion, and of nothing else
+            return Verdict(None, f"verifier raised {reason(error)}")
+        if not math.isfinite(reward):
+            return Verdict(None, f"verifier returned {reward}")
+        return Verdict(reward, parts=parts, seconds=time.perf_counter() - started)
+
+
+def as_verifier(found: Any) -> Verifier:
+    """An object with `judge`, a class of such, or a function, as a verifier. Raises TypeError for anything else."""
+    if inspect.isclass(found) and hasattr(found, "judge"):
+        found = found()
+    if hasattr(found, "judge"):
+        verifier: Verifier = found
+        return verifier
+    if not callable(found):
+        raise TypeError(f"a {type(found).__name__}, not a callable")
+    return FunctionVerifier(found)
+
+
+def reason(error: BaseException) -> str:
+    """An exception in one short text."""
+    return f"{type(error).__name__}: {error}"[:MAX_REASON]
+
+
+def _parts(value: Mapping[Any, Any]) -> dict[str, float]:
+    if not 1 <= len(value) <= MAX_PARTS:
+        raise ValueError(f"a reward of {len(value)} parts; there may be 1 to {MAX_PARTS}")
+    for name, part in value.items():
+        if not isinstance(name, str) or len(name) > MAX_NAME or not isinstance(part, numbers.Real):
+            raise ValueError(
+                f"{name!r}: {part!r} is no part of a reward; a name of up to {MAX_NAME} characters and a number is"
+            )
+    return {name: float(part) for name, part in value.items()}

@@ -1,0 +1,30 @@
+"""Everything that a rollout actor is made from."""
+
+from dataclasses import dataclass
+
+from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
+from actors.environments.protocol import EnvironmentKind
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """What all rollout actors of a run have in common."""
+
+    rollout: RolloutConfig
+    sampling: SamplingConfig
+    rewards: RewardsConfig
+    environment: EnvironmentKind
+    policy: str
+    """Directory (on every node) or hub id of a Hugging Face checkpoint."""
+    chat: bool
+    """Whether prompts are wrapped in the tokenizer's chat template."""
+    seed: int
+    """The run's."""
+    text_share: float = 1.0
+    """Of how many groups the texts are kept."""
+    text_chars: int = 2000
+    """How much of each text is kept."""
+    verifiers: tuple[str, ...] = ()
+    """Names to load at the start; others are loaded when first needed."""
+    start_timeout_s: float = 300.0
+    """How long a rollout waits for `ready`."""

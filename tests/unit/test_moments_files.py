@@ -1,0 +1,115 @@
+"""Files of the moments service: strict JSON, whole or not at all, and the last good one stays until the next is there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moments_service.adapters.clusters import LabelClusters
+from moments_service.adapters.local import LocalMoments
+from moments_service.clusters import Codebook
+from moments_service.clusters.versions import LOG_FILE, ClusterVersions
+from moments_service.durable import DamagedFileError, append_line, cut_half_line, write_json, write_tensors
+from moments_service.ledger import Ledger, LedgerReader
+from moments_service.messages.groups import Transcript
+from moments_service.messages.table import GroupTable
+from tests.unit.test_ledger import header
+
+pytestmark = pytest.mark.unit
+
+
+def strict(text: str) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def trained(steps: int) -> LocalMoments:
+    moments = LocalMoments(clusters=LabelClusters())
+    for step in range(steps):
+        moments.advantages(step, ["a question"], [[1.0, 0.0]])
+        moments.commit(step)
+    return moments
+
+
+def test_a_save_that_fails_leaves_the_last_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(1).save(tmp_path / "moments")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("moments_service.adapters.local.write_json", full)
+        with pytest.raises(OSError, match="no space"):
+            trained(2).save(tmp_path / "moments")
+    assert LocalMoments.load(tmp_path / "moments").last_step == 0
+
+
+def test_a_kill_between_two_renames_leaves_the_last_good_one(tmp_path: Path) -> None:
+    trained(1).save(tmp_path / "moments")
+    (tmp_path / "moments").rename(tmp_path / "moments.replaced")
+    assert LocalMoments.load(tmp_path / "moments").last_step == 0
+
+
+def test_one_changed_bit_of_saved_moments_is_refused(tmp_path: Path) -> None:
+    trained(1).save(tmp_path / "moments")
+    path = tmp_path / "moments" / "moments.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFileError, match=r"moments\.safetensors is damaged"):
+        LocalMoments.load(tmp_path / "moments")
+
+
+async def test_a_part_of_a_reward_that_is_no_number_is_left_out_of_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, incarnation=0)
+    text = Transcript("1+1", ("2", "\ud800"), ({"right": float("nan"), "form": 0.5}, None))
+    await ledger.append(GroupTable.of([header(0)]), np.array([0]), [text])
+    await ledger.close()
+    with LedgerReader(tmp_path) as reader:
+        ((completions, parts),) = reader.query("SELECT completions, reward_parts FROM transcripts")
+    assert strict(completions) == ["2", "\ud800"] and strict(parts) == [{"form": 0.5}, None]
+
+
+def test_no_number_that_json_does_not_have_is_written(tmp_path: Path) -> None:
+    write_json(tmp_path / "file.json", {"good": 1.0})
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="JSON"):
+            write_json(tmp_path / "file.json", {"bad": value})
+    assert strict((tmp_path / "file.json").read_text()) == {"good": 1.0}
+
+
+def test_half_a_line_of_a_log_never_took_effect(tmp_path: Path) -> None:
+    log = tmp_path / LOG_FILE
+    versions = ClusterVersions(tmp_path, 0)
+    versions.record(Codebook(np.eye(2, dtype=np.float32)), after_step=-1)
+    with log.open("a") as file:
+        file.write('{"incarnation": 0, "aft')
+    versions.record(Codebook(np.eye(3, dtype=np.float32)), after_step=4)
+    assert [record.after_step for record in versions.all_records()] == [-1, 4]
+    assert [strict(line)["after_step"] for line in log.read_text().splitlines()] == [-1, 4]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".jsonl", ".safetensors", ".safetensors"]
+
+
+def test_a_log_is_cut_only_where_its_end_is_not_whole(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    cut_half_line(log)
+    append_line(log, "first")
+    cut_half_line(log)
+    assert log.read_text() == "first\n"
+    log.write_text("half")
+    cut_half_line(log)
+    assert log.read_text() == ""
+
+
+def test_tensors_keep_their_shapes(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    arrays = {"none": np.array(3), "turned": np.arange(6.0).reshape(2, 3).T}
+    write_tensors(tmp_path / "file", arrays, {"about": "it"})
+    found = load_file(tmp_path / "file")
+    for name, array in arrays.items():
+        assert found[name].shape == array.shape and np.array_equal(found[name], array)

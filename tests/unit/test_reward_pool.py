@@ -1,0 +1,341 @@
+"""The reward pool with its real processes: what misbehaves is an error of its own completion, and never a reward."""
+
+import asyncio
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from actors.config import RewardsConfig
+from actors.prompts.prompt import Prompt
+from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
+from actors.rewards.process import VerifierProcess
+from actors.rewards.protocol import Attempt, Verdict
+
+pytestmark = pytest.mark.unit
+
+OBEY = "hostile_verifiers:obey"
+LATER = "hostile_verifiers:obey_later"
+
+
+@pytest.fixture
+async def pool(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RewardPool]:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=60.0))
+    yield pool
+    await pool.close()
+
+
+def prompt(verifier: str = OBEY, answer: str = "4") -> Prompt:
+    return Prompt(prompt_id="p", source="s", text="2 + 2", answer=answer, verifier=verifier)
+
+
+async def judge(pool: RewardPool, asked: Prompt, completions: list[str]) -> list[Verdict]:
+    return await pool.judge(asked, [Attempt(text, index) for index, text in enumerate(completions)])
+
+
+def ends(pid: int) -> bool:
+    """Whether a process is gone, or goes within a minute: a kill is delivered after the call that sends it returns."""
+    try:
+        process = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([process], [], [], 60.0)[0])
+    finally:
+        os.close(process)
+
+
+async def test_rewards_come_back_in_order(pool: RewardPool) -> None:
+    scores = await judge(pool, prompt("numeric"), ["4", "5", "it is 4.", ""])
+    assert scores == [Verdict(1.0, None), Verdict(0.0, None), Verdict(1.0, None), Verdict(0.0, None)]
+    assert await judge(pool, prompt("numeric"), []) == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "reason"),
+    [
+        ("raise no luck", "verifier raised RuntimeError: no luck"),
+        ("return nan", "verifier returned nan"),
+        ("return inf", "verifier returned inf"),
+        ("return text", "verifier returned str, not a number"),
+        ("return none", "verifier returned NoneType, not a number"),
+        ("parts {}", "verifier raised ValueError: a reward of 0 parts; there may be 1 to 16"),
+        (
+            'parts {"right": "1"}',
+            "verifier raised ValueError: 'right': '1' is no part of a reward; a name of up to 40 characters and a number is",
+        ),
+        ('parts {"right": NaN}', "verifier returned nan"),
+        ("exit 0", "verifier ended its process with exit code 0"),
+        ("sys.exit 3", "verifier raised SystemExit: 3"),
+        ("segfault", "verifier was killed by SIGSEGV"),
+    ],
+)
+async def test_only_the_misbehaving_completion_is_an_error(pool: RewardPool, completion: str, reason: str) -> None:
+    scores = await judge(pool, prompt(), ["0.25", completion, "1"])
+    assert scores == [Verdict(0.25, None), Verdict(None, reason), Verdict(1.0, None)]
+
+
+@pytest.mark.parametrize("completion", ["hang", "regex"])
+async def test_a_hanging_verifier_is_killed_and_the_others_are_scored(
+    monkeypatch: pytest.MonkeyPatch, completion: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=2.0))
+    scores = await judge(pool, prompt(), ["0.25", completion, "1"])
+    await pool.close()
+    assert scores == [Verdict(0.25, None), Verdict(None, "verifier timed out after 2 s"), Verdict(1.0, None)]
+
+
+async def test_a_reward_may_have_parts(pool: RewardPool) -> None:
+    scores = await judge(pool, prompt(), ['parts {"right": 1, "format": 0.25}', "0.5"])
+    assert scores == [Verdict(1.25, None, {"right": 1.0, "format": 0.25}), Verdict(0.5, None)]
+
+
+async def test_reasons_are_short(pool: RewardPool) -> None:
+    (score,) = await judge(pool, prompt(), ["raise " + "x" * 10_000])
+    assert score.error is not None and len(score.error) < 250
+
+
+async def test_booleans_are_numbers_and_prints_are_harmless(pool: RewardPool) -> None:
+    assert await judge(pool, prompt(), ["return true", "print"]) == [Verdict(1.0, None), Verdict(0.5, None)]
+
+
+async def test_groups_scored_at_once_do_not_mix(pool: RewardPool) -> None:
+    groups = [[f"{i}", "exit 1" if i % 5 == 0 else f"{i + 0.5}"] for i in range(20)]
+    for i, scores in enumerate(await asyncio.gather(*(judge(pool, prompt(), group) for group in groups))):
+        assert scores[0] == Verdict(float(i), None)
+        assert scores[1].reward == (None if i % 5 == 0 else i + 0.5)
+
+
+async def test_a_cancelled_caller_leaves_the_pipe_in_step(pool: RewardPool) -> None:
+    await pool.start([OBEY])
+    cancelled = asyncio.create_task(judge(pool, prompt(), ["7", "7"]))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    assert await judge(pool, prompt(), ["1", "2"]) == [Verdict(1.0, None), Verdict(2.0, None)]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reason"),
+    [("numerik", "did you mean `numeric`"), ("no_such_module:f", "No module named 'no_such_module'")],
+)
+async def test_a_verifier_that_cannot_be_loaded_is_an_error(pool: RewardPool, verifier: str, reason: str) -> None:
+    scores = await judge(pool, prompt(verifier), ["4", "4"])
+    assert [score.reward for score in scores] == [None, None]
+    assert all(score.error is not None and reason in score.error for score in scores)
+    with pytest.raises(UnloadableVerifierError, match=f"verifier `{verifier}` does not start"):
+        await pool.start([verifier])
+
+
+async def test_a_child_that_died_between_requests_is_replaced(pool: RewardPool, tmp_path: Path) -> None:
+    await judge(pool, prompt(), [f"pid {tmp_path / 'pid'}"])
+    child = int((tmp_path / "pid").read_text())
+    os.kill(child, signal.SIGKILL)
+    await asyncio.to_thread(os.waitid, os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0, None)]
+
+
+async def test_what_a_verifier_started_dies_with_it(pool: RewardPool, tmp_path: Path) -> None:
+    scores = await judge(pool, prompt(), [f"spawn {tmp_path / 'started'}", "exit 1"])
+    assert [score.reward for score in scores] == [1.0, None]
+    assert ends(int((tmp_path / "started").read_text()))
+
+
+async def test_close_leaves_nothing_running(pool: RewardPool, tmp_path: Path) -> None:
+    await judge(pool, prompt(), [f"pid {tmp_path / 'child'}", f"spawn {tmp_path / 'started'}"])
+    await pool.close()
+    await pool.close()
+    assert ends(int((tmp_path / "child").read_text()))
+    assert ends(int((tmp_path / "started").read_text()))
+    with pytest.raises(RewardPoolClosedError):
+        await judge(pool, prompt(), ["1"])
+
+
+async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=600))
+    await pool.start([OBEY])
+    request = asyncio.create_task(judge(pool, prompt(), ["hang"]))
+    await asyncio.sleep(0)
+    await pool.close()
+    with pytest.raises(RewardPoolClosedError):
+        await request
+
+
+async def test_close_ends_a_request_that_its_process_does_not_take(pool: RewardPool, tmp_path: Path) -> None:
+    """The process is busy for ever, and the pipe to it is full."""
+    await pool.start([LATER])
+    busy = asyncio.create_task(judge(pool, prompt(LATER), [f"pid {tmp_path / 'begun'}", "hang"]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    large = asyncio.create_task(judge(pool, prompt(LATER), ["x" * 50_000_000]))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asyncio.wait_for(pool.close(), timeout=60)
+    for request in (busy, large):
+        with pytest.raises(RewardPoolClosedError):
+            await request
+
+
+async def test_a_request_that_no_process_takes_has_a_deadline(pool: RewardPool, tmp_path: Path) -> None:
+    process = VerifierProcess(timeout_s=600.0, start_timeout_s=60.0)
+    assert await process.load(LATER) is None
+    busy = asyncio.create_task(process.judge(prompt(LATER), [Attempt(f"pid {tmp_path / 'begun'}"), Attempt("hang")]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    process._start_timeout_s = 0.1
+    assert await process.judge(prompt(LATER), [Attempt("x" * 50_000_000)]) == ({}, "did not take its request in 0.1 s")
+    assert (await busy)[1] == "did not take its request in 0.1 s"
+    await process.kill()
+
+
+def test_the_child_ends_with_its_parent() -> None:
+    """The parent is killed outright, and its stderr, which the child inherits, reaches its end all the same."""
+    code = f"""
+import asyncio, os
+from actors.prompts.prompt import Prompt
+from actors.config import RewardsConfig
+from actors.rewards.pool import RewardPool
+from actors.rewards.protocol import Attempt
+
+async def main():
+    pool = RewardPool(RewardsConfig(timeout_s=600))
+    prompt = Prompt("p", "s", "?", None, {OBEY!r})
+    assert (await pool.judge(prompt, [Attempt("1")]))[0].reward == 1.0
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+    path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
+    # Reading to the end waits for parent and child both: a child that lives on is a TimeoutExpired.
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
+    )
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+
+
+async def test_a_slow_verifier_does_not_hold_up_groups_of_another(pool: RewardPool, tmp_path: Path) -> None:
+    """The slow one is at work, and has more to do, until the others are done: it waits for what is written after them."""
+    slow, gate = prompt("hostile_verifiers:read_pipe"), tmp_path / "gate"
+    os.mkfifo(gate)
+    await pool.start([slow.verifier, OBEY])
+    slow_groups = [asyncio.create_task(judge(pool, slow, [str(gate)])) for _ in range(3)]
+    far_end = await asyncio.to_thread(gate.open, "w")  # returns once a verifier reads
+    for number in range(5):
+        assert await judge(pool, prompt(), [str(number)]) == [Verdict(float(number))]
+    assert not any(group.done() for group in slow_groups)
+    for _ in slow_groups:
+        far_end.write("0.5")
+        await asyncio.to_thread(far_end.close)
+        done, waiting = await asyncio.wait(slow_groups, return_when=asyncio.FIRST_COMPLETED)
+        assert all(group.result() == [Verdict(0.5)] for group in done)
+        slow_groups = list(waiting)
+        if slow_groups:
+            far_end = await asyncio.to_thread(gate.open, "w")
+
+
+async def test_a_slow_group_does_not_hold_up_others_of_its_verifier(pool: RewardPool, tmp_path: Path) -> None:
+    slow, gate, other = prompt("hostile_verifiers:read_pipe"), tmp_path / "gate", tmp_path / "other"
+    os.mkfifo(gate)
+    other.write_text("1")
+    held_up = asyncio.create_task(judge(pool, slow, [str(gate)]))
+    far_end = await asyncio.to_thread(gate.open, "w")
+    assert await judge(pool, slow, [str(other)]) == [Verdict(1.0)]
+    assert not held_up.done()
+    far_end.write("0")
+    await asyncio.to_thread(far_end.close)
+    assert await held_up == [Verdict(0.0)]
+
+
+async def test_async_verifiers_of_several_groups_wait_at_once_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=60.0, processes=1))
+    later = prompt(LATER)
+    await pool.start([LATER])
+    groups = await asyncio.gather(*(judge(pool, later, ["meet 6 there", "meet 6 there"]) for _ in range(3)))
+    assert groups == [[Verdict(1.0), Verdict(1.0)]] * 3
+    await pool.close()
+
+
+async def test_an_async_verifier_that_takes_too_long_costs_nobody_else_anything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=1.0, processes=1))
+    late, well = await asyncio.gather(*(judge(pool, prompt(LATER), texts) for texts in (["wait", "1"], ["0.5"])))
+    assert late == [Verdict(None, "verifier timed out after 1 s"), Verdict(1.0)] and well == [Verdict(0.5)]
+    await pool.close()
+
+
+@pytest.mark.parametrize(
+    ("completion", "error"),
+    [("exit 3", "verifier ended its process with exit code 3"), ("segfault", "verifier was killed by SIGSEGV")],
+)
+async def test_an_async_verifier_that_dies_costs_only_its_own_completion(
+    pool: RewardPool, completion: str, error: str
+) -> None:
+    """They were judged together, so nobody knows whose fault it was before each was judged alone."""
+    await pool.start([LATER])
+    first, second = await asyncio.gather(
+        judge(pool, prompt(LATER), ["0.25", completion, "1"]), judge(pool, prompt(LATER), ["0.75", "meet 1 here"])
+    )
+    assert first == [Verdict(0.25), Verdict(None, error), Verdict(1.0)]
+    assert second == [Verdict(0.75), Verdict(1.0)]
+
+
+@pytest.mark.parametrize("verifier", [LATER, "hostile_verifiers:Ranked"])
+async def test_a_death_is_not_blamed_on_who_shared_the_process(pool: RewardPool, tmp_path: Path, verifier: str) -> None:
+    await pool.start([verifier])
+    innocent = asyncio.create_task(judge(pool, prompt(verifier), [f"wait_in_the_first_life {tmp_path / 'begun'}"]))
+    while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
+        await asyncio.sleep(0.001)
+    (guilty,) = await judge(pool, prompt(verifier), ["exit" if "Ranked" in verifier else "exit 3"])
+    assert guilty == Verdict(None, "verifier ended its process with exit code 3")
+    assert await innocent == [Verdict(1.0, note=None if verifier == LATER else innocent.result()[0].note)]
+
+
+async def test_a_verifier_may_judge_whole_groups(pool: RewardPool) -> None:
+    ranked = prompt("hostile_verifiers:Ranked")
+    verdicts = await judge(pool, ranked, ["a", "abc", "ab"])
+    assert [(verdict.reward, str(verdict.note).strip()) for verdict in verdicts] == [
+        (0, "1 of 3"),
+        (1, "3 of 3"),
+        (0, "2 of 3"),
+    ]
+    for text, error in (
+        ("raise", "verifier raised RuntimeError: no luck"),
+        ("exit", "verifier ended its process with exit code 3"),
+        ("short", "verifier returned 0 verdicts of 2 attempts"),
+    ):
+        assert await judge(pool, ranked, ["a", text]) == [Verdict(None, error)] * 2
+    assert [verdict.reward for verdict in await judge(pool, ranked, ["a", "bb"])] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("forged", "error"),
+    [
+        ('{"request": 1, "place": 9, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}', "attempt 9"),
+        ('{"request": 1, "place": 0, "reward": NaN, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": null, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": "1", "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "place": [0], "reward": 1, "error": null, "parts": null, "seconds": 0}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": 1, "error": null, "parts": null, "seconds": -1, "note": null}', "cannot be"),
+        ('{"request": 1, "place": 0, "reward": 1, "error": null, "parts": {"a": "1"}, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": 1, "error": null}', "attempt -1"),
+        ("[1, 2]", "cannot be"),
+        ("no json", "cannot be"),
+        ("x" * 70_000, "answer of 70000 bytes"),
+    ],
+)  # fmt: skip
+async def test_an_answer_that_no_verifier_of_ours_gives_is_an_error(pool: RewardPool, forged: str, error: str) -> None:
+    verifier = "hostile_verifiers:forge"
+    await pool.start([verifier])
+    (verdict,) = await judge(pool, prompt(verifier), [forged])
+    assert verdict.reward is None and error in str(verdict.error)
+    assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0)]
