@@ -120,6 +120,12 @@ def settle(path: Path) -> None:
         _sync_directory(path.parent)
 
 
+def settle_all(parent: Path) -> None:
+    """Settle every directory in `parent`. Only while nobody writes there."""
+    for old in parent.glob(f"*{_OLD}"):
+        settle(old.with_name(old.name.removesuffix(_OLD)))
+
+
 def seal_directory(directory: Path) -> None:
     """Synchronise every file of a directory and write down their checksums."""
     sums = {}

@@ -39,8 +39,8 @@ def fit(
 
     chosen = [f"moments.clusters.count={count}"] if count is not None else []
     config = load_recipe(recipe, [*(override or ()), *chosen])
-    with progress(console, EMBEDDING) as told:
-        prompts = prompt_set(config, read_pool(config).train, told)
+    with progress(console, EMBEDDING) as advance:
+        prompts = prompt_set(config, read_pool(config).train, advance)
     seed = derive_seed(config.seed, "codebook")
     if config.moments.clusters.by == "embedding" and config.moments.clusters.count == "auto":
         console.print(choice_table(choose_count(prompts.embedded(), seed)))
@@ -66,8 +66,8 @@ def show(
     run = RunDirectory(source)
     config = load_recipe(run.config if run.config.exists() else source, override or ())
     pool = read_pool(config)
-    with progress(console, EMBEDDING) as told:
-        prompts = prompt_set(config, pool.train, told)
+    with progress(console, EMBEDDING) as advance:
+        prompts = prompt_set(config, pool.train, advance)
     saved = read_saved(source) if run.config.exists() and newest_snapshot(run) is not None else None
     clusters = saved.clusters if saved else clusters_in_force(run, config, prompts)
     console.print(clusters_table(clusters, pool.train, prompts, saved.moments if saved else None))

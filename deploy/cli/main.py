@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,7 @@ from deploy.rundir.layout import Ending, RunDirectory
 from deploy.watching.trackers import TrackerName, chosen_trackers
 
 if TYPE_CHECKING:
+    from deploy.report.live import Display
     from moments_service.offline.portable import WarmStart
 
 app = typer.Typer(
@@ -103,10 +104,9 @@ def _train(
     import ray
 
     from actors.placement import alive_nodes
-    from deploy.cluster.placement import busy, refuse_what_does_not_fit
+    from deploy.cluster.placement import refuse_what_does_not_fit
     from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
-    from deploy.report.summary import rich_table, signal_sentence
     from deploy.run.launch import read_pool, run_training
     from deploy.run.prompt_lengths import refuse_long_prompts
     from deploy.run.ray_cluster import connect
@@ -132,8 +132,8 @@ def _train(
         watchdog = connect(config, address)
         if not wait_for_nodes:
             refuse_what_does_not_fit(config, alive_nodes())
-        if watchdog is None and (reason := busy(config, alive_nodes())) is not None:
-            display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
+        if watchdog is None:
+            _note_wait(config, display)
         if show is not None:
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
@@ -147,9 +147,24 @@ def _train(
         ray.shutdown()
         if watchdog is not None and watchdog.stdin is not None:
             watchdog.stdin.close()
-    console.print(rich_table(result.summary))
-    console.print(signal_sentence(result.summary))
+    _show_end(result.summary, directory)
+
+
+def _show_end(summary: dict[str, Any], directory: RunDirectory) -> None:
+    from deploy.report.summary import rich_table, signal_sentence
+
+    console.print(rich_table(summary))
+    console.print(signal_sentence(summary))
     console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)
+
+
+def _note_wait(config: RunConfig, display: "Display") -> None:
+    """Say what the run will wait for, where others use the cluster."""
+    from actors.placement import alive_nodes
+    from deploy.cluster.placement import busy
+
+    if (reason := busy(config, alive_nodes())) is not None:
+        display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
 
 
 @app.command()

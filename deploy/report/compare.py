@@ -14,7 +14,7 @@ from rich.text import Text
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config
 from deploy.report.progress import bar
-from deploy.report.summary import smooth
+from deploy.report.summary import column, png, smooth
 from deploy.report.variations import Variant, variants
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.lines import read_object
@@ -50,9 +50,9 @@ class Comparison:
         durable.write_text(recipe, text)
         # Seeds outside, so that variants stay level when a comparison is cut short.
         jobs = [(variant, seed) for seed in self.seeds for variant in self.variants]
-        with bar(console, "runs") as told:
+        with bar(console, "runs") as advance:
             for number, (variant, seed) in enumerate(jobs, 1):
-                told(number - 1, len(jobs))
+                advance(number - 1, len(jobs))
                 if self._finished(variant, seed) is None:
                     console.print(f"run {number} of {len(jobs)}: {variant.name}, seed {seed}", markup=False)
                     self._train(recipe, variant, seed)
@@ -103,7 +103,7 @@ class Comparison:
 
     def _curve(self, variant: Variant, seed: int) -> list[float]:
         run = self._finished(variant, seed)
-        return [] if run is None else [row["reward/pass_at_1"] for row in run.read_metrics()]
+        return [] if run is None else column(run.read_metrics(), "reward/pass_at_1")
 
     def _train(self, recipe: Path, variant: Variant, seed: int) -> None:
         name = _run_name(variant, seed)
@@ -151,7 +151,7 @@ class Comparison:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, loc="upper left")
-        figure.savefig(self.out / "compare.png", dpi=130)
+        durable.write_bytes(self.out / "compare.png", png(figure))
 
 
 def _run_name(variant: Variant, seed: int) -> str:

@@ -1,9 +1,9 @@
 """What `bvblend explain` and `bvblend replay` print."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -11,11 +11,15 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.config.recipe import ConfigError, load_moments_config
+from deploy.report.numbers import shown
 from deploy.report.progress import EMBEDDING, progress
+from moments_service.durable import strict_json
 from moments_service.estimators.naming import configured
 from moments_service.offline.explain import Explanation, Numbers
 from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
 from moments_service.progress import silent
+
+_shown = partial(shown, form=".6g")
 
 
 def explanation(found: Explanation, estimator: str) -> RenderableType:
@@ -58,9 +62,9 @@ def _completions(found: Explanation, estimator: str) -> Table:
     for i, reward in enumerate(group.rewards):
         said = group.errors[i] if reward is None else (texts[i].strip() if texts is not None else "")
         table.add_row(
-            _number(reward), _number(found.recorded.advantages[i]), _number(found.grpo.advantages[i]),
+            _shown(reward), _shown(found.recorded.advantages[i]), _shown(found.grpo.advantages[i]),
             f"{group.lengths[i]}{' (cut)' if group.truncated[i] else ''}",
-            *([] if parts is None else [Text("\n".join(f"{name} {_number(part)}" for name, part in (parts[i] or {}).items()))]),
+            *([] if parts is None else [Text("\n".join(f"{name} {_shown(part)}" for name, part in (parts[i] or {}).items()))]),
             Text(said or ""),
         )  # fmt: skip
     return table
@@ -74,7 +78,7 @@ def _pieces(found: Explanation, estimator: str) -> Table:
         table.add_column(name, justify="right" if name else "left")
 
     def add(name: str, numbers: Numbers) -> None:
-        table.add_row(name, _number(numbers.baseline), _number(numbers.scale), _number(numbers.weight))
+        table.add_row(name, _shown(numbers.baseline), _shown(numbers.scale), _shown(numbers.weight))
 
     add(estimator, found.recorded)
     add("GRPO", found.grpo)
@@ -87,10 +91,6 @@ def _pieces(found: Explanation, estimator: str) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.6g}"
-
-
 def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int, console: Console) -> Table:
     """Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name.
 
@@ -99,8 +99,8 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
     base = load_moments_config(overrides)
     try:
         configs = [configured(base, spec) for spec in estimators]
-        with path.open() as file, progress(console, EMBEDDING) as told:
-            groups = read_log(file, base, seed, told)
+        with path.open() as file, progress(console, EMBEDDING) as advance:
+            groups = read_log(file, base, seed, advance)
     except FileNotFoundError:
         raise ConfigError(f"no log at {path}") from None
     except (ReplayError, ValueError) as error:
@@ -113,11 +113,11 @@ def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str],
         summary = ReplaySummary()
         what = f"groups under {estimator_label(config)}"
         # Rows that run over the screen say by themselves how far it is.
-        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as told:
+        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as advance:
             for done, row in enumerate(replay(groups, config, summary), 1):
-                sys.stdout.write(json.dumps(row) + "\n")
+                sys.stdout.write(strict_json(row) + "\n")
                 if done % 100 == 0:
-                    told(done, len(groups))
+                    advance(done, len(groups))
         table.add_row(
             estimator_label(config),
             f"{summary.signal_ratio:.3f}",

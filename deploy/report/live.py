@@ -11,6 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from deploy.report.numbers import shown
+
 PHASES = ("generate", "score", "moments", "learn", "publish")
 _SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 60
@@ -58,7 +60,7 @@ class PlainDisplay:
         self._print(
             f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {row['reward/pass_at_1']:.3f}  "
             f"reward {row['reward/mean']:.3f}  signal {row['signal/own']:.0%} (GRPO {row['signal/grpo']:.0%})  "
-            f"entropy {row['learner/entropy']:.2f}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
+            f"entropy {shown(row['learner/entropy'])}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
         )
 
     def close(self) -> None: ...
@@ -144,7 +146,8 @@ class RunView:
         grid.add_row("seconds", f"{row['seconds']:.2f}  =  {phases}")
         grid.add_row(
             "policy",
-            f"{row['tokens_per_s']:.0f} tok/s   entropy {row['learner/entropy']:.2f}   grad {row['learner/grad_norm']:.2f}",
+            f"{row['tokens_per_s']:.0f} tok/s   entropy {shown(row['learner/entropy'])}   "
+            f"grad {shown(row['learner/grad_norm'])}",
         )
         return grid
 

@@ -19,8 +19,8 @@ EMBEDDING = "prompts embedded"
 def progress(console: Console, what: str) -> Iterator[Progress]:
     """A bar, gone when the work is done; without a terminal, lines."""
     if console.is_terminal:
-        with bar(console, what) as told:
-            yield told
+        with bar(console, what) as advance:
+            yield advance
     else:
         yield lines(partial(print, file=console.file, flush=True), what)
 
@@ -41,10 +41,10 @@ def lines(write: Callable[[str], object], what: str) -> Progress:
     """A line every LINE_EVERY_S; work that is done sooner says nothing."""
     spoken = time.monotonic()
 
-    def told(done: int, of: int) -> None:
+    def advance(done: int, of: int) -> None:
         nonlocal spoken
         if time.monotonic() - spoken > LINE_EVERY_S:
             spoken = time.monotonic()
             write(f"{what}: {done:,} of {of:,}")
 
-    return told
+    return advance

@@ -6,6 +6,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from deploy.report.numbers import shown
 from deploy.report.top import COLORS
 
 
@@ -24,11 +25,7 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
             f"[{COLORS[state]}]{state}[/]",
             row["estimator"],
             f"{row['steps']}/{row['planned']}",
-            _number(row["pass_at_1"]),
-            "→".join(map(_number, row["held_out"])) if row["held_out"] else "–",
+            shown(row["pass_at_1"]),
+            "→".join(map(shown, row["held_out"])) if row["held_out"] else "–",
         )
     return table
-
-
-def _number(value: Any) -> str:
-    return f"{value:.2f}" if isinstance(value, float) else "–"

@@ -1,19 +1,28 @@
 """The end of a run in numbers, words and a picture: summary.json, summary.md, summary.png."""
 
+import io
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
 from deploy.cluster.environment import machine, versions
 from deploy.report.live import PHASES
+from deploy.report.numbers import shown
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from moments_service import durable
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES = ("reward/pass_at_1", "signal/own", "signal/grpo")
 SPLITS = ("train", "held_out")
 WINDOW = 10
 """Steps that a curve is smoothed over."""
+
+_shown = partial(shown, form=".3f")
 
 
 def summarise(
@@ -33,18 +42,18 @@ def summarise(
         },
         "steps": len(rows),
         "seconds": sum(row["seconds"] for row in rows),
-        "phases": {phase: _mean([row["phases"].get(phase, 0.0) for row in rows]) for phase in PHASES},
+        "phases": {phase: _mean([row["phases"].get(phase) or 0.0 for row in rows]) for phase in PHASES},
         "signal_ratio": {
-            "own": _mean([row["signal/own"] for row in rows]),
-            "grpo": _mean([row["signal/grpo"] for row in rows]),
+            "own": _mean(column(rows, "signal/own")),
+            "grpo": _mean(column(rows, "signal/grpo")),
         },
-        "groups_rescued": int(sum(row["signal/rescued_groups"] for row in rows)),
+        "groups_rescued": int(sum(column(rows, "signal/rescued_groups"))),
         "versions": versions(),
         "machine": machine(),
     }
     durable.write_json(directory.summary, summary, indent=2)
     durable.write_text(directory.path / "summary.md", markdown(summary))
-    draw(directory, summary, rows)
+    durable.write_bytes(directory.path / "summary.png", drawn(summary, rows))
     return summary
 
 
@@ -87,8 +96,8 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name and four numbers a source, the total last."""
     rows = []
     for source, splits in summary["sources"].items():
-        rows.append((source, *(_number(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
-    total = (_number(summary[split][when]) for split in SPLITS for when in ("start", "end"))
+        rows.append((source, *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
+    total = (_shown(summary[split][when]) for split in SPLITS for when in ("start", "end"))
     return [*rows, ("all", *total)]
 
 
@@ -104,12 +113,14 @@ def rich_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def draw(directory: RunDirectory, summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     """summary.png: the curve, the share of groups that teach, and every source before and after."""
     from matplotlib.figure import Figure  # half a second to import, and only the end of a run needs it
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     curve, signal, bars = figure.subplots(1, 3, width_ratios=[1.1, 1, 1.2])
+    # A step of which one of the curves has nothing to say is left out of all.
+    rows = [row for row in rows if all(row.get(name) is not None for name in CURVES)]
     steps = [row["step"] + 1 for row in rows]
     own, grpo = "#0b7285", "#c92a2a"
 
@@ -138,7 +149,19 @@ def draw(directory: RunDirectory, summary: dict[str, Any], rows: Sequence[dict[s
     for axes in (curve, signal, bars):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2)
-    figure.savefig(directory.path / "summary.png", dpi=130)
+    return png(figure)
+
+
+def png(figure: "Figure") -> bytes:
+    """A figure as a picture."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=130)
+    return picture.getvalue()
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
+    """A series of metrics.jsonl, without the steps that have no such number."""
+    return [value for row in rows if (value := row.get(name)) is not None]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -148,7 +171,3 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"

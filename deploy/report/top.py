@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report.live import HISTORY, RunView
+from deploy.report.numbers import duration
 from deploy.rundir import lines
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
@@ -89,11 +90,3 @@ def _numbers(stats: dict[str, Any]) -> dict[str, Any]:
     """Moments as they are read from JSON, which has no NaN."""
     columns = stats["clusters"].items()
     return {"clusters": {name: [nan if value is None else value for value in values] for name, values in columns}}
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 42 s, 3 min, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -1,9 +1,10 @@
 """A run's directory: the one place that everything about a run is written to and read from."""
 
+import itertools
 import os
 import re
 import shutil
-import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -87,21 +88,12 @@ class RunDirectory:
         lines.append(self.metrics, row)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The rows of the run's steps in order; of a step that was run again after a resume, the newest."""
-        return [row for _, row in sorted({row["step"]: row for row in lines.read(self.metrics)}.items())]
+        """The rows of the run's steps in order, without those of a history that a resume left."""
+        return _lineage(lines.read(self.metrics))
 
     def last_metrics(self, most: int) -> list[dict[str, Any]]:
-        """Up to `most` of the newest whole rows, oldest first, read from the end of the file.
-
-        Without steps that were run again; fewer where so many rows are longer than `_TAIL_BYTES`.
-        """
-        rows: list[dict[str, Any]] = []
-        for row in lines.tail(self.metrics, _TAIL_BYTES):
-            if type(row.get("step")) is int:
-                while rows and rows[-1]["step"] >= row["step"]:
-                    rows.pop()
-                rows.append(row)
-        return rows[-most:]
+        """The last `most` of them, read from the end of the file; fewer where so many are longer than `_TAIL_BYTES`."""
+        return _lineage(lines.tail(self.metrics, _TAIL_BYTES))[-most:]
 
     def append_alarm(self, step: int, alarm: Alarm) -> None:
         """Add one alarm's line."""
@@ -128,8 +120,14 @@ class RunDirectory:
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty directory, of this attempt alone, to write a checkpoint into; it is none until `finish_checkpoint`."""
-        self.checkpoints.mkdir(exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f"{_PARTIAL}{step:06d}-", dir=self.checkpoints))
+        for attempt in itertools.count(1):
+            partial = self.checkpoints / f"{_PARTIAL}{step:06d}-{attempt}"
+            try:
+                partial.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return partial
+        raise AssertionError("there is always a next number")
 
     def finish_checkpoint(self, partial: Path, step: int, keep: int) -> Path:
         """Give a written checkpoint its checksums and its name, on the disk, and drop all but the `keep` newest."""
@@ -143,6 +141,16 @@ class RunDirectory:
         """Before a run goes on: remove what killed attempts left, and put back what a kill left between two names."""
         for partial in self.checkpoints.glob(f"{_PARTIAL}*"):
             shutil.rmtree(partial, ignore_errors=True)
-        for step in self.checkpoint_steps():
-            durable.settle(self.checkpoint(step))
-        durable.settle(self.final_moments)
+        durable.settle_all(self.checkpoints)
+        durable.settle_all(self.moments)
+
+
+def _lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a resumed run writes a step again, the earlier row and all that followed it go: the run stands on what is left."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if type(row.get("step")) is int:
+            while found and found[-1]["step"] >= row["step"]:
+                found.pop()
+            found.append(row)
+    return found

@@ -14,7 +14,7 @@ def newest_snapshot(run: RunDirectory) -> Path | None:
     if not run.final_moments.exists():
         return newest
     # A finished run that was resumed for more steps has checkpoints past its former end.
-    trained = len(run.read_metrics())
+    trained = next((row["step"] + 1 for row in run.last_metrics(1)), 0)
     return newest if newest is not None and steps[-1] >= trained else run.final_moments
 
 

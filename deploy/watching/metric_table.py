@@ -1,4 +1,4 @@
-"""Every metric that a run exports to Prometheus, and the table of them in docs/metrics.md.
+"""Every metric that a run exports to Prometheus.
 
 All are gauges. Ray keeps the counters of a process that ended for as long as the cluster lives, while it forgets gauges within
 half a minute; and it refuses a count of zero, so that a counter would be absent until the first thing it counts.
@@ -80,16 +80,3 @@ def readings(numbers: Numbers) -> Iterator[tuple[Metric, str, float]]:
         first, _, rest = name.partition("/")
         if rest and (metric := _PARTS.get(first)) is not None:
             yield metric, rest, value
-
-
-def reference() -> str:
-    """The table of docs/metrics.md."""
-    rows = ["| metric | labels | unit | |", "|---|---|---|---|"]
-    for metric in METRICS:
-        labels = ", ".join(f"`{label}`" for label in ("run", metric.label) if label)
-        rows.append(f"| `{EXPORTED_PREFIX}{metric.name}` | {labels} | {metric.unit} | {metric.description} |")
-    return "\n".join(rows) + "\n"
-
-
-if __name__ == "__main__":
-    print(reference(), end="")

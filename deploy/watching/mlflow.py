@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from deploy.watching.sink import Numbers, TrackedRun
+from moments_service import durable
 
 _PARAMS_AT_ONCE = 100
 """As many as MLflow takes in one call."""
@@ -40,7 +41,7 @@ class MlflowSink:
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(self._experiment(run), run_name=run.name).info.run_id
-        remembered.write_text(self._id)
+        durable.write_text(remembered, self._id)
         params = [Param(name, value) for name, value in _leaves("", run.config)]
         for start in range(0, len(params), _PARAMS_AT_ONCE):
             self._client.log_batch(self._id, params=params[start : start + _PARAMS_AT_ONCE])

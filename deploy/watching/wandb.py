@@ -4,6 +4,7 @@ import os
 import uuid
 
 from deploy.watching.sink import Numbers, TrackedRun
+from moments_service import durable
 
 STEP = "policy_step"
 """wandb's own step can only grow; a resume may go back, so the steps of the run are a number like others."""
@@ -28,7 +29,7 @@ class WandbSink:
 
         remembered = run.directory / "run_id"
         if not remembered.exists():
-            remembered.write_text(uuid.uuid4().hex)
+            durable.write_text(remembered, uuid.uuid4().hex)
         settings = wandb.Settings(
             mode=os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline"),
             root_dir=str(run.directory),

@@ -174,6 +174,25 @@ def test_a_step_that_ran_again_after_a_resume_counts_once(tmp_path: Path) -> Non
     assert [line["value"] for line in run.read_metrics()] == [0.1, 0.3, 0.4]
 
 
+def test_steps_of_a_history_that_a_resume_left_are_no_part_of_the_run(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step in (0, 1, 2, 3, 1):
+        run.append_metrics({"step": step})
+    assert [line["step"] for line in run.read_metrics()] == [0, 1]
+    assert run.last_metrics(10) == run.read_metrics()
+
+
+def test_a_checkpoint_that_a_kill_left_between_two_names_is_put_back(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step in (1, 2):
+        written = run.begin_checkpoint(step)
+        (written / "part").write_text(str(step))
+        run.finish_checkpoint(written, step, keep=2)
+    run.checkpoint(2).rename(run.checkpoint(2).with_name("step-000002.replaced"))
+    assert newest_checkpoint(run) == run.checkpoint(2)
+    assert (run.checkpoint(2) / "part").read_text() == "2"
+
+
 def test_a_plan_adds_up() -> None:
     config = load_recipe(ROOT / "deploy" / "recipes" / "cold_start.yaml", ["rollout.actors=3", "learner.world_size=2"])
     rows = {entry.what: entry for entry in plan_rows(config)}
