@@ -6,9 +6,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 
 class StrictModel(BaseModel):
-    """Base of every config model in the product: unknown keys are errors, values never change after loading."""
+    """Base of every config model in the product: unknown keys and numbers that are not finite are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def _named(value: Any) -> Any:

@@ -27,9 +27,9 @@ class BNPO(EstimatorOptions):
     """
 
     kind: Literal["bnpo"] = "bnpo"
-    low: float = Field(0.0, allow_inf_nan=False)
+    low: float = Field(0.0)
     """The reward that x = 0 stands for."""
-    high: float = Field(1.0, allow_inf_nan=False)
+    high: float = Field(1.0)
     """The reward that x = 1 stands for."""
 
     @model_validator(mode="after")

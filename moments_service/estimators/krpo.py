@@ -21,9 +21,9 @@ class KRPO(EstimatorOptions):
     """
 
     kind: Literal["krpo"] = "krpo"
-    q: float = Field(1e-5, ge=0, allow_inf_nan=False)
+    q: float = Field(1e-5, ge=0)
     """Process variance: how much the true mean may move from one reward to the next."""
-    r: float = Field(1e-2, gt=0, allow_inf_nan=False)
+    r: float = Field(1e-2, gt=0)
     """Measurement variance of a reward."""
 
     def create(self) -> Estimator:

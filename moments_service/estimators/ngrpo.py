@@ -21,7 +21,7 @@ class NGRPO(EstimatorOptions):
     """
 
     kind: Literal["ngrpo"] = "ngrpo"
-    r_max: float = Field(FULL_REWARD, allow_inf_nan=False)
+    r_max: float = Field(FULL_REWARD)
     """The virtual reward."""
 
     def create(self) -> Estimator:

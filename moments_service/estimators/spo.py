@@ -18,7 +18,7 @@ class SPOOptions(EstimatorOptions):
     """See `SPO`."""
 
     kind: Literal["spo"] = "spo"
-    d_half: float = Field(0.06, gt=0, allow_inf_nan=False)
+    d_half: float = Field(0.06, gt=0)
     """Movement of the policy, in nats per token, that halves the past."""
     rho_min: float = Field(0.875, ge=0, lt=1)
     """The least that a visit of a prompt leaves of what is remembered of it."""

@@ -373,7 +373,7 @@ def test_krpo_takes_its_noises() -> None:
         ("spo", "rho_min", 1, "less than 1"),
         ("spo", "rho_max", 0.5, "rho_max = 0.5: it must be between rho_min = 0.875 and 1"),
         ("dbb", "discount", 0, "greater than 0"),
-        ("dbb", "discount", math.nan, "greater than 0"),
+        ("dbb", "discount", math.nan, "finite number"),
         ("pass_at_k", "kk", 2, "Extra inputs are not permitted"),
         ("dr_grpo", "k", 2, "Extra inputs are not permitted"),
         ("bv_blend", "k", 2, "Extra inputs are not permitted"),

@@ -178,12 +178,12 @@ async def test_where_no_next_part_can_be_begun_the_open_one_grows(
 
 
 INSTANTS = [
-    ("moments_service.ledger.parts.take_its_name", "before"),
-    ("moments_service.ledger.parts.take_its_name", "after"),
+    ("moments_service.ledger.parts.put_file", "before"),
+    ("moments_service.ledger.parts.put_file", "after"),
     ("moments_service.ledger.closed.finish_part", "before"),
     ("moments_service.ledger.closed.finish_part", "after"),
-    ("moments_service.ledger.retention.take_its_name", "before"),
-    ("moments_service.ledger.retention.take_its_name", "after"),
+    ("moments_service.ledger.retention.put_file", "before"),
+    ("moments_service.ledger.retention.put_file", "after"),
 ]
 
 
