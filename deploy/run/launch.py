@@ -38,6 +38,7 @@ from deploy.train import train
 from deploy.watching.trackers import TrackerName
 from deploy.watching.watchers import Watchers
 from learner.group import LearnerGroup
+from learner.job import LearnerJob
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.estimators import fades_by_move
@@ -174,7 +175,7 @@ async def _started(
     verifiers = sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)})
     fleet = RolloutFleet(config, verifiers)
     # Tasks begin in the order in which they were made: the learner's places, which are harder to find, are asked for first.
-    starting_learner = asyncio.create_task(_start_learner(config))
+    starting_learner = asyncio.create_task(_start_learner(config, directory))
     starting_fleet = asyncio.create_task(fleet.start())
     run: Run | None = None
     try:
@@ -217,16 +218,17 @@ def _next_incarnation(directory: RunDirectory) -> int:
     return max(last_incarnation(directory.moments), seen) + 1
 
 
-async def _start_learner(config: RunConfig) -> LearnerGroup:
-    return await LearnerGroup.start(
-        config.learner,
-        config.policy,
-        config.steps,
-        config.seed,
-        config.rollout.dtype,
-        start_timeout_s=config.start_timeout_s,
+async def _start_learner(config: RunConfig, directory: RunDirectory) -> LearnerGroup:
+    job = LearnerJob(
+        policy=config.policy,
+        total_steps=config.steps,
+        export_dtype=config.rollout.dtype,
+        longest_sample=config.rollout.max_model_len,
+        truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
         measure_move=fades_by_move(config.moments),
+        inspect_dir=str(directory.path / "skipped"),
     )
+    return await LearnerGroup.start(config.learner, job, config.start_timeout_s)
 
 
 def seating(learner: LearnerGroup, fleet: RolloutFleet) -> str:
