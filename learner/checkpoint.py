@@ -1,4 +1,4 @@
-"""Learner checkpoints: policy, AdamW state and schedule through torch's distributed checkpoints, for any world size.
+"""Learner checkpoints: policy, optimiser state and schedule through torch's distributed checkpoints, for any world size.
 
 They are safetensors, one file a rank: torch's own format has its index pickled, and whoever can write into a run directory
 could then run code in the learner.
@@ -13,40 +13,41 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from learner.errors import LearnerError
-from learner.model.policy import Policy, named_tensors, trainable_parameters
-from learner.optim.optimizer import Optimizer
+from learner.model.policy import Policy, named_tensors, reshard
+from learner.optim.optimizers import Optimizers, state_tensors
 
 
-def _entries(policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
-    entries: dict[str, Any] = {f"policy.{name}": tensor.detach() for name, tensor in named_tensors(policy)}
-    for name, parameter in trainable_parameters(policy).items():
-        for key, value in optimizer.adamw.state[parameter].items():
-            entries[f"optimizer.{key}.{name}"] = value
-    return entries
-
-
-def save_checkpoint(directory: str | Path, policy: Policy, optimizer: Optimizer, step: int) -> None:
+def save_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizers, step: int) -> None:
     """Write a checkpoint. Collective: every rank calls it with the same directory, on a file system they all see."""
-    counters = _counters(step, optimizer.updates, dist.get_world_size())
+    reshard(policy)
+    counters = _counters(step, optimizers.updates, dist.get_world_size())
     counters[f"rank.{dist.get_rank()}"] = torch.tensor(dist.get_rank())  # so that every rank writes a file
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
-    dcp.save(_entries(policy, optimizer) | counters, storage_writer=writer)
+    dcp.save(_entries(policy, optimizers.state()) | counters, storage_writer=writer)
 
 
-def load_checkpoint(directory: str | Path, policy: Policy, optimizer: Optimizer) -> int:
+def load_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizers) -> int:
     """Read a checkpoint in place and return its step. Collective. The world size may differ from the one that saved.
 
     Raises torch's CheckpointException where a tensor is missing or has another shape: another policy, or a
     `learner.trainable` that matches other parameters; LearnerError where files are missing.
     """
     counters = _counters(0, 0, 0)
-    reader = HuggingFaceStorageReader(str(directory))
-    dcp.load(_entries(policy, optimizer) | counters, storage_reader=reader)
+    dcp.load(counters, storage_reader=HuggingFaceStorageReader(str(directory)))
     found, wanted = len(list(Path(directory).glob("*.safetensors"))), int(counters["files"])
     if found != wanted:  # what stood in them would be left as it is in memory, without a word
         raise LearnerError(f"checkpoint {directory}: {found} of its {wanted} files are there; go on from another one")
-    optimizer.resume_at(int(counters["updates"]))
+    reshard(policy)
+    optimizers.updates = int(counters["updates"])
+    state = optimizers.state()
+    dcp.load(_entries(policy, state), storage_reader=HuggingFaceStorageReader(str(directory)))
+    optimizers.restore(state)
     return int(counters["step"])
+
+
+def _entries(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
+    entries: dict[str, Any] = {f"policy.{name}": tensor.detach() for name, tensor in named_tensors(policy)}
+    return entries | {f"optimizer.{name}": tensor for name, tensor in state_tensors(state).items()}
 
 
 def _counters(step: int, updates: int, files: int) -> dict[str, torch.Tensor]:

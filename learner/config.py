@@ -5,41 +5,22 @@ from typing import Literal
 from pydantic import Field
 
 from actors.config import Placement
+from learner.aggregations import AnyAggregation, SeqMeanTokenMean
+from learner.corrections import AnyCorrection, NoCorrection
+from learner.losses import AnyLoss, PpoClip
+from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from moments_service.config import StrictModel
 
 
-class OptimizerConfig(StrictModel):
-    """AdamW with linear warm-up, cosine decay and gradient clipping."""
+class KlConfig(StrictModel):
+    """KL penalty to the starting policy."""
 
-    lr: float = Field(1e-6, gt=0)
-    """Peak learning rate."""
-    warmup_steps: int = Field(0, ge=0)
-    """Optimiser steps of linear warm-up."""
-    final_lr_share: float = Field(0.1, ge=0, le=1)
-    """Learning rate at the end of the cosine, as a share of the peak; 1 keeps it constant."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay."""
-    max_grad_norm: float = Field(1.0, gt=0)
-    """Gradients are scaled down to this global norm."""
-
-
-class LossConfig(StrictModel):
-    """PPO-clip with the aggregation of GRPO and BV-Blend: mean over tokens, then completions, then prompts."""
-
-    clip_low: float = Field(0.2, gt=0, lt=1)
-    """Lower clip of the probability ratio is 1 minus this."""
-    clip_high: float = Field(0.2, gt=0)
-    """Upper clip of the probability ratio is 1 plus this."""
-    entropy_coef: float = Field(0.0, ge=0)
-    """Weight of the entropy bonus."""
-    kl_coef: float = Field(0.0, ge=0)
+    coef: float = Field(0.0, ge=0)
     """Weight of the KL penalty (k3) to the starting policy; 0 loads no reference model."""
 
 
 class LearnerConfig(StrictModel):
-    """FSDP2 learner ranks: parallelism, precision, memory, optimiser and loss."""
+    """FSDP2 learner ranks: parallelism, precision, memory, and what they minimise and how."""
 
     world_size: int = Field(1, ge=1)
     """Number of FSDP ranks."""
@@ -63,5 +44,13 @@ class LearnerConfig(StrictModel):
     """Recompute activations in the backward pass to save memory."""
     step_timeout_s: float = Field(1800.0, gt=0)
     """Deadline for one policy step."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loss: LossConfig = LossConfig()
+    max_skipped: int = Field(3, ge=1)
+    """Updates in a row whose gradient is not finite that end the run; fewer are skipped, counted and kept for inspection."""
+    entropy_coef: float = Field(0.0, ge=0)
+    """Weight of the entropy bonus."""
+    loss: AnyLoss = PpoClip()
+    correction: AnyCorrection = NoCorrection()
+    aggregation: AnyAggregation = SeqMeanTokenMean()
+    kl: KlConfig = KlConfig()
+    optimizer: AnyOptimizer = AdamW()
+    schedule: AnySchedule = Cosine()

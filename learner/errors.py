@@ -2,7 +2,31 @@
 
 
 class LearnerError(RuntimeError):
-    """The learner cannot go on; the message names the rank and what it was doing. Restart from a checkpoint."""
+    """The learner cannot go on; the message says what it was doing. Restart from a checkpoint."""
+
+
+class RankError(LearnerError):
+    """Learner ranks that stopped the others; `ranks` are their numbers."""
+
+    def __init__(self, ranks: tuple[int, ...], what: str) -> None:
+        self.ranks = ranks
+        super().__init__(f"learner rank {', '.join(map(str, ranks))} {what}")
+
+
+class RankDiedError(RankError):
+    """Its process ended."""
+
+
+class RankFailedError(RankError):
+    """It raised; the cause of this error is what."""
+
+
+class RankLateError(RankError):
+    """It did not answer within its deadline."""
+
+
+class DivergedError(LearnerError):
+    """Too many updates in a row had a gradient that is not finite. Go on from a checkpoint, with a lower learning rate."""
 
 
 class PayloadLostError(LearnerError):

@@ -49,6 +49,14 @@ def export_directory(directory: str | Path, policy: Policy, policy_path: str | P
     dist.barrier()
 
 
+def download(policy_path: str | Path) -> Path:
+    """Directory with the files of a policy; fetches those of a model name that are not here yet."""
+    if Path(policy_path).is_dir():
+        return Path(policy_path)
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    return Path(snapshot_download(str(policy_path), allow_patterns=wanted))
+
+
 def source_directory(policy_path: str | Path) -> Path:
     """Where the files of a policy are on this machine: the directory itself, or where a model name was loaded from."""
     path = Path(policy_path)

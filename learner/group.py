@@ -1,8 +1,9 @@
-"""The driver's handle on all learner ranks: starts them, steps them, publishes their weights, ends them."""
+"""The driver's handle on all learner ranks: starts them, steps them, offers their weights, ends them."""
 
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -14,7 +15,8 @@ from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
 from learner.batching.split import split_batch
 from learner.config import LearnerConfig
-from learner.errors import LearnerError, PayloadLostError
+from learner.errors import PayloadLostError, RankDiedError, RankFailedError, RankLateError
+from learner.job import LearnerJob
 from moments_service.messages.batch import Batch
 
 DEATH_NOTICE_S = 5.0
@@ -30,40 +32,26 @@ def learner_part(config: LearnerConfig) -> Part:
 class LearnerGroup:
     """Async handle on `world_size` ranks in one placement group. One call at a time; after a LearnerError only `close`.
 
-    Consumes: batches of the moments service, whose payloads only the ranks open. Waits for: ranks and rollout actors,
-    each wait with a deadline. Ends: by `close`, or with the driver.
+    Consumes: batches of the moments service, whose payloads only the ranks open. Waits for: the ranks, each time with a
+    deadline. Ends: by `close`, or with the driver. A `WeightSource`: it offers weights and delivers none.
     """
 
-    def __init__(self, config: LearnerConfig, rollout_dtype: str, places: PlacementGroup, ranks: list[Any]) -> None:
+    def __init__(self, config: LearnerConfig, places: PlacementGroup, ranks: list[Any]) -> None:
         self.config = config
-        self.rollout_dtype = rollout_dtype
         self.places = places
         self.ranks = ranks
 
     @classmethod
-    async def start(
-        cls,
-        config: LearnerConfig,
-        policy_path: str,
-        total_steps: int,
-        seed: int,
-        rollout_dtype: str,
-        start_timeout_s: float,
-        measure_move: bool = False,
-    ) -> "LearnerGroup":
+    async def start(cls, config: LearnerConfig, job: LearnerJob, start_timeout_s: float) -> "LearnerGroup":
         """Reserve resources, start the ranks, load and shard the policy.
 
-        total_steps: policy steps of the whole run, for the schedule.    rollout_dtype: torch name of the dtype in which
-        weights are published and exported.    measure_move: see `LearnerRank`. Raises NoRoomError where no nodes hold the
-        ranks in `start_timeout_s`, LearnerError past it for any other part, or when a rank fails.
+        Raises NoRoomError where no nodes hold the ranks in `start_timeout_s`, LearnerError past it for any other part, or
+        when a rank fails.
         """
-        group = cls(config, rollout_dtype, await reserve(learner_part(config), start_timeout_s), [])
+        group = cls(config, await reserve(learner_part(config), start_timeout_s), [])
         try:
-            group.ranks = [
-                _start_rank(config, policy_path, rank, total_steps, seed, measure_move, group.places)
-                for rank in range(config.world_size)
-            ]
-            (address, port), *_ = await group._gather(
+            group.ranks = [_start_rank(config, job, rank, group.places) for rank in range(config.world_size)]
+            (address, port), *_ = await _gather(
                 [group.ranks[0].listen.remote(start_timeout_s)], "opening the rendezvous", start_timeout_s
             )
             doing = "meeting and loading the policy"
@@ -79,10 +67,19 @@ class LearnerGroup:
         Raises PayloadLostError before anything was trained when payloads died with their actors; LearnerError otherwise.
         """
         started = time.perf_counter()
-        plan = split_batch(batch.groups, self.config.updates_per_batch, self.config.world_size)
+        plan = split_batch(batch, self.config.updates_per_batch, self.config.world_size)
+        sizes = batch.table.sizes.tolist()
         timeout_s = self.config.step_timeout_s
-        opening = [rank.open.remote(updates) for rank, updates in zip(self.ranks, plan, strict=True)]
-        lost = await self._gather(opening, f"opening the payloads of step {batch.step}", timeout_s)
+        opening = [
+            rank.open.remote(
+                [
+                    [(batch.group_ids[row], batch.payloads[row], batch.advantages[row, : sizes[row]]) for row in rows]
+                    for rows in updates
+                ]
+            )
+            for rank, updates in zip(self.ranks, plan, strict=True)
+        ]
+        lost = await _gather(opening, f"opening the payloads of step {batch.step}", timeout_s)
         if any(lost):
             raise PayloadLostError(tuple(group_id for ids in lost for group_id in ids))
         open_s = time.perf_counter() - started
@@ -90,11 +87,15 @@ class LearnerGroup:
         return metrics[0] | {"open_s": open_s}
 
     async def offer(self, version: int) -> WeightOffer:
-        """The policy as it is now, as `version`, once its bytes lie in rank 0's object store; good until the next offer."""
-        timeout_s = self.config.step_timeout_s
-        offers = await self._all("export_weights", f"packing version {version}", timeout_s, version, self.rollout_dtype)
-        offer: WeightOffer = offers[0]
-        return offer
+        """The policy as it is now, as `version`, whole when this returns.
+
+        Its bytes lie in the object store of rank 0's node until the last holder of the offer lets go of it.
+        """
+        exports = [rank.export_weights.options(num_returns=3).remote(version) for rank in self.ranks]
+        doing = f"packing version {version}"
+        await _gather([seconds for _, _, seconds in exports], doing, self.config.step_timeout_s)
+        (offer,) = await _gather([exports[0][1]], doing, self.config.step_timeout_s)
+        return replace(offer, address=exports[0][0])
 
     async def save(self, directory: str) -> None:
         """Write a checkpoint into `directory`, on a file system that all ranks see."""
@@ -106,9 +107,8 @@ class LearnerGroup:
         return int(done[0])
 
     async def export_hf(self, directory: str) -> None:
-        """Write a Hugging Face directory (config, tokenizer files, weights in the rollout dtype) on rank 0's node."""
-        timeout_s = self.config.step_timeout_s
-        await self._all("export_hf", f"exporting to {directory}", timeout_s, directory, self.rollout_dtype)
+        """Write a Hugging Face directory (config, tokenizer files, weights in the job's dtype) on rank 0's node."""
+        await self._all("export_hf", f"exporting to {directory}", self.config.step_timeout_s, directory)
 
     async def close(self) -> None:
         """End the ranks and give their resources back. Safe to call twice and after errors."""
@@ -118,21 +118,10 @@ class LearnerGroup:
         await asyncio.to_thread(remove_placement_group, self.places)
 
     async def _all(self, method: str, doing: str, timeout_s: float, *arguments: Any) -> list[Any]:
-        return await self._gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)
-
-    async def _gather(self, refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
-        return await _gather(refs, doing, timeout_s)
+        return await _gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)
 
 
-def _start_rank(
-    config: LearnerConfig,
-    policy_path: str,
-    rank: int,
-    total_steps: int,
-    seed: int,
-    measure_move: bool,
-    places: PlacementGroup,
-) -> Any:
+def _start_rank(config: LearnerConfig, job: LearnerJob, rank: int, places: PlacementGroup) -> Any:
     environment = {"OMP_NUM_THREADS": str(max(1, int(config.cpus)))}
     if config.gpus == 0:
         environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to actors that asked for none
@@ -142,8 +131,7 @@ def _start_rank(
         "runtime_env": {"env_vars": environment},
         "scheduling_strategy": place_in(places, rank),
     }
-    actor = ray.remote(LearnerActor).options(**options)
-    return actor.remote(config, policy_path, rank, config.world_size, total_steps, seed, measure_move)
+    return ray.remote(LearnerActor).options(**options).remote(config, job, rank)
 
 
 async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
@@ -161,10 +149,11 @@ async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -
     if failures:
         # A rank that died takes its neighbours' collectives down; it is the cause, they are the echo.
         index, error = min(failures, key=lambda failure: (not isinstance(failure[1], RayActorError), failure[0]))
-        verb = "died" if isinstance(error, RayActorError) else "failed"
-        raise LearnerError(f"learner rank {index} {verb} while {doing}: {_reason(error)}") from error
+        if isinstance(error, RayActorError):
+            raise RankDiedError((index,), f"died while {doing}: {_reason(error)}") from error
+        raise RankFailedError((index,), f"failed while {doing}: {_reason(error)}") from error
     if late_ones:
-        raise LearnerError(f"learner rank {', '.join(map(str, late_ones))} did not finish {doing} in {timeout_s:g} s")
+        raise RankLateError(tuple(late_ones), f"did not finish {doing} in {timeout_s:g} s")
     return [future.result() for future in waiting]
 
 

@@ -1,54 +1,50 @@
 """One FSDP rank of the learner. Plain Python: no Ray; every method but the constructor and `listen` is collective."""
 
+import logging
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from actors.weights.object_store import Blob, pack
+from actors.weights.object_store import Blob
+from actors.weights.object_store import pack as pack_weights
 from actors.weights.offer import WeightOffer
 from learner import rendezvous
-from learner.batching.microbatch import Microbatch, TrainGroup, empty_microbatch, make_rows, pack_rows
+from learner.batching.pack import ScoredSamples, Totals, check_group, count, empty_batch, pack
+from learner.batching.packed import PackedBatch
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig
+from learner.errors import DivergedError
 from learner.export import export_directory, full_tensors
-from learner.losses.metrics import MAXIMA, SUMS, move_sums, token_means, token_metrics
-from learner.losses.ppo_clip import policy_loss
-from learner.model.policy import Policy, load_policy, shard, trainable_parameters
-from learner.optim.optimizer import Optimizer
-from moments_service.seeding import derive_seed
+from learner.job import LearnerJob
+from learner.losses.metrics import Tally, move_sums
+from learner.losses.objective import Objective
+from learner.model.check import check_logprobs
+from learner.model.load import load_policy
+from learner.model.policy import Policy, trainable_parameters
+from learner.optim.optimizers import Optimizers, Update
+from learner.skipped import keep_batch
+
+logger = logging.getLogger(__name__)
 
 
 class LearnerRank:
     """Policy, optimiser and schedule of one rank. Deterministic: on a CPU, the same calls give the same bits."""
 
-    def __init__(
-        self,
-        config: LearnerConfig,
-        policy_path: str,
-        rank: int,
-        world_size: int,
-        total_steps: int,
-        seed: int,
-        measure_move: bool = False,
-    ) -> None:
-        """total_steps: policy steps of the whole run; the schedule spans `total_steps * updates_per_batch`.
-
-        measure_move: measure how far every step moved the policy, by two more forward passes of one microbatch.
-        """
+    def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int, world_size: int) -> None:
         self.config = config
-        self.policy_path = policy_path
+        self.job = job
         self.rank = rank
         self.world_size = world_size
-        self.total_steps = total_steps
-        self.seed = seed
-        self.measure_move = measure_move
         self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
+        self.objective = Objective(config, job.truncated_sampler)
         self.steps_done = 0
+        self.skipped_in_a_row = 0
         self._store: dist.Store | None = None
 
     def listen(self, address: str, timeout_s: float) -> int:
@@ -58,7 +54,7 @@ class LearnerRank:
         return int(store.port)
 
     def setup(self, master_addr: str, master_port: int, timeout_s: float, own_address: str | None = None) -> None:
-        """Meet the other ranks, load the policy and shard it. A rank that is alone needs no port and opens none.
+        """Meet the other ranks, load the policy and try it. A rank that is alone needs no port and opens none.
 
         timeout_s: how long to wait for the others.    own_address: address of this rank's node, where it differs from rank 0's.
         """
@@ -75,143 +71,181 @@ class LearnerRank:
             self.device,
             self.config.step_timeout_s,
         )
-        mesh = init_device_mesh(self.device.type, (self.world_size,))
-        config = self.config
-        self.policy = shard(load_policy(self.policy_path, config, config.trainable), config, mesh)
-        self.reference: Policy | None = None
-        if config.loss.kl_coef > 0:
-            self.reference = shard(load_policy(self.policy_path, config), config, mesh)
-        self.optimizer = Optimizer(
-            trainable_parameters(self.policy).values(), self.total_steps * config.updates_per_batch, config.optimizer
+        self.policy = self._load(self.config.trainable)
+        self.reference = self._load(None) if "reference" in self.objective.needs else None
+        self.optimizers = Optimizers(
+            self.policy.model,
+            trainable_parameters(self.policy),
+            self.config.optimizer,
+            self.config.schedule,
+            self.job.total_steps * self.config.updates_per_batch,
         )
 
-    def step(self, updates: Sequence[Sequence[TrainGroup]], step: int) -> dict[str, float]:
+    def step(self, updates: Sequence[Sequence[ScoredSamples]], step: int) -> dict[str, float]:
         """One policy step: an optimiser step for each entry of `updates`, which holds this rank's groups of it.
 
         Every rank passes as many updates; each may be empty here. Returns the same floats on every rank: means over all
-        tokens of the batch (`loss` is the mean over updates, `grad_norm` and `lr` those of the last one).
+        tokens of the batch (`loss` is the mean over updates, `grad_norm` and `lr` those of the last one). Updates whose gradient
+        is not finite are left out of all but `skipped`. Raises DivergedError after `max_skipped` of them in a row.
         """
         started = time.perf_counter()
-        torch.manual_seed(derive_seed(self.seed, "learner", step))
-        plans = self._plan(updates)
-        # With one update the behaviour policy of the loss is the policy itself: its log-probs need no extra pass.
-        old = [self._logprobs(self.policy, plan) for plan in plans] if len(plans) > 1 else None
-        probe = next((plan[:1] for plan in plans if plan), []) if self.measure_move else []
+        plans = [self._with_logprobs(plan) for plan in self._plan(updates, step)]
+        probe = next((plan[:1] for plan in plans if plan), []) if self.job.measure_move else []
         before = self._logprobs(self.policy, probe)
-        sums, maxima = torch.zeros(len(SUMS), dtype=torch.float64), torch.zeros(len(MAXIMA), dtype=torch.float64)
-        grad_norm, lr, done = 0.0, self.optimizer.lr, 0
-        for i, plan in enumerate(plans):
+        tally = Tally(self.objective.names)
+        lr, grad_norm, done, skipped = self.optimizers.lr, 0.0, 0, 0
+        if len(plans) > 1 and "old" in self.objective.needs:
+            plans = [
+                [
+                    replace(batch, old_logprobs=old)
+                    for batch, old in zip(plan, self._logprobs(self.policy, plan), strict=True)
+                ]
+                for plan in plans
+            ]
+        for number, plan in enumerate(plans):
             if not plan:
                 continue
-            lr = self.optimizer.lr
-            update_sums, update_maxima = self._backward(plan, None if old is None else old[i])
-            grad_norm = self.optimizer.step()
-            sums, maxima, done = sums + update_sums, torch.maximum(maxima, update_maxima), done + 1
+            update = self._update(plan, tally)
+            lr = update.lr
+            if update.skipped:
+                skipped += 1
+                self._skip(plan, update, step, number)
+            else:
+                grad_norm, done, self.skipped_in_a_row = update.grad_norm, done + 1, 0
         self.steps_done = step + 1
-        dist.all_reduce(sums)
-        sums[SUMS.index("loss")] /= max(1, done)
-        timing = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
-        maxima = torch.cat([maxima, timing])
-        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        seconds = self._over_all_ranks(tally, time.perf_counter() - started)
         return (
-            token_means(sums, maxima[:-1])
+            {"loss": float(tally.loss) / max(1, done)}
+            | tally.means()
             | self._move(probe, before)
             | {
                 "grad_norm": grad_norm,
                 "lr": lr,
                 "updates": float(done),
+                "skipped": float(skipped),
                 "microbatches": float(sum(len(plan) for plan in plans)),
-                "step_s": float(maxima[-1]),
+                "step_s": seconds,
             }
         )
 
-    def _plan(self, updates: Sequence[Sequence[TrainGroup]]) -> list[list[Microbatch]]:
+    def _load(self, trainable: str | None) -> Policy:
+        mesh = init_device_mesh(self.device.type, (self.world_size,))
+        entropy_grad = trainable is not None and "entropy" in self.objective.needs
+        policy = load_policy(self.job.policy, self.config, mesh, trainable, entropy_grad, self.job.longest_sample)
+        vocabulary = policy.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        check_logprobs(policy, self.config.dtype, vocabulary, self.device)
+        return policy
+
+    def _plan(self, updates: Sequence[Sequence[ScoredSamples]], step: int) -> list[list[PackedBatch]]:
         """Microbatches of each update, as many on every rank; none at all where no rank has anything to train on."""
         config = self.config
-        prompts = torch.tensor([sum(1 for group in groups if group.trained) for groups in updates])
-        dist.all_reduce(prompts)
-        plans = []
-        for groups, count in zip(updates, prompts.tolist(), strict=True):
-            rows = [
-                row
-                for group in groups
-                for row in make_rows(group, count, config.share_prompt, config.microbatch_tokens)
-            ]
-            plans.append(pack_rows(rows, config.microbatch_tokens, config.share_prompt))
+        for samples, advantages in (group for groups in updates for group in groups):
+            check_group(samples, advantages)
+        here = [count(groups) for groups in updates]
+        totals = torch.tensor([[each.groups, each.samples, each.tokens] for each in here], dtype=torch.int64)
+        dist.all_reduce(totals)
+        plans = [
+            pack(groups, config.aggregation, Totals(*total), step, config.share_prompt, config.microbatch_tokens)
+            for groups, total in zip(updates, totals.tolist(), strict=True)
+        ]
         passes = torch.tensor([len(plan) for plan in plans])
         dist.all_reduce(passes, op=dist.ReduceOp.MAX)
-        for plan, count in zip(plans, passes.tolist(), strict=True):
+        for plan, most in zip(plans, passes.tolist(), strict=True):
             # Forward and backward are collective under FSDP, so a rank with fewer rows runs empty ones.
-            plan.extend(empty_microbatch(config.share_prompt) for _ in range(count - len(plan)))
+            plan.extend(empty_batch() for _ in range(most - len(plan)))
         return plans
 
     @torch.no_grad()
-    def _logprobs(self, policy: Policy, plan: Sequence[Microbatch]) -> list[torch.Tensor]:
+    def _logprobs(self, policy: Policy, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
         return [policy(batch.to(self.device))[0] for batch in plan]
 
-    def _backward(
-        self, plan: Sequence[Microbatch], old: Sequence[torch.Tensor] | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Accumulate the gradients of one update; returns this rank's metric sums and maxima."""
-        sums, maxima = [], []
-        for i, cpu_batch in enumerate(plan):
-            batch = cpu_batch.to(self.device)
-            reference = None if self.reference is None else self._logprobs(self.reference, [batch])[0]
-            logprobs, entropy = self.policy(batch)
-            behaviour = logprobs.detach() if old is None else old[i]
-            loss = policy_loss(
-                logprobs, entropy, behaviour, reference, batch.advantages, batch.weights, self.config.loss
-            )
-            loss.backward()
-            token_sums, token_maxima = token_metrics(
-                logprobs.detach(),
-                entropy.detach(),
-                behaviour,
-                reference,
-                batch.rollout_logprobs,
-                batch.advantages,
-                batch.weights,
-                self.config.loss,
-            )
-            sums.append(torch.cat([loss.detach().double()[None], token_sums]))
-            maxima.append(token_maxima)
-        return torch.stack(sums).sum(dim=0).cpu(), torch.stack(maxima).amax(dim=0).cpu()
+    def _with_logprobs(self, plan: list[PackedBatch]) -> list[PackedBatch]:
+        """The microbatches with log-probs of the reference policy, where there is one."""
+        if self.reference is None:
+            return plan
+        found = self._logprobs(self.reference, plan)
+        return [replace(batch, reference_logprobs=logprobs) for batch, logprobs in zip(plan, found, strict=True)]
 
-    def _move(self, probe: Sequence[Microbatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
+    def _update(self, plan: Sequence[PackedBatch], tally: Tally) -> Update:
+        """Gradients of one update, and the step that they make; counted in the tally unless it was skipped."""
+        losses, parts, masks = [], [], []
+        for cpu_batch in plan:
+            batch = cpu_batch.to(self.device)
+            logprobs, entropy = self.policy(batch)
+            loss, measured = self.objective(batch, logprobs, entropy)
+            loss.backward()
+            losses.append(loss.detach())
+            parts.append(measured)
+            masks.append(batch.mask)
+        update = self.optimizers.step()
+        if not update.skipped:
+            tally.add(losses, parts, masks)
+        return update
+
+    def _skip(self, plan: Sequence[PackedBatch], update: Update, step: int, number: int) -> None:
+        """Keep a batch whose gradient is not finite. Raises DivergedError where there were too many in a row."""
+        self.skipped_in_a_row += 1
+        kept = None
+        if self.job.inspect_dir is not None:
+            name = f"step-{step:06d}-update-{number}-rank-{self.rank}"
+            about = {
+                "step": step,
+                "update": number,
+                "rank": self.rank,
+                "gradient_norm": str(update.grad_norm),
+                "lr": update.lr,
+                "config": self.config.model_dump(mode="json"),
+            }
+            kept = keep_batch(Path(self.job.inspect_dir) / f"rank-{self.rank}", name, plan, about)
+        told = f"the gradient's norm is {update.grad_norm} at step {step}, update {number}"
+        logger.warning("%s: skipped%s", told, f"; its batch is in {kept}" if kept else "")
+        if self.skipped_in_a_row >= self.config.max_skipped:
+            raise DivergedError(
+                f"{told}, as it was in the {self.skipped_in_a_row - 1} updates before (learner.max_skipped): the policy has "
+                "diverged; go back to a checkpoint with a lower learner.optimizer.lr"
+            )
+
+    def _over_all_ranks(self, tally: Tally, seconds: float) -> float:
+        """Reduce a tally over all ranks, in place; returns the seconds of the slowest."""
+        sums = torch.cat([tally.loss[None], tally.sums])
+        dist.all_reduce(sums)
+        maxima = torch.cat([tally.maxima, torch.tensor([seconds], dtype=torch.float64)])
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        tally.loss, tally.sums, tally.maxima = sums[0], sums[1:], maxima[:-1]
+        return float(maxima[-1])
+
+    def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
         """How far the step moved the policy on the tokens of `probe`, over all ranks; nothing where none was taken."""
         if not probe:
             return {}
         sums = torch.zeros(3, dtype=torch.float64)
         for batch, old, new in zip(probe, before, self._logprobs(self.policy, probe), strict=True):
-            sums += move_sums(old.cpu(), new.cpu(), batch.weights)
+            sums += move_sums(old.cpu(), new.cpu(), batch.mask)
         dist.all_reduce(sums)
         kl, log_ratio, tokens = sums.tolist()
         return {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
 
-    def export_weights(self, version: int, dtype: str) -> tuple[WeightOffer, Blob] | None:
-        """The whole policy at `version` as `dtype` (a torch name such as "bfloat16"), see `pack`; None on every rank but 0."""
-        tensors = full_tensors(self.policy, getattr(torch, dtype))
+    def export_weights(self, version: int) -> tuple[WeightOffer, Blob] | None:
+        """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0."""
+        tensors = full_tensors(self.policy, getattr(torch, self.job.export_dtype))
         if self.rank == 0:
-            return pack(tensors, version)
+            return pack_weights(tensors, version)
         for _ in tensors:  # nothing is yielded here, but the gathers inside are collective
             pass
         return None
 
     def save(self, directory: str | Path) -> None:
         """Write a checkpoint into a directory that all ranks see; the caller renames it when all have returned."""
-        save_checkpoint(directory, self.policy, self.optimizer, self.steps_done)
+        save_checkpoint(directory, self.policy, self.optimizers, self.steps_done)
 
     def load(self, directory: str | Path) -> int:
-        """Read a checkpoint that any world size wrote; returns the number of policy steps it had done.
-
-        There is no generator state to restore: every step seeds its own from (seed, step).
-        """
-        self.steps_done = load_checkpoint(directory, self.policy, self.optimizer)
+        """Read a checkpoint that any world size wrote; returns the number of policy steps it had done."""
+        self.steps_done = load_checkpoint(directory, self.policy, self.optimizers)
         return self.steps_done
 
-    def export_hf(self, directory: str | Path, dtype: str) -> None:
-        """Write the policy as a Hugging Face directory with weights of `dtype`; rank 0 writes."""
-        export_directory(directory, self.policy, self.policy_path, getattr(torch, dtype))
+    def export_hf(self, directory: str | Path) -> None:
+        """Write the policy as a Hugging Face directory with weights of the job's dtype; rank 0 writes."""
+        export_directory(directory, self.policy, self.job.policy, getattr(torch, self.job.export_dtype))
 
     def close(self) -> None:
         """Leave the process group."""

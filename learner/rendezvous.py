@@ -2,15 +2,11 @@
 
 import os
 import socket
-import struct
-import sys
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
-
-SIOCGIFADDR = 0x8915
-"""Linux ioctl that tells an interface's IPv4 address."""
 
 
 def listen(address: str, timeout_s: float) -> dist.TCPStore:
@@ -34,20 +30,10 @@ def join(address: str, port: int, timeout_s: float) -> dist.TCPStore:
 
 
 def interface_of(address: str) -> str | None:
-    """Name of the network interface that has this IPv4 address; None where it cannot be told (not Linux, IPv6)."""
-    if sys.platform != "linux" or ":" in address:
-        return None
-    import fcntl
-
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, request)
-            except OSError:  # an interface without an IPv4 address
-                continue
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
+    """Name of the network interface that has this address; None where none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return name
     return None
 
 

@@ -112,7 +112,7 @@ async def _started(
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
     snapshot = checkpoint / "moments" if checkpoint is not None else None
-    services = await start_services(config, directory.moments, pool, snapshot, display.note)
+    services = await start_services(config, directory, pool, snapshot, display.note)
     display.name_clusters(services.cluster_names)
     try:
         state = driver_state(checkpoint) if checkpoint is not None else {"step": 0}

@@ -18,7 +18,9 @@ from deploy.report.progress import EMBEDDING, lines
 from deploy.run.fleet import RolloutFleet
 from deploy.run.prompt_set import prompt_set
 from deploy.run.remote import Remote
+from deploy.rundir.layout import RunDirectory
 from learner.group import LearnerGroup
+from learner.job import LearnerJob
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.estimators import fades_by_move
@@ -57,21 +59,21 @@ class Services:
 
 
 async def start_services(
-    config: RunConfig, moments_directory: Path, pool: PromptPool, snapshot: Path | None, note: Callable[[str], None]
+    config: RunConfig, directory: RunDirectory, pool: PromptPool, snapshot: Path | None, note: Callable[[str], None]
 ) -> Services:
     """Start every service and make the clusters of the prompts. What was started ends again where anything fails.
 
     snapshot: moments to go on from.    note: shows a line to people.
     """
-    incarnation = _next_incarnation(moments_directory)
+    incarnation = _next_incarnation(directory.moments)
     moments = Remote(
-        spawn_moments_actor(config.moments, moments_directory, config.seed, incarnation, snapshot),
+        spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot),
         "the moments service",
         config.stall_timeout_s,
     )
     fleet = RolloutFleet(config, sorted({prompt.verifier for prompt in (*pool.train, *pool.held_out)}))
     # Tasks begin in the order in which they were made: the learner's places, which are harder to find, are asked for first.
-    starting_learner = asyncio.create_task(_start_learner(config))
+    starting_learner = asyncio.create_task(_start_learner(config, directory.skipped))
     starting_fleet = asyncio.create_task(fleet.start())
     try:
         prompts, learner, _ = await asyncio.gather(
@@ -92,16 +94,17 @@ def _next_incarnation(directory: Path) -> int:
     return max(last_incarnation(directory), seen) + 1
 
 
-async def _start_learner(config: RunConfig) -> LearnerGroup:
-    return await LearnerGroup.start(
-        config.learner,
-        config.policy,
-        config.steps,
-        config.seed,
-        config.rollout.dtype,
-        start_timeout_s=config.start_timeout_s,
+async def _start_learner(config: RunConfig, skipped: Path) -> LearnerGroup:
+    job = LearnerJob(
+        policy=config.policy,
+        total_steps=config.steps,
+        export_dtype=config.rollout.dtype,
+        longest_sample=config.rollout.max_model_len,
+        truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
         measure_move=fades_by_move(config.moments),
+        inspect_dir=str(skipped),
     )
+    return await LearnerGroup.start(config.learner, job, config.start_timeout_s)
 
 
 async def _abandon(

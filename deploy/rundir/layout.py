@@ -33,6 +33,7 @@ class RunDirectory:
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
+    skipped/          batches whose gradient was not finite, if there were any
     trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
@@ -51,6 +52,7 @@ class RunDirectory:
         self.final_moments = self.moments / "final"
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
+        self.skipped = self.path / "skipped"
         self.trackers = self.path / "trackers"
         self.scrape_target = self.path / "prometheus.json"
         self.summary = self.path / "summary.json"

@@ -2,26 +2,16 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
-from moments_service.messages.groups import BlendedGroup
+import numpy as np
+import numpy.typing as npt
 
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """One group on its way to a rank. `payload` is a `GroupPayload` or a Ray ObjectRef of one."""
-
-    group_id: str
-    payload: Any
-    advantages: tuple[float | None, ...]
+from moments_service.messages.batch import Batch
 
 
-def trained_tokens(group: BlendedGroup) -> int:
-    """Completion tokens of the group that have an advantage; 0 means that there is nothing to train on."""
-    return sum(
-        length for length, advantage in zip(group.group.lengths, group.advantages, strict=True) if advantage is not None
-    )
+def trained_tokens(batch: Batch) -> npt.NDArray[np.int64]:
+    """[M] sampled tokens of each group that have an advantage; 0 means that there is nothing to train on."""
+    return np.where(np.isnan(batch.advantages), 0, batch.table.lengths).sum(axis=1, dtype=np.int64)
 
 
 def split_evenly(count: int, parts: int) -> list[range]:
@@ -46,17 +36,20 @@ def balance(tokens: Sequence[int], world_size: int) -> list[list[int]]:
     return [sorted(indices) for indices in ranks]
 
 
-def split_batch(groups: Sequence[BlendedGroup], updates: int, world_size: int) -> list[list[list[Share]]]:
-    """Shares by rank, then by optimiser step: `result[rank][update]`. Groups without anything to train on are left out.
+def split_batch(batch: Batch, updates: int, world_size: int) -> list[list[list[int]]]:
+    """Rows of the batch by rank, then by optimiser step: `result[rank][update]`. Groups with nothing to train on are left out.
 
-    Every rank gets a list for every optimiser step, empty where there are fewer groups than ranks.
+    Every rank gets a list for every optimiser step, empty where there are fewer groups than ranks. Raises ValueError for a
+    reward without an advantage.
     """
-    useful = [group for group in groups if trained_tokens(group) > 0]
-    plan: list[list[list[Share]]] = [[] for _ in range(world_size)]
+    unexplained = (np.isnan(batch.advantages) & ~np.isnan(batch.table.rewards)).any(axis=1)
+    if unexplained.any():
+        raise ValueError(f"group {batch.group_ids[int(unexplained.argmax())]}: a reward has no advantage")
+    tokens = trained_tokens(batch).tolist()
+    useful = [row for row, count in enumerate(tokens) if count > 0]
+    plan: list[list[list[int]]] = [[] for _ in range(world_size)]
     for part in split_evenly(len(useful), updates):
         chosen = [useful[i] for i in part]
-        for rank, indices in enumerate(balance([trained_tokens(group) for group in chosen], world_size)):
-            plan[rank].append(
-                [Share(chosen[i].group.group_id, chosen[i].payload, chosen[i].advantages) for i in indices]
-            )
+        for rank, indices in enumerate(balance([tokens[row] for row in chosen], world_size)):
+            plan[rank].append([chosen[i] for i in indices])
     return plan

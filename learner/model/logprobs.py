@@ -4,6 +4,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from learner.model.logits import LogitTransform
+
 LOGPROB_CHUNK = 2048
 """Completion tokens whose vocabulary logits are in memory at once."""
 
@@ -16,20 +18,21 @@ def token_logprobs(
     temperatures: torch.Tensor,
     chunk: int,
     entropy_grad: bool,
+    transform: LogitTransform | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log softmax(logits / temperature) at the targets, and the entropy of that distribution in nats.
+    """log softmax(transform(logits) / temperature) at the targets, and the entropy of that distribution in nats.
 
     hidden: [N, H].    weight: [V, H], bias: [V] or None, of the output head.    targets: [N] int64.    temperatures: [N].
     chunk: tokens whose [chunk, V] logits exist at once; backward recomputes them.    entropy_grad: whether the entropy is
     part of the loss. Returns ([N], [N]) float32; everything after the head's inputs is float32.
     """
-    scaled = hidden.float() / temperatures[:, None]
+    # Where nothing happens between the head and the temperature, [N, H] is divided rather than [N, V].
+    scaled = hidden.float() if transform else hidden.float() / temperatures[:, None]
     head, offset = weight.float(), None if bias is None else bias.float()
     logprobs, entropies = [], []
     for start in range(0, len(targets), chunk):
         part = slice(start, start + chunk)
-        inverse = None if offset is None else 1.0 / temperatures[part, None]
-        arguments = (scaled[part], head, offset, inverse, targets[part], entropy_grad)
+        arguments = (scaled[part], head, offset, temperatures[part, None], targets[part], entropy_grad, transform)
         if torch.is_grad_enabled():
             logprob, entropy = checkpoint(_chunk, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -43,13 +46,16 @@ def _chunk(
     scaled: torch.Tensor,
     head: torch.Tensor,
     offset: torch.Tensor | None,
-    inverse_temperatures: torch.Tensor | None,
+    temperatures: torch.Tensor,
     targets: torch.Tensor,
     entropy_grad: bool,
+    transform: LogitTransform | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     logits = F.linear(scaled, head)
-    if offset is not None and inverse_temperatures is not None:
-        logits = logits + offset * inverse_temperatures
+    if transform is not None:
+        logits = transform(logits if offset is None else logits + offset) / temperatures
+    elif offset is not None:
+        logits = logits + offset * (1.0 / temperatures)
     normaliser = torch.logsumexp(logits, dim=-1)
     logprob = logits.gather(1, targets[:, None])[:, 0] - normaliser
     # Last, because recomputation in the backward pass stops after the last tensor it needs.

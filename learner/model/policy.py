@@ -1,107 +1,119 @@
-"""The policy: a Hugging Face causal language model that returns log-probs of completion tokens, sharded by FSDP2."""
+"""The policy: a Hugging Face causal language model that returns log-probs of sampled tokens, sharded by FSDP2."""
 
 import difflib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from transformers import AutoModelForCausalLM
 
-from learner.batching.microbatch import Microbatch, attention_mask
+from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
+from learner.model.logits import LogitTransform
 from learner.model.logprobs import LOGPROB_CHUNK, token_logprobs
+from learner.model.rows import padded_rows
 
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
-LOGIT_TRANSFORMS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-"""Config entries of models that change the logits after the head; log-probs here would silently differ."""
 
 
 class Policy(nn.Module):
-    """Log-probs and entropies of the completion tokens of a microbatch. Never in training mode: no dropout."""
+    """Log-probs and entropies of the predicted tokens of a microbatch. Never in training mode: no dropout."""
 
-    def __init__(self, model: nn.Module, logprob_chunk: int, entropy_grad: bool) -> None:
+    def __init__(
+        self, model: nn.Module, share_prompt: bool, entropy_grad: bool, logprob_chunk: int = LOGPROB_CHUNK
+    ) -> None:
         super().__init__()
         self.model = model
-        self.logprob_chunk = logprob_chunk
+        self.share_prompt = share_prompt
         self.entropy_grad = entropy_grad
+        self.logprob_chunk = logprob_chunk
+        self.transform = LogitTransform.of(model.config)
         self.eval()
 
     @property
     def decoder(self) -> nn.Module:
         """The model without its head."""
-        return self.model.get_decoder()  # type: ignore[operator]
+        found: nn.Module = self.model.get_decoder()  # type: ignore[operator]
+        # Some (Llama 4) call themselves their decoder: then it is the child that holds the layers.
+        return found if found is not self.model else max(self.model.children(), key=_layer_parameters)
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The decoder layers, in order."""
-        return self.decoder.layers  # type: ignore[return-value]
+        """The decoder layers, in order: the largest list of modules, whatever the architecture calls it."""
+        layers = _largest_list(self.decoder)
+        if layers is None:
+            raise ValueError(f"{type(self.model).__name__} holds no list of layers that could be sharded one by one")
+        return layers
 
-    def forward(self, batch: Microbatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """([N] log-probs, [N] entropies) float32 of the microbatch's target tokens."""
-        hidden = self.decoder(
-            input_ids=batch.input_ids,
-            position_ids=batch.position_ids,
-            attention_mask=None if batch.segments is None else attention_mask(batch.segments),
-            use_cache=False,
-        ).last_hidden_state
+    def forward(self, batch: PackedBatch, plain: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """([N] log-probs, [N] entropies) float32 of the microbatch's target tokens.
+
+        plain: for the check at the start, through the model's own forward and head, of rows that hold one sample each; the
+        entropies are 0 then.
+        """
+        rows = padded_rows(batch, self.share_prompt and not plain)
+        arguments = {
+            "input_ids": rows.input_ids,
+            "position_ids": rows.position_ids,
+            "attention_mask": rows.attention_mask,
+            "use_cache": False,
+        }
+        chosen = rows.places.index_select(0, batch.sources)
+        if plain:
+            logits = self.model(**arguments).logits.flatten(0, 1).index_select(0, chosen).float()
+            logprobs = torch.log_softmax(logits / batch.temperatures[:, None], dim=-1)
+            return logprobs.gather(1, batch.targets[:, None])[:, 0], torch.zeros_like(batch.temperatures)
+        hidden = self.decoder(**arguments).last_hidden_state
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         return token_logprobs(
-            hidden.flatten(0, 1).index_select(0, batch.sources),
+            hidden.flatten(0, 1).index_select(0, chosen),
             head.weight,
             getattr(head, "bias", None),
             batch.targets,
             batch.temperatures,
             self.logprob_chunk,
             self.entropy_grad,
+            self.transform,
         )
 
 
-def load_policy(path: str | Path, config: LearnerConfig, trainable: str | None = None) -> Policy:
-    """The policy in a Hugging Face directory, with float32 master weights on the CPU, not yet sharded.
+def _largest_list(module: nn.Module) -> nn.ModuleList | None:
+    lists = [each for each in module.modules() if isinstance(each, nn.ModuleList)]
+    return max(lists, key=_parameters, default=None)
 
-    trainable: as `LearnerConfig.trainable`; None freezes everything (a reference model). Raises ValueError where the
-    architecture or the pattern does not fit, before any memory is spent on it elsewhere.
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _layer_parameters(module: nn.Module) -> int:
+    layers = _largest_list(module)
+    return 0 if layers is None else _parameters(layers)
+
+
+def freeze(policy: Policy, trainable: str | None) -> None:
+    """Train only parameters whose name the pattern matches; None freezes everything (a reference model).
+
+    Raises ValueError where nothing matches.
     """
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    _check_architecture(model.config, config)
-    policy = Policy(model, LOGPROB_CHUNK, config.loss.entropy_coef > 0)
     policy.requires_grad_(False)
-    if trainable is not None:
-        _unfreeze(policy, trainable)
-    return policy
-
-
-def _check_architecture(model_config: object, config: LearnerConfig) -> None:
-    for name in LOGIT_TRANSFORMS:
-        if getattr(model_config, name, None) is not None:
-            raise ValueError(f"the policy's config sets `{name}`, which the learner's log-probs do not apply")
-    kinds = set(getattr(model_config, "layer_types", None) or ["full_attention"])
-    windowed = getattr(model_config, "layer_types", None) is None and getattr(model_config, "sliding_window", None)
-    if config.share_prompt and (kinds != {"full_attention"} or windowed):
-        raise ValueError(
-            f"the policy has layers without full attention ({', '.join(sorted(kinds))}), which cannot share a prompt "
-            "between completions: set learner.share_prompt to false"
-        )
-
-
-def _unfreeze(policy: Policy, pattern: str) -> None:
+    if trainable is None:
+        return
     # Tied parameters appear under each of their names; a match of any of them trains them.
     names = dict(policy.model.named_parameters(remove_duplicate=False))
-    matched = [name for name in names if re.search(pattern, name)]
+    matched = [name for name in names if re.search(trainable, name)]
     if not matched:
-        near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.0)
-        raise ValueError(f"learner.trainable: {pattern!r} matches no parameter of the policy; names are like {near}")
+        near = difflib.get_close_matches(trainable, names, n=3, cutoff=0.0)
+        raise ValueError(f"learner.trainable: {trainable!r} matches no parameter of the policy; names are like {near}")
     for name in matched:
         names[name].requires_grad_(True)
 
 
 def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
-    """Shard the policy in place over the mesh with FSDP2: every decoder layer, then the rest.
+    """Shard the policy in place over the mesh with FSDP2: every decoder layer, then the rest. Its tensors may be on `meta`.
 
     Gradients are summed over ranks, never averaged: the token weights already normalise over the global batch.
     """
@@ -119,6 +131,13 @@ def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
             # Gloo has no scaled sum, which a divide factor would otherwise ask for.
             module.set_force_sum_reduction_for_comms(True)
     return policy
+
+
+def reshard(policy: Policy) -> None:
+    """Put every parameter back into its shards, which a forward without a backward leaves whole."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def named_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:

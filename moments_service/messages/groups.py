@@ -1,8 +1,7 @@
-"""The messages of the moments service: what a scored group is, and what a group with its advantages is."""
+"""The messages of the moments service: what a scored group is, and what is told beside it."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 
@@ -81,19 +80,3 @@ class Transcript:
     completions: tuple[str, ...]
     reward_parts: tuple[dict[str, float] | None, ...] | None = None
     """What each reward is the sum of; None where the verifier says nothing of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlendedGroup:
-    """One group with its advantages and every number that explains them."""
-
-    group: ScoredGroup
-    payload: Any
-    """The opaque handle given at `submit` (a Ray ObjectRef in a run); only the learner opens it."""
-    cluster: int
-    advantages: tuple[float | None, ...]
-    """One per completion, None where there was no reward. The same for all tokens of a completion."""
-    baseline: float
-    scale: float
-    weight: float
-    """Trust in the cluster's history, in [0, 1]; 0 for estimators without history."""

@@ -4,8 +4,9 @@ import asyncio
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,18 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.placement import NoRoomError
-from actors.rollout.payload import GroupPayload
+from actors.rollout.sample import Sample
 from actors.weights.object_store import open_tensors
 from actors.weights.offer import WeightOffer
-from learner.config import LearnerConfig, OptimizerConfig
+from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
 from learner.group import LearnerGroup
+from learner.job import LearnerJob
+from learner.optim.adamw import AdamW
 from moments_service.messages.batch import Batch
-from moments_service.messages.groups import BlendedGroup, ScoredGroup
+from moments_service.messages.groups import ScoredGroup
+from moments_service.messages.table import GroupTable
+from tests.made_samples import made_group
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 64
@@ -72,47 +77,60 @@ class Receiver:
     def received(self) -> tuple[int, dict[str, np.ndarray]]:
         return self.version, self.weights
 
-    def put(self, payload: GroupPayload) -> list[ray.ObjectRef]:
-        return [ray.put(payload)]
+    def put(self, samples: tuple[Sample, ...]) -> list[ray.ObjectRef]:
+        return [ray.put(samples)]
 
 
 def start_receiver() -> ray.actor.ActorHandle:
     return ray.remote(Receiver).options(num_cpus=0).remote()
 
 
-def blended(payload: GroupPayload, advantages: tuple[float | None, ...], handle: object) -> BlendedGroup:
-    size = len(advantages)
-    header = ScoredGroup(
-        group_id=payload.group_id,
-        prompt_id=payload.group_id,
-        source="test",
-        sequence=0,
-        rewards=tuple(None if a is None else 1.0 for a in advantages),
-        errors=tuple("timeout" if a is None else None for a in advantages),
-        lengths=tuple(map(len, payload.completions)),
-        truncated=(False,) * size,
-        policy_versions=(0, 0),
+def batch_of(
+    step: int, groups: Sequence[tuple[tuple[Sample, ...], np.ndarray]], payloads: Sequence[Any] | None = None
+) -> Batch:
+    """A batch of samples with their advantages, NaN where there was no reward; payloads: instead of the samples."""
+    headers = [
+        ScoredGroup(
+            group_id=samples[0].group_id,
+            prompt_id=samples[0].group_id,
+            source="test",
+            sequence=place,
+            rewards=tuple(None if np.isnan(a) else 1.0 for a in advantages),
+            errors=tuple("timeout" if np.isnan(a) else None for a in advantages),
+            lengths=tuple(sample.trained_tokens for sample in samples),
+            truncated=(False,) * len(samples),
+            policy_versions=(0, 0),
+        )
+        for place, (samples, advantages) in enumerate(groups)
+    ]
+    nothing = np.zeros(len(groups))
+    return Batch(
+        step=step,
+        table=GroupTable.of(headers),
+        payloads=tuple([samples for samples, _ in groups] if payloads is None else payloads),
+        clusters=nothing.astype(np.int64),
+        advantages=np.array([advantages for _, advantages in groups]).reshape(len(groups), -1),
+        baseline=nothing,
+        scale=nothing + 1.0,
+        weight=nothing,
     )
-    return BlendedGroup(header, handle, 0, advantages, 0.0, 1.0, 0.0)
 
 
-def draw_batch(step: int, count: int = 5, by_ref: bool = True) -> Batch:
+def drawn(step: int, count: int = 5) -> list[tuple[tuple[Sample, ...], np.ndarray]]:
     rng = np.random.default_rng(step)
     groups = []
     for i in range(count):
-        lengths = rng.integers(1, 7, 3)
-        payload = GroupPayload(
-            group_id=f"{step}-{i}",
-            prompt_ids=rng.integers(0, VOCABULARY, rng.integers(2, 9)).astype(np.int32),
-            completions=tuple(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths),
-            logprobs=tuple(np.full(n, -np.log(VOCABULARY), dtype=np.float32) for n in lengths),
-            versions=tuple(np.zeros(n, dtype=np.int32) for n in lengths),
-            temperature=1.0,
-        )
-        a, b, c = rng.normal(size=3).tolist()
-        advantages = (a, None if i == 0 else b, c)
-        groups.append(blended(payload, advantages, ray.put(payload) if by_ref else payload))
-    return Batch.of(step=step, groups=tuple(groups))
+        lengths = rng.integers(1, 7, 3).tolist()
+        advantages = rng.normal(size=3)
+        if i == 0:
+            advantages[1] = np.nan
+        groups.append(made_group(f"{step}-{i}", int(rng.integers(2, 9)), lengths, advantages, vocabulary=VOCABULARY))
+    return groups
+
+
+def draw_batch(step: int, count: int = 5, by_ref: bool = True) -> Batch:
+    groups = drawn(step, count)
+    return batch_of(step, groups, [ray.put(samples) for samples, _ in groups] if by_ref else None)
 
 
 def config_for(world_size: int, **changes: object) -> LearnerConfig:
@@ -121,7 +139,7 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
         "cpus": 0.5,
         "microbatch_tokens": 48,
         "step_timeout_s": 60.0,
-        "optimizer": OptimizerConfig(lr=1e-3),
+        "optimizer": AdamW(lr=1e-3),
     }
     return LearnerConfig(**(fields | changes))  # type: ignore[arg-type]
 
@@ -130,7 +148,7 @@ def started(path: str, config: LearnerConfig, checkpoint: Path) -> LearnerGroup:
     """A group before its first step, which can be loaded again from `checkpoint`."""
 
     async def start() -> LearnerGroup:
-        group = await LearnerGroup.start(config, path, 6, 7, "float32", 120.0)
+        group = await LearnerGroup.start(config, LearnerJob(path, 6), 120.0)
         await group.save(str(checkpoint))
         return group
 
@@ -210,7 +228,7 @@ async def test_two_ranks_learn_what_one_learns(policy_path: str, alone: LearnerG
 async def test_fewer_groups_than_ranks_and_payloads_without_refs(pair: LearnerGroup) -> None:
     metrics = await pair.step(draw_batch(0, count=1, by_ref=False))
     assert metrics["updates"] >= 1.0 and metrics["grad_norm"] > 0
-    empty = await pair.step(Batch.of(step=1, groups=()))
+    empty = await pair.step(batch_of(1, []))
     assert empty["updates"] == empty["tokens"] == 0.0
 
 
@@ -243,17 +261,16 @@ async def test_save_with_two_ranks_resumes_with_one(
 
 async def test_lost_payloads_are_reported_before_anything_is_trained(pair: LearnerGroup) -> None:
     owner = start_receiver()
-    batch = draw_batch(0, by_ref=False)
-    (ref,) = await owner.put.remote(batch.groups[2].payload)
-    lost = blended(batch.groups[2].payload, batch.groups[2].advantages, ref)
+    groups = drawn(0, count=3)
+    (lost,) = await owner.put.remote(groups[2][0])
     ray.kill(owner)
     before = await published(pair)
     with pytest.raises(PayloadLostError) as error:
-        await pair.step(Batch.of(step=0, groups=(*batch.groups[:2], lost)))
+        await pair.step(batch_of(0, groups, [groups[0][0], groups[1][0], lost]))
     assert error.value.group_ids == ("0-2",)
     after = await published(pair)
     assert all(np.array_equal(before[name], after[name]) for name in before)
-    assert (await pair.step(Batch.of(step=0, groups=batch.groups[:2])))["updates"] >= 1.0
+    assert (await pair.step(batch_of(0, groups[:2])))["updates"] >= 1.0
 
 
 async def test_a_dead_rank_is_named(pair: LearnerGroup) -> None:
@@ -266,10 +283,10 @@ async def test_a_dead_rank_is_named(pair: LearnerGroup) -> None:
 
 async def test_a_policy_that_does_not_load_fails_the_start_and_gives_its_cpus_back(tmp_path: Path) -> None:
     with pytest.raises(LearnerError, match=r"learner rank \d failed while meeting and loading the policy"):
-        await LearnerGroup.start(config_for(2), str(tmp_path / "nothing"), 1, 0, "float32", 120.0)
+        await LearnerGroup.start(config_for(2), LearnerJob(str(tmp_path / "nothing"), 1), 120.0)
 
 
 async def test_no_room_says_what_to_lower(policy_path: str) -> None:
     too_much = config_for(1, cpus=float(2 * (os.cpu_count() or 1) + 64))
     with pytest.raises(NoRoomError, match=r"no room for 1 x learner rank .* in 1 s\. The nodes:\n .* CPU free"):
-        await LearnerGroup.start(too_much, policy_path, 1, 0, "float32", 1.0)
+        await LearnerGroup.start(too_much, LearnerJob(policy_path, 1), 1.0)

@@ -1,0 +1,76 @@
+"""The loss of a microbatch: sum of aggregation * (correction * loss + KL and entropy terms)."""
+
+from dataclasses import replace
+
+import torch
+
+from learner.batching.pack import empty_batch
+from learner.batching.packed import PackedBatch
+from learner.config import LearnerConfig
+from learner.losses.kl import kl_k3
+from learner.losses.metrics import Names, token_metrics
+from learner.losses.protocol import LossInputs, Measured, Need
+
+
+class Objective:
+    """What is minimised, as the configuration composes it. Pure."""
+
+    def __init__(self, config: LearnerConfig, truncated_sampler: bool = False) -> None:
+        """truncated_sampler: whether top-p or top-k cut what was sampled from, see `token_metrics`."""
+        self.loss = config.loss
+        self.correction = config.correction
+        self.kl_coef = config.kl.coef
+        self.entropy_coef = config.entropy_coef
+        self.truncated_sampler = truncated_sampler
+        terms: dict[Need, float] = {"reference": self.kl_coef, "entropy": self.entropy_coef}
+        wanted = frozenset(need for need, coefficient in terms.items() if coefficient > 0)
+        self.needs = self.loss.needs | self.correction.needs | wanted
+        self.names = self._names()
+
+    def __call__(
+        self, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor
+    ) -> tuple[torch.Tensor, Measured]:
+        """(scalar loss of this rank's microbatch, what was measured).
+
+        logprobs, entropy: [N] of the policy now. Sums over microbatches and ranks are the loss of the batch, because the
+        weights hold the whole aggregation. The correction weighs the policy loss, not the terms that hold the policy back.
+        """
+        inputs = _inputs(batch, logprobs, entropy)
+        losses, measured = self.loss(inputs)
+        correction, corrected = self.correction(inputs)
+        losses = correction * losses
+        if self.kl_coef > 0 and inputs.reference is not None:
+            losses = losses + self.kl_coef * kl_k3(logprobs, inputs.reference)
+        if self.entropy_coef > 0:
+            losses = losses - self.entropy_coef * entropy
+        common = token_metrics(inputs, self.truncated_sampler)
+        every = [common, measured, corrected]
+        means = {name: value for part in every for name, value in part.means.items()}
+        maxima = {name: value for part in every for name, value in part.maxima.items()}
+        if len(means) + len(maxima) != sum(len(part.means) + len(part.maxima) for part in every):
+            raise ValueError("two metrics of the loss, its correction and the common ones have one name")
+        return (batch.weights * losses).sum(), Measured(means, maxima)
+
+    @torch.no_grad()
+    def _names(self) -> Names:
+        """Of everything that is reported: every rank must know them, also one that has nothing to train on."""
+        zero = torch.zeros(1)
+        _, measured = self(replace(empty_batch(), old_logprobs=zero, reference_logprobs=zero), zero, zero)
+        return Names(tuple(sorted(measured.means)), tuple(sorted(measured.maxima)))
+
+
+def _inputs(batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> LossInputs:
+    return LossInputs(
+        logprobs=logprobs,
+        entropy=entropy,
+        old=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
+        reference=batch.reference_logprobs,
+        rollout=batch.rollout_logprobs,
+        advantages=batch.advantages,
+        mask=batch.mask,
+        lag=batch.lag,
+        sample=batch.sample,
+        group=batch.group,
+        samples=batch.samples,
+        groups=batch.groups,
+    )

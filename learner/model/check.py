@@ -1,0 +1,83 @@
+"""Whether the learner computes the policy's log-probs as the policy itself does: by its config, and by trying."""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.rollout.sample import Sample
+from learner.aggregations import SeqMeanTokenMean
+from learner.batching.pack import count, pack
+from learner.model.policy import Policy, reshard
+
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
+"""Nats. In bfloat16 logits around 20 are a tenth apart, and the model's own head is computed in it."""
+
+
+def check_architecture(model_config: Any, share_prompt: bool, longest_sample: int | None) -> None:
+    """Raise ValueError where samples cannot share a prompt because some layers do not attend to all that came before.
+
+    longest_sample: tokens of the longest sample; a window that holds it is full attention. None: what the policy can hold.
+    """
+    if not share_prompt:
+        return
+    kinds = set(getattr(model_config, "layer_types", None) or [])
+    longest = longest_sample or getattr(model_config, "max_position_embeddings", None) or 0
+    for setting, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
+        window = getattr(model_config, setting, None)
+        if window and (kind in kinds or (setting == "sliding_window" and not kinds)) and longest > window:
+            raise ValueError(
+                f"layers of the policy attend within a window of {window} tokens ({setting}), and samples may have {longest}; "
+                "so they cannot share a prompt: set learner.share_prompt to false"
+            )
+    others = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
+    if others:
+        raise ValueError(
+            f"the policy has layers other than attention ({', '.join(sorted(others))}), whose samples cannot share a prompt: "
+            "set learner.share_prompt to false"
+        )
+
+
+@torch.no_grad()
+def check_logprobs(policy: Policy, dtype: str, vocabulary: int, device: torch.device) -> None:
+    """Compare log-probs of a short made-up group, packed as in training, with those of the model's own forward. Collective.
+
+    Raises ValueError where they differ, so that nothing is trained on wrong numbers.
+    """
+    samples = tuple(_sample(index, length, vocabulary) for index, length in enumerate((7, 6)))
+    groups = [(samples, np.ones(len(samples)))]
+    shared, plain = (
+        pack(groups, SeqMeanTokenMean(), count(groups), 0, share, 1024)[0].to(device)
+        for share in (policy.share_prompt, False)
+    )
+    ours, _ = policy(shared)
+    theirs, _ = policy(plain, plain=True)
+    reshard(policy)
+    apart = float((ours - theirs).abs().max())
+    if not apart <= TOLERANCE[dtype]:
+        name = type(policy.model).__name__
+        remedy = (
+            " If it cannot share a prompt between samples, learner.share_prompt: false helps."
+            if policy.share_prompt
+            else " Its logits go through something that the learner does not know."
+        )
+        raise ValueError(
+            f"the learner's log-probs of a {name} are {apart:.2g} nats off those of the model's own forward, so it cannot be "
+            f"trained here.{remedy}"
+        )
+
+
+def _sample(index: int, trained: int, vocabulary: int) -> Sample:
+    prompt = 4
+    size = prompt + trained
+    tokens = np.array([(5 + 7 * i + 11 * index * (i >= prompt)) % vocabulary for i in range(size)], dtype=np.int32)
+    mask = np.arange(size) >= prompt
+    return Sample(
+        group_id="the learner's check",
+        index=index,
+        token_ids=tokens,
+        loss_mask=mask,
+        logprobs=np.zeros(size, dtype=np.float32),
+        versions=np.where(mask, 0, -1).astype(np.int32),
+        temperature=0.8,
+    )

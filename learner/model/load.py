@@ -1,0 +1,137 @@
+"""Loading: the policy is built on the meta device, sharded, and every rank reads its own part of each tensor."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from learner.config import LearnerConfig
+from learner.export import download
+from learner.model.check import check_architecture
+from learner.model.policy import CHECKPOINT_WRAPPER, Policy, freeze, shard
+
+logger = logging.getLogger(__name__)
+
+Slices = Callable[[str, tuple[slice, ...]], torch.Tensor]
+"""Part of a named tensor of the checkpoint."""
+
+
+def load_policy(
+    path: str,
+    config: LearnerConfig,
+    mesh: DeviceMesh,
+    trainable: str | None,
+    entropy_grad: bool = False,
+    longest_sample: int | None = None,
+) -> Policy:
+    """The policy in a Hugging Face directory as float32 shards over the mesh. No rank holds all of it.
+
+    trainable: see `freeze`.    longest_sample: see `check_architecture`. Raises ValueError where the architecture or the
+    pattern does not fit, before any memory is spent on it.
+    """
+    model_config = AutoConfig.from_pretrained(path)
+    check_architecture(model_config.get_text_config(), config.share_prompt, longest_sample)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32, attn_implementation="sdpa")
+    policy = Policy(model, config.share_prompt, entropy_grad)
+    freeze(policy, trainable)
+    shard(policy, config, mesh)
+    device = (
+        torch.device(mesh.device_type, torch.cuda.current_device())
+        if mesh.device_type == "cuda"
+        else torch.device("cpu")
+    )
+    with _checkpoint(path, policy) as read:
+        _fill(policy, read, device)
+    return policy
+
+
+@contextmanager
+def _checkpoint(path: str, policy: Policy) -> Iterator[tuple[set[str], Slices]]:
+    """Names in the checkpoint, and how to read a part of one; in files where their names are the model's."""
+    with ExitStack() as open_files:
+        files = [
+            open_files.enter_context(safe_open(file, framework="pt"))
+            for file in sorted(download(path).glob("*.safetensors"))
+        ]
+        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+        wanted = [names for names, _ in _parameters(policy)]
+        if all(any(name in where for name in names) for names in wanted):
+            yield set(where), lambda name, part: where[name].get_slice(name)[part]
+            return
+        # Transformers renames or joins tensors while it loads some architectures; then it has to load them.
+        logger.warning("%s: its files name tensors otherwise than the model, so every rank reads it whole", path)
+        whole = AutoModelForCausalLM.from_pretrained(path, dtype="auto").state_dict()
+        yield set(whole), lambda name, part: whole[name][part]
+
+
+def _parameters(policy: Policy) -> list[tuple[list[str], nn.Parameter]]:
+    """Every parameter once, with all its Hugging Face names."""
+    names: dict[int, list[str]] = {}
+    parameters: dict[int, nn.Parameter] = {}
+    for name, parameter in policy.model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name.replace(CHECKPOINT_WRAPPER, ""))
+        parameters[id(parameter)] = parameter
+    return [(names[key], parameter) for key, parameter in parameters.items()]
+
+
+@torch.no_grad()
+def _fill(policy: Policy, checkpoint: tuple[set[str], Slices], device: torch.device) -> None:
+    """Give every tensor on `meta` its values: parameters and saved buffers from the checkpoint, other buffers as the model has it."""
+    present, read = checkpoint
+    names = {id(parameter): names for names, parameter in _parameters(policy)}
+    filled: dict[int, nn.Parameter] = {}
+    for module in policy.model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in filled:
+                name = next(name for name in names[id(parameter)] if name in present)
+                filled[id(parameter)] = _own_part(parameter, partial(read, name), device)
+            module._parameters[key] = filled[id(parameter)]
+    saved = policy.model.state_dict(keep_vars=True)
+    prefixes = {id(module): prefix for prefix, module in policy.model.named_modules()}
+    for module in policy.model.modules():
+        module.__dict__.pop("_is_hf_initialized", None)
+        for key, buffer in module._buffers.items():
+            if buffer is None or not buffer.is_meta:
+                continue
+            module._buffers[key] = real = torch.empty_like(buffer, device=device)
+            full = f"{prefixes[id(module)]}.{key}".lstrip(".")
+            name = full.replace(CHECKPOINT_WRAPPER, "")
+            if full in saved and name in present:
+                real.copy_(read(name, (slice(None),) * real.dim()))
+                real._is_hf_initialized = True  # type: ignore[attr-defined]
+    # Parameters are marked as done, so that only the buffers that no file holds are computed.
+    policy.model.initialize_weights()  # type: ignore[operator]
+    # An `_apply` lets FSDP take notice of the new tensors.
+    policy.to(device)
+
+
+def _own_part(
+    parameter: nn.Parameter, read: Callable[[tuple[slice, ...]], torch.Tensor], device: torch.device
+) -> nn.Parameter:
+    """The same sharded parameter with this rank's values."""
+    meta = parameter.data
+    assert isinstance(meta, DTensor)
+    shape, offset = compute_local_shape_and_global_offset(meta.shape, meta.device_mesh, meta.placements)
+    if 0 in shape:
+        local = torch.empty(shape, dtype=torch.float32, device=device)
+    else:
+        # A copy of its own: a slice may be a view of the file.
+        part = read(tuple(slice(start, start + size) for start, size in zip(offset, shape, strict=True)))
+        local = torch.empty(shape, dtype=torch.float32, device=device).copy_(part)
+    whole = DTensor.from_local(
+        local, meta.device_mesh, meta.placements, run_check=False, shape=meta.shape, stride=meta.stride()
+    )
+    real = nn.Parameter(whole, requires_grad=parameter.requires_grad)
+    real._is_hf_initialized = True  # type: ignore[attr-defined]
+    return real

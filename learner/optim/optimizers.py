@@ -1,0 +1,99 @@
+"""The optimisers of a policy: clipping, the guard against gradients that are not finite, steps, and their state by name."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
+
+from learner.optim.protocol import OptimizerOptions, Schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What became of one update. Where it was skipped, `grad_norm` is not finite."""
+
+    grad_norm: float
+    lr: float
+    skipped: bool
+
+
+class Optimizers:
+    """One or several torch optimisers over the trained parameters of a model, under one schedule."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        options: OptimizerOptions,
+        schedule: Schedule,
+        total_updates: int,
+    ) -> None:
+        """parameters: of the model, those that are trained, by name.    total_updates: what the schedule spans."""
+        self.model = model
+        self.parameters = list(parameters.values())
+        self.max_grad_norm = options.max_grad_norm
+        self.optimizers = options.build(parameters)
+        self.peaks = [[float(group["lr"]) for group in each.param_groups] for each in self.optimizers]
+        self.schedule = schedule
+        self.total_updates = total_updates
+        self.updates = 0
+        """Optimiser steps taken."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next step, of the first group."""
+        return self.peaks[0][0] * self.schedule.share(self.updates, self.total_updates)
+
+    def step(self) -> Update:
+        """Clip, step, advance the schedule, drop the gradients.
+
+        Where the gradients' global norm is not finite, only drop them: weights, state and schedule stay. The norm is the same
+        on every rank, so all do alike.
+        """
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        update = Update(value, self.lr, skipped=not math.isfinite(value))
+        if not update.skipped:
+            share = self.schedule.share(self.updates, self.total_updates)
+            for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+                for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                    group["lr"] = peak * share
+                optimizer.step()
+            self.updates += 1
+        for parameter in self.parameters:
+            parameter.grad = None
+        return update
+
+    def state(self) -> dict[str, Any]:
+        """State by parameter and name, as torch's distributed state dicts have it; empty before the first step.
+
+        The tensors are the optimisers' own; before the first `restore` they are made here.
+        """
+        state: dict[str, Any] = dict(get_optimizer_state_dict(self.model, self.optimizers)) if self.updates else {}
+        return state
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave, with other values in it."""
+        if state:
+            set_optimizer_state_dict(self.model, self.optimizers, state)
+        else:
+            for optimizer in self.optimizers:
+                optimizer.state.clear()
+
+
+def state_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Every tensor of a state under `key.parameter`. Raises TypeError for a value that is none, which no file could hold."""
+    tensors = {}
+    for name, values in state.get("state", {}).items():
+        for key, value in values.items():
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"the optimiser keeps {key} of {name} as a {type(value).__name__}; only tensors are saved"
+                )
+            tensors[f"{key}.{name}"] = value
+    return tensors
