@@ -22,6 +22,8 @@ from moments_service.messages.groups import Transcript
 PLACE = "incarnation, step, sequence, group_id"
 NEWEST_FIRST = "ORDER BY incarnation DESC, step DESC, sequence DESC, group_id DESC"
 _KEPT_ANSWERS = 4096
+_TELLING = 3
+"""Characters of an id from which on it leaves less than anything else but a step."""
 
 
 class Place(NamedTuple):
@@ -58,13 +60,14 @@ class Wanted:
 
         Of the terms only the first may choose the index (a `+` keeps the others from it): it is the one that leaves least.
         """
-        terms: list[tuple[str, tuple[Any, ...]]] = []
+        # Of all texts that begin so, none is greater than the one with the last of all characters behind it.
+        by_id = "{}group_id BETWEEN ? AND ?", (self.id_prefix, self.id_prefix + "\U0010ffff")
         starts = ",".join(map(str, incarnations))
+        terms: list[tuple[str, tuple[Any, ...]]] = []
         if self.step is not None:
             terms.append((f"incarnation IN ({starts}) AND step = ?", (self.step,)))
-        if self.id_prefix:
-            # Of all texts that begin so, none is greater than the one with the last of all characters behind it.
-            terms.append(("{}group_id BETWEEN ? AND ?", (self.id_prefix, self.id_prefix + "\U0010ffff")))
+        if len(self.id_prefix) >= _TELLING:
+            terms.append(by_id)
         if self.cluster is not None:
             terms.append(("{}cluster = ?", (self.cluster,)))
         if self.source:
@@ -73,7 +76,9 @@ class Wanted:
             terms.append(("{}rescued = 1 AND rescued", ()))
         elif self.outcome:
             terms.append(("{}outcome = ?", (self.outcome,)))
-        in_order = self.step is None and not self.id_prefix
+        if 0 < len(self.id_prefix) < _TELLING:
+            terms.append(by_id)
+        in_order = not terms or (terms[0] != by_id and self.step is None)
         if before is not None:
             terms.append((f"({'' if in_order else '+'}{PLACE}) < (?, ?, ?, ?)", tuple(before)))
         clause = " AND ".join(term.format("+" if number else "") for number, (term, _) in enumerate(terms))
@@ -136,14 +141,9 @@ class Groups:
 
     def folded(self, places: Sequence[Place]) -> list[FoldedGroup]:
         """What the ledger has of these groups, in their order."""
-        by_step: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for place in places:
-            by_step[place.incarnation, place.step].append(place.sequence)
-        found: dict[Place, FoldedGroup] = {}
         with self._asking() as ledger:
-            for (incarnation, step), sequences in by_step.items():
-                for row in ledger.batch(incarnation, step, sequences):
-                    found[Place(incarnation, step, row.group.sequence, row.group.group_id)] = row
+            rows = ledger.at(places)
+        found = {(row.incarnation, row.step, row.group.sequence, row.group.group_id): row for row in rows}
         return [found[place] for place in places]
 
     def find(self, group_id: str, incarnation: int | None = None) -> FoldedGroup | None:
@@ -152,7 +152,7 @@ class Groups:
         with self._asking() as ledger:
             newest = f"SELECT {PLACE} FROM folds WHERE group_id = ? {one} {NEWEST_FIRST}"
             if places := ledger.newest(newest, (group_id,), limit=1):
-                return self.folded([Place(*places[0])])[0]
+                return ledger.at([places[0]])[0]
             waiting = [entry for entry in ledger.find(group_id) if incarnation in (None, entry[0])]
         if not waiting:
             return None

@@ -21,6 +21,8 @@ from moments_service.moments import CommittedRewards
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, turns, oldest_version, newest_version, lost, cluster"
 _COMMITTED = "cluster, prompt_id, rewards, lengths"
+_ORDER = "incarnation, step, sequence, group_id"
+_STEPS = "folds", "WHERE incarnation = ? AND step BETWEEN ? AND ?"
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
 
@@ -122,35 +124,39 @@ class LedgerReader:
         paths = part_paths(self.directory)
         for number, path in enumerate(paths):
             for step, policy_version, kl, log_ratio in self._ask(path, query, (incarnation, first_step, last_step)):
-                groups = self._folded(paths[: number + 1], (incarnation, step, step), _COMMITTED)
-                rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (5, 6))
+                groups = self._folded(paths[: number + 1], _STEPS, (incarnation, step, step), _COMMITTED)
+                rewards, lengths = ([json.loads(row[column]) for row in groups] for column in (6, 7))
                 width = max(map(len, rewards), default=0)
                 committed = CommittedRewards(
-                    clusters=np.array([row[3] for row in groups], dtype=np.int64),
+                    clusters=np.array([row[4] for row in groups], dtype=np.int64),
                     rewards=padded(rewards, width, np.nan),
-                    prompts=tuple(row[4] for row in groups),
+                    prompts=tuple(row[5] for row in groups),
                     policy_version=policy_version,
                     move=None if kl is None else PolicyMove(kl, log_ratio),
                     lengths=padded(lengths, width, np.nan),
                 )
-                yield LedgerCommit(incarnation, step, committed, tuple(row[1:3] for row in groups))
+                yield LedgerCommit(incarnation, step, committed, tuple(row[2:4] for row in groups))
 
-    def batch(self, incarnation: int, step: int, places: Sequence[int] | None = None) -> list[FoldedGroup]:
-        """What the commit of a step folded in, in feed order. places: only the groups at these places in the feed."""
-        fold = "advantages, baseline, scale, weight"
-        rows = [row[3:] for row in self.folded((incarnation, step, step), _GROUP, fold, places)]
-        return [FoldedGroup(incarnation, step, _header(row), row[12], _tuple(row[13]), *row[14:]) for row in rows]
+    def batch(self, incarnation: int, step: int) -> list[FoldedGroup]:
+        """What the commit of a step folded in, in feed order."""
+        return self._groups(_STEPS, (incarnation, step, step))
 
-    def folded(
-        self, steps: tuple[int, int, int], group: str, fold: str, places: Sequence[int] | None = None
-    ) -> list[Row]:
+    def at(self, places: Sequence[tuple[int, int, int, str]]) -> list[FoldedGroup]:
+        """What commits made of these groups, (incarnation, step, sequence, id) each, oldest first."""
+        keys = ", ".join(["(?, ?, ?, ?)"] * len(places))
+        # Only so does SQLite look each of them up; with IN it reads all folds.
+        wanted = f"(SELECT column1 incarnation, column2 step, column3 sequence, column4 group_id FROM (VALUES {keys}))"
+        which = f"{wanted} CROSS JOIN folds USING ({_ORDER})", ""
+        return self._groups(which, [value for place in places for value in place]) if places else []
+
+    def folded(self, steps: tuple[int, int, int], group: str, fold: str) -> list[Row]:
         """(step, sequence, group id, these columns of `groups`, these of `folds`) of every group that was folded in.
 
-        In order of step and feed. steps: incarnation, first and last step.    places: as for `batch`.
+        In order of step and feed. steps: incarnation, first and last step.
         """
         paths = part_paths(self.directory)
         return [
-            row for end in range(1, len(paths) + 1) for row in self._folded(paths[:end], steps, group, fold, places)
+            row[1:] for end in range(1, len(paths) + 1) for row in self._folded(paths[:end], _STEPS, steps, group, fold)
         ]
 
     def find(self, group_id: str) -> list[tuple[int, ScoredGroup, int, int | None]]:
@@ -207,16 +213,26 @@ class LedgerReader:
     def _ask(self, path: Path, sql: str, values: Sequence[Any]) -> list[Row]:
         return self._connections.of(path).execute(sql, values).fetchall()
 
+    def _groups(self, which: tuple[str, str], values: Sequence[Any]) -> list[FoldedGroup]:
+        paths = part_paths(self.directory)
+        fold = "advantages, baseline, scale, weight"
+        return [
+            FoldedGroup(row[0], row[1], _header(row[4:]), row[16], _tuple(row[17]), *row[18:])
+            for end in range(1, len(paths) + 1)
+            for row in self._folded(paths[:end], which, values, _GROUP, fold)
+        ]
+
     def _folded(
         self,
         paths: Sequence[Path],
-        steps: tuple[int, int, int],
+        which: tuple[str, str],
+        values: Sequence[Any],
         group: str,
         fold: str = "baseline",
-        places: Sequence[int] | None = None,
     ) -> list[Row]:
-        """`folded` for the folds in the last of these parts; their groups may stand in the others.
+        """(incarnation, step, sequence, group id, these columns of `groups`, these of `folds`) of folds in the last part.
 
+        Their groups may stand in the parts before. which: tables to select from, and a WHERE clause.
         Raises LedgerDamagedError if a group that was folded in stands in none of them.
         """
         *before, path = paths
@@ -224,23 +240,21 @@ class LedgerReader:
             ", ".join(f"{table}.{name}" for name in names.split(", "))
             for table, names in (("groups", group), ("folds", fold))
         )
-        somewhere = "" if places is None else f"AND sequence IN ({','.join('?' * len(places))}) "
         rows = self._ask(
             path,
-            f"SELECT groups.seal, step, sequence, group_id, {group}, {fold} FROM folds "
-            "LEFT JOIN groups USING (incarnation, sequence, group_id) "
-            f"WHERE incarnation = ? AND step BETWEEN ? AND ? {somewhere}ORDER BY step, sequence, group_id",
-            (*steps, *(places or ())),
+            f"SELECT groups.seal, incarnation, step, sequence, group_id, {group}, {fold} FROM {which[0]} "
+            f"LEFT JOIN groups USING (incarnation, sequence, group_id) {which[1]} ORDER BY {_ORDER}",
+            values,
         )
         folded = []
         for seal, *row in rows:
             if seal is None:
-                query, (step, *key) = f"SELECT {group} FROM groups WHERE {_SAME}", row[:3]
-                found = (self._ask(part, query, (steps[0], *key)) for part in reversed(before))
+                query, (incarnation, step, *key) = f"SELECT {group} FROM groups WHERE {_SAME}", row[:4]
+                found = (self._ask(part, query, (incarnation, *key)) for part in reversed(before))
                 header = next((rows[0] for rows in found if rows), None)
                 if header is None:
                     raise LedgerDamagedError(f"{path}: step {step} folded in group {key[1]}, which no part holds")
-                row[3 : 3 + len(header)] = header
+                row[4 : 4 + len(header)] = header
             folded.append(tuple(row))
         return folded
 

@@ -189,10 +189,11 @@ async def test_searches_find_what_the_ledger_holds(tmp_path: Path) -> None:
         (Wanted(), "PRIMARY KEY"),
         (Wanted(step=3, cluster=1, source="gcd", outcome="mixed"), "PRIMARY KEY (incarnation=? AND step=?)"),
         (
-            Wanted(id_prefix="0a", cluster=1, outcome="rescued"),
+            Wanted(id_prefix="0a7", cluster=1, outcome="rescued"),
             "INDEX folds_by_id (group_id>? AND group_id<?)",
         ),
         (Wanted(cluster=1, source="gcd", outcome="rescued"), "COVERING INDEX folds_by_cluster (cluster=? AND (incarn"),
+        (Wanted(id_prefix="0", outcome="rescued"), "COVERING INDEX folds_rescued (rescued=? AND (incarn"),
         (Wanted(source="gcd", outcome="rescued"), "COVERING INDEX folds_by_source (source=? AND (incarn"),
         (Wanted(outcome="mixed"), "COVERING INDEX folds_by_outcome (outcome=? AND (incarn"),
         (Wanted(outcome="rescued"), "COVERING INDEX folds_rescued (rescued=? AND (incarn"),
