@@ -103,13 +103,13 @@ def batch_of(
         )
         for place, (samples, advantages) in enumerate(groups)
     ]
-    nothing = np.zeros(len(groups))
+    table, nothing = GroupTable.of(headers), np.zeros(len(groups))
     return Batch(
         step=step,
-        table=GroupTable.of(headers),
+        table=table,
         payloads=tuple([samples for samples, _ in groups] if payloads is None else payloads),
         clusters=nothing.astype(np.int64),
-        advantages=np.array([advantages for _, advantages in groups]).reshape(len(groups), -1),
+        advantages=np.array([advantages for _, advantages in groups]).reshape(table.rewards.shape),
         baseline=nothing,
         scale=nothing + 1.0,
         weight=nothing,
