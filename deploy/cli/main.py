@@ -113,9 +113,9 @@ def _train(
 
     show = None
     if dashboard is not None:
-        from deploy.dashboard.actor import entrance_of, start_dashboard
+        from deploy.dashboard.actor import parse_address, start_dashboard
 
-        show = partial(start_dashboard, *entrance_of(dashboard))
+        show = partial(start_dashboard, *parse_address(dashboard))
     pool = read_pool(config)
     refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)
