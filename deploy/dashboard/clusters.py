@@ -15,6 +15,7 @@ from deploy.dashboard.group_view import listed
 from deploy.dashboard.shown_text import excerpt
 from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import NoLedgerError, OpenRun
+from deploy.rundir.saved_moments import newest_snapshot
 from deploy.rundir.thinning import Thinning, rounded
 from moments_service.clusters import Codebook, load_clusters
 from moments_service.clusters.versions import ClusterVersions
@@ -131,15 +132,12 @@ def current_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
 
 
 def _saved_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
-    directory = run.directory
-    steps = directory.checkpoint_steps() if directory.checkpoints.exists() else []
-    final = directory.final_moments
-    snapshot = final if final.exists() else directory.checkpoint(steps[-1]) / "moments" if steps else None
-    if snapshot is None or not (snapshot / "moments.safetensors").exists():
+    snapshot = newest_snapshot(run.directory)
+    if snapshot is None:
         return {}, None
     try:
         clusters = load_clusters(snapshot / "codebook.safetensors")
-        state = MomentsState(load_recipe(directory.config).moments, len(clusters))
+        state = MomentsState(load_recipe(run.directory.config).moments, len(clusters))
         state.load(snapshot)
     except (ConfigError, ValueError, KeyError, SafetensorError):
         return {}, None  # of an older version; the map says that it has no moments
