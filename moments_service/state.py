@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
 from moments_service.durable import strict_json, write_tensors
-from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch, create_estimator
+from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch
 from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.ledger.seals import LedgerEnd
 from moments_service.messages.counts import Counts
@@ -45,7 +45,7 @@ class MomentsState:
     def __init__(self, config: MomentsConfig, clusters: int) -> None:
         self.config = config
         self.moments = create_moments(config.blend, clusters)
-        self.estimator = create_estimator(config)
+        self.estimator = config.estimator.create()
         self.health = HealthMonitor(clusters, config.health.threshold)
         self.last_step = -1
         # Who stands for each cluster: groups may come for one that was split or retired after they were submitted.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 
 class StrictModel(BaseModel):
@@ -17,3 +17,10 @@ def _named(value: Any) -> Any:
 
 BY_NAME = BeforeValidator(_named)
 """For unions that `kind` tells apart: the name alone stands for that kind with its defaults."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """`key: what is wrong with it` of the first error."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}{': ' * bool(where)}{first['msg'].removeprefix('Value error, ')}"

@@ -10,7 +10,6 @@ from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
-from moments_service.estimators import create_estimator
 from moments_service.estimators.teaching import can_teach
 from moments_service.suggestions import nearest
 
@@ -94,7 +93,7 @@ class RunConfig(StrictModel):
     @field_validator("moments")
     @classmethod
     def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:
-        create_estimator(moments)
+        moments.estimator.create()
         return moments
 
     @model_validator(mode="after")

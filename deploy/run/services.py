@@ -23,7 +23,6 @@ from learner.group import LearnerGroup
 from learner.job import LearnerJob
 from moments_service.actor import spawn_moments_actor
 from moments_service.clusters.versions import ClusterVersions
-from moments_service.estimators import fades_by_move
 from moments_service.ledger import last_incarnation
 
 
@@ -101,7 +100,7 @@ async def _start_learner(config: RunConfig, skipped: Path) -> LearnerGroup:
         export_dtype=config.rollout.dtype,
         longest_sample=config.rollout.max_model_len,
         truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
-        measure_move=fades_by_move(config.moments),
+        measure_move=config.moments.estimator.fades_by_move,
         inspect_dir=str(skipped),
     )
     return await LearnerGroup.start(config.learner, job, config.start_timeout_s)

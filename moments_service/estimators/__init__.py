@@ -1,6 +1,6 @@
 """The advantage estimators by name. A new one is one new file and one line in `AnyEstimator`."""
 
-from typing import Protocol, get_args
+from typing import get_args
 
 from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RememberingEstimator, RewardBatch
 from moments_service.estimators.bnpo import BNPO
@@ -29,8 +29,6 @@ __all__ = [
     "EstimatorOptions",
     "RememberingEstimator",
     "RewardBatch",
-    "create_estimator",
-    "fades_by_move",
 ]
 
 AnyEstimator = (
@@ -56,20 +54,3 @@ AnyEstimator = (
 ESTIMATORS: dict[str, type[EstimatorOptions]] = {
     options.model_fields["kind"].default: options for options in get_args(AnyEstimator)
 }
-
-
-class Chosen(Protocol):
-    """A configuration that names an estimator."""
-
-    @property
-    def estimator(self) -> EstimatorOptions: ...
-
-
-def create_estimator(config: Chosen) -> Estimator:
-    """The estimator that `config` names, its memory empty."""
-    return config.estimator.create()
-
-
-def fades_by_move(config: Chosen) -> bool:
-    """Whether anything of the history fades by how far a step moves the policy, so that the learner has to measure it."""
-    return config.estimator.fades_by_move

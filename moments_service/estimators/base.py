@@ -43,7 +43,12 @@ class Advantages:
 
     def carries_signal(self) -> npt.NDArray[np.bool_]:
         """[M]: whether any completion of the group is pushed anywhere."""
-        return np.nanmax(np.abs(np.nan_to_num(self.values)), axis=1, initial=0.0) > SIGNAL_FLOOR
+        return carries_signal(self.values)
+
+
+def carries_signal(values: Array) -> npt.NDArray[np.bool_]:
+    """[M]: whether any advantage of a group pushes the policy anywhere. values: [M, G], NaN where there is none."""
+    return np.abs(np.nan_to_num(values)).max(axis=1, initial=0.0) > SIGNAL_FLOOR
 
 
 class EstimatorOptions(StrictModel):

@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from moments_service.config import MomentsConfig
 from moments_service.estimators import ESTIMATORS
+from moments_service.strict import first_problem
 from moments_service.suggestions import nearest
 
 
@@ -33,9 +34,5 @@ def configured(config: MomentsConfig, spec: str) -> MomentsConfig:
     try:
         estimator = ESTIMATORS[name].model_validate(before | values)
     except ValidationError as error:
-        (first, *_) = error.errors()
-        where = ".".join(map(str, first["loc"]))
-        raise ValueError(
-            f"estimator {spec!r}: {where}{': ' * bool(where)}{first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        raise ValueError(f"estimator {spec!r}: {first_problem(error)}") from None
     return config.model_copy(update={"estimator": estimator})

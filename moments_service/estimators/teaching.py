@@ -3,7 +3,7 @@
 import numpy as np
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RememberingEstimator, RewardBatch, create_estimator
+from moments_service.estimators import RememberingEstimator, RewardBatch
 from moments_service.moments import CommittedRewards
 from moments_service.moments.create import create_moments
 
@@ -17,7 +17,7 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     rewards = (np.arange(group_size) < solved[:, None]).astype(np.float64)
     clusters = np.zeros(len(solved), dtype=np.int64)
     prompts = tuple(f"prompt{number}" for number in solved)
-    moments, estimator = create_moments(config.blend, clusters=1), create_estimator(config)
+    moments, estimator = create_moments(config.blend, clusters=1), config.estimator.create()
     past = CommittedRewards(clusters, rewards, prompts, policy_version=1)
     moments.fold(past)
     if isinstance(estimator, RememberingEstimator):

@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
-from moments_service.estimators.base import SIGNAL_FLOOR
 from moments_service.messages.groups import FULL_REWARD
 
 Flags = npt.NDArray[np.bool_]
@@ -34,11 +33,6 @@ def outcomes(rewards: Array, closed: Flags | bool) -> list[str]:
     kinds = np.where(low <= high, np.where(closed, Outcome.LOST, kinds), Outcome.ERROR)
     names: list[str] = kinds.tolist()
     return names
-
-
-def carry_signal(advantages: Array) -> Flags:
-    """Groups whose advantages push the policy anywhere, [N]. advantages: [N, G], NaN where there is none."""
-    return np.abs(np.nan_to_num(advantages)).max(axis=1, initial=0.0) > SIGNAL_FLOOR
 
 
 def wasted_by_grpo(rewards: Array) -> Flags:

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from moments_service.durable import strict_json
+from moments_service.estimators.base import carries_signal
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.outcomes import carry_signal, mean_rewards, outcomes, wasted_by_grpo
+from moments_service.ledger.outcomes import mean_rewards, outcomes, wasted_by_grpo
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import RepeatedRows, Row, drop_indexes, json_rows, open_for_reading, open_for_writing
@@ -125,7 +126,7 @@ class Ledger:
     ) -> None:
         """Write one fold into the moments: the batch with its advantages, and the groups that were not trained on."""
         numbers = (_real(column).tolist() for column in (batch.weight, batch.baseline, batch.scale))
-        signal = carry_signal(batch.advantages)
+        signal = carries_signal(batch.advantages)
         rescued = signal & wasted_by_grpo(batch.table.rewards)
         folds = self._fold_rows(batch.step, batch.table, batch.clusters, False, signal, rescued)
         folds = [

@@ -1,13 +1,13 @@
 """Any log of rewards through any estimator, without a run: what would the advantages have been?"""
 
 import itertools
-import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from moments_service.clusters import PromptSet, fit_clusters
 from moments_service.clusters.encoder import PromptEncoder
@@ -19,24 +19,33 @@ from moments_service.moments import CommittedRewards
 from moments_service.progress import Progress, silent
 from moments_service.seeding import derive_seed
 from moments_service.state import MomentsState
+from moments_service.strict import first_problem
 
 
 class ReplayError(ValueError):
     """A log cannot be read; the message names the line and what is wrong with it."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoggedGroup:
+class LoggedGroup(BaseModel):
     """One line of a log."""
 
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
     step: int
-    group: str
-    prompt: str
-    """The prompt's text, or the name of the cluster where the log gives clusters."""
-    cluster: int
+    group: Annotated[str, BeforeValidator(str)]
+    rewards: tuple[float | bool | None, ...] = Field(min_length=1)
+    prompt: str = ""
+    cluster: int = -1
     """As the log gives it, or as the codebook assigned it."""
-    rewards: tuple[float | None, ...]
-    lengths: tuple[int, ...]
+    lengths: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> "LoggedGroup":
+        if len(self.model_fields_set & {"prompt", "cluster"}) != 1:
+            raise ValueError("give either a prompt or a cluster")
+        if self.lengths is not None and len(self.lengths) != len(self.rewards):
+            raise ValueError(f"there are {len(self.lengths)} lengths of {len(self.rewards)} completions")
+        return self
 
     @property
     def scored(self) -> bool:
@@ -76,35 +85,23 @@ def read_log(
 
     Where lines give prompts, clusters are made of them as in a run; progress: of how many embedded prompts. Raises ReplayError for a line that is wrong.
     """
-    rows = [_parse(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not rows:
+    groups = [_parse(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not groups:
         raise ReplayError("the log is empty")
-    by_prompt = [row for row in rows if "prompt" in row]
-    if by_prompt and len(by_prompt) < len(rows):
-        raise ReplayError("some lines give a prompt and others a cluster; give the same in all of them")
+    by_prompt = [group for group in groups if "prompt" in group.model_fields_set]
     if by_prompt:
-        texts = tuple(sorted({row["prompt"] for row in rows}))
+        if len(by_prompt) < len(groups):
+            raise ReplayError("some lines give a prompt and others a cluster; give the same in all of them")
         if config.clusters.by != "embedding":
             raise ReplayError(
                 f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead"
             )
+        texts = tuple(sorted({group.prompt for group in groups}))
         unknown = ("",) * len(texts)
         prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, progress))
         assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
         clusters = dict(zip(texts, assigned.tolist(), strict=True))
-        for row in rows:
-            row["cluster"] = clusters[row["prompt"]]
-    groups = [
-        LoggedGroup(
-            step=row["step"],
-            group=row["group"],
-            prompt=row.get("prompt", f"cluster {row['cluster']}"),
-            cluster=row["cluster"],
-            rewards=tuple(row["rewards"]),
-            lengths=tuple(row.get("lengths") or [1] * len(row["rewards"])),
-        )
-        for row in rows
-    ]
+        groups = [group.model_copy(update={"cluster": clusters[group.prompt]}) for group in groups]
     return sorted(groups, key=lambda group: group.step)
 
 
@@ -126,8 +123,8 @@ def replay(groups: Sequence[LoggedGroup], config: MomentsConfig, summary: Replay
             width = max(len(group.rewards) for group in batch)
             rewards = RewardBatch(
                 rewards=padded([group.rewards for group in batch], width, np.nan),
-                lengths=padded([group.lengths for group in batch], width, 0.0),
-                prompts=tuple(group.prompt for group in batch),
+                lengths=padded([group.lengths or (1,) * len(group.rewards) for group in batch], width, 0.0),
+                prompts=tuple(group.prompt or f"cluster {group.cluster}" for group in batch),
                 history=state.history(clusters),
             )
             own = state.estimate(rewards)
@@ -170,39 +167,8 @@ def estimator_label(config: MomentsConfig) -> str:
     return estimator.kind
 
 
-def _parse(number: int, line: str) -> dict[str, Any]:
+def _parse(number: int, line: str) -> LoggedGroup:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ReplayError(f"line {number} is not JSON: {error}") from None
-
-    def refuse(problem: str) -> ReplayError:
-        return ReplayError(f"line {number}: {problem}")
-
-    if not isinstance(row, dict):
-        raise refuse("not an object")
-    for key in ("step", "group", "rewards"):
-        if key not in row:
-            raise refuse(f"no {key!r}; a line is {{step, group, prompt | cluster, rewards, lengths?}}")
-    if not isinstance(row["step"], int) or isinstance(row["step"], bool):
-        raise refuse(f"step: {row['step']!r} is not a whole number")
-    row["group"] = str(row["group"])
-    if ("prompt" in row) == ("cluster" in row):
-        raise refuse("give either a prompt or a cluster")
-    if "prompt" in row and not isinstance(row["prompt"], str):
-        raise refuse(f"prompt: {row['prompt']!r} is not a text")
-    if "cluster" in row and (not isinstance(row["cluster"], int) or isinstance(row["cluster"], bool)):
-        raise refuse(f"cluster: {row['cluster']!r} is not a whole number")
-    rewards, lengths = row["rewards"], row.get("lengths")
-    if not isinstance(rewards, list) or not rewards:
-        raise refuse(f"rewards: {rewards!r} is not a list of numbers or nulls")
-    for reward in rewards:
-        if reward is not None and not (isinstance(reward, int | float) and math.isfinite(reward)):
-            raise refuse(f"rewards: {reward!r} is neither a finite number nor null")
-    if lengths is not None and (
-        not isinstance(lengths, list)
-        or len(lengths) != len(rewards)
-        or any(not isinstance(length, int) or length < 0 for length in lengths)
-    ):
-        raise refuse(f"lengths: {lengths!r} is not a list of {len(rewards)} token counts")
-    return row
+        return LoggedGroup.model_validate_json(line)
+    except ValidationError as error:
+        raise ReplayError(f"line {number}: {first_problem(error)}") from None

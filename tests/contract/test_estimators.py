@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from moments_service.config import BlendConfig, MomentsConfig
-from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch, fades_by_move
+from moments_service.estimators import ESTIMATORS, Advantages, RememberingEstimator, RewardBatch
 from moments_service.messages.counts import Counts
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards
@@ -312,4 +312,4 @@ def test_the_learner_measures_the_policy_s_move_where_history_fades_by_it(name: 
         for seed in range(3):
             fold(state, random_groups(seed), move)
         given.append(state.estimate(batch_for(state, random_groups(3))).values)
-    assert np.array_equal(*given, equal_nan=True) is not fades_by_move(CONFIGS[name])
+    assert np.array_equal(*given, equal_nan=True) is not CONFIGS[name].estimator.fades_by_move

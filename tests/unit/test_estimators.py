@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import BlendConfig, MomentsConfig
-from moments_service.estimators import ESTIMATORS, RememberingEstimator, RewardBatch, create_estimator
+from moments_service.estimators import ESTIMATORS, RememberingEstimator, RewardBatch
 from moments_service.estimators.bnpo import beta_density
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, History
@@ -56,7 +56,7 @@ def configuration(name: str, **options: float) -> MomentsConfig:
 
 def estimated(name: str, rows: Rows, lengths: Sequence[Sequence[int]] | None = None, **options: float) -> Rows:
     """What an estimator without memory makes of ragged rows, as ragged rows."""
-    values = create_estimator(configuration(name, **options))(reward_batch(rows, lengths)).values
+    values = configuration(name, **options).estimator.create()(reward_batch(rows, lengths)).values
     return ragged(values, rows)
 
 
@@ -381,7 +381,7 @@ def test_krpo_takes_its_noises() -> None:
 )
 def test_a_bad_option_is_named_with_its_range(name: str, option: str, value: float, wanted: str) -> None:
     with pytest.raises(ValueError) as caught:
-        create_estimator(configuration(name, **{option: value}))
+        configuration(name, **{option: value}).estimator.create()
     assert wanted in str(caught.value) and option in str(caught.value)
 
 
@@ -411,7 +411,7 @@ group_rows = st.lists(st.lists(st.one_of(st.none(), anything), min_size=1, max_s
 
 
 def remembering(name: str, steps: list[Step], **options: float) -> RememberingEstimator:
-    estimator = create_estimator(configuration(name, **options))
+    estimator = configuration(name, **options).estimator.create()
     assert isinstance(estimator, RememberingEstimator)
     for version, (groups, log_ratio) in enumerate(steps):
         move = None if log_ratio is None else PolicyMove(kl=1.0, log_ratio=log_ratio)
@@ -573,7 +573,7 @@ def test_the_variants_of_bv_blend_equal_their_oracle(config: BlendConfig, rows: 
     columns = [np.array(column) for column in zip(*past, strict=True)]
     history = History(*columns)
     batch = RewardBatch(padded(rows), padded([[1] * len(row) for row in rows], 0.0), ("",) * 4, history)
-    found = create_estimator(MomentsConfig(estimator=config))(batch)
+    found = config.create()(batch)
     expected = []
     for row, remembered in zip(rows, past, strict=True):
         w, group_mean = blend_weight(row, remembered, config), mean(known(row))

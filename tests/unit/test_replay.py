@@ -151,13 +151,22 @@ def test_prompts_of_a_log_become_clusters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("{", "line 2 is not JSON"),
-        ("[1]", "line 2: not an object"),
-        ('{"step": 0, "group": "g", "cluster": 1}', "line 2: no 'rewards'"),
+        ("{", "line 2: Invalid JSON"),
+        ("[1]", "line 2: Input should be an object"),
+        ('{"step": 0, "group": "g", "cluster": 1}', "line 2: rewards: Field required"),
         ('{"step": 0, "group": "g", "rewards": [1]}', "line 2: give either a prompt or a cluster"),
-        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [1, "0"]}', "'0' is neither a finite number nor null"),
-        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [NaN]}', "nan is neither a finite number nor null"),
-        ('{"step": 0, "group": "g", "cluster": 1, "rewards": [1], "lengths": [1, 2]}', "not a list of 1 token counts"),
+        (
+            '{"step": 0, "group": "g", "cluster": 1, "rewards": [1, "0"]}',
+            "line 2: rewards.1.float: Input should be a valid number",
+        ),
+        (
+            '{"step": 0, "group": "g", "cluster": 1, "rewards": [NaN]}',
+            "line 2: rewards.0.float: Input should be a finite number",
+        ),
+        (
+            '{"step": 0, "group": "g", "cluster": 1, "rewards": [1], "lengths": [1, 2]}',
+            "line 2: there are 2 lengths of 1 completions",
+        ),
         ('{"step": 0, "group": "g", "prompt": "2+2", "rewards": [1]}', "some lines give a prompt and others a cluster"),
     ],
 )
