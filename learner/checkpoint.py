@@ -13,12 +13,13 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from learner.errors import LearnerError
-from learner.model.policy import Policy, named_tensors
+from learner.model.policy import Policy, named_tensors, reshard
 from learner.optim.optimizers import Optimizers, state_tensors
 
 
 def save_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizers, step: int) -> None:
     """Write a checkpoint. Collective: every rank calls it with the same directory, on a file system they all see."""
+    reshard(policy)
     counters = _counters(step, optimizers.updates, dist.get_world_size())
     counters[f"rank.{dist.get_rank()}"] = torch.tensor(dist.get_rank())  # so that every rank writes a file
     writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
@@ -36,6 +37,7 @@ def load_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizer
     found, wanted = len(list(Path(directory).glob("*.safetensors"))), int(counters["files"])
     if found != wanted:  # what stood in them would be left as it is in memory, without a word
         raise LearnerError(f"checkpoint {directory}: {found} of its {wanted} files are there; go on from another one")
+    reshard(policy)
     optimizers.updates = int(counters["updates"])
     state = optimizers.state()
     dcp.load(_entries(policy, state), storage_reader=HuggingFaceStorageReader(str(directory)))

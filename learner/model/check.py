@@ -8,7 +8,7 @@ import torch
 from actors.rollout.sample import Sample
 from learner.aggregations import SeqMeanTokenMean
 from learner.batching.pack import count, pack
-from learner.model.policy import Policy
+from learner.model.policy import Policy, reshard
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats. In bfloat16 logits around 20 are a tenth apart, and the model's own head is computed in it."""
@@ -52,6 +52,7 @@ def check_logprobs(policy: Policy, dtype: str, vocabulary: int, device: torch.de
     )
     ours, _ = policy(shared)
     theirs, _ = policy(plain, plain=True)
+    reshard(policy)
     apart = float((ours - theirs).abs().max())
     if not apart <= TOLERANCE[dtype]:
         name = type(policy.model).__name__

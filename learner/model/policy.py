@@ -133,6 +133,13 @@ def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
     return policy
 
 
+def reshard(policy: Policy) -> None:
+    """Put every parameter back into its shards, which a forward without a backward leaves whole."""
+    for module in policy.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def named_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and persistent buffers under the names that `AutoModelForCausalLM` has for them, tied ones once."""
     seen: set[int] = set()

@@ -5,6 +5,7 @@ import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.rollout.payload import GroupPayload
-from actors.weights.update import unpack_weights
-from learner.batching.microbatch import TrainGroup
-from learner.config import LearnerConfig, LossConfig, OptimizerConfig
+from actors.rollout.sample import Sample
+from actors.weights.object_store import open_tensors, verify
+from learner.config import KlConfig, LearnerConfig
+from learner.errors import DivergedError
+from learner.job import LearnerJob
+from learner.optim import AdamW, Cosine
 from learner.rank import LearnerRank
+from moments_service.durable import verify_directory
+from tests.made_samples import ScoredSamples, made_group, trained_tokens
 
 pytestmark = pytest.mark.unit
 VOCABULARY = 64
@@ -48,8 +53,8 @@ def policy_path(tmp_path: Path) -> str:
 
 
 @contextmanager
-def running_rank(path: str, config: LearnerConfig, measure_move: bool = False) -> Iterator[LearnerRank]:
-    rank = LearnerRank(config, path, 0, world_size=1, total_steps=TOTAL_STEPS, seed=7, measure_move=measure_move)
+def running_rank(path: str, config: LearnerConfig, **job: object) -> Iterator[LearnerRank]:
+    rank = LearnerRank(config, LearnerJob(path, TOTAL_STEPS, **job), 0, world_size=1)  # type: ignore[arg-type]
     try:
         rank.setup("127.0.0.1", 0, timeout_s=60.0)
         yield rank
@@ -57,62 +62,57 @@ def running_rank(path: str, config: LearnerConfig, measure_move: bool = False) -
         rank.close()
 
 
-def draw_groups(step: int, count: int = 4, completions: int = 3) -> list[TrainGroup]:
+def draw_groups(step: int, count: int = 4, completions: int = 3) -> list[ScoredSamples]:
     rng = np.random.default_rng(step)
-    groups = []
-    for i in range(count):
-        lengths = rng.integers(1, 7, completions)
-        payload = GroupPayload(
-            group_id=f"{step}-{i}",
-            prompt_ids=rng.integers(0, VOCABULARY, rng.integers(2, 9)).astype(np.int32),
-            completions=tuple(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths),
-            logprobs=tuple(np.full(n, -np.log(VOCABULARY), dtype=np.float32) for n in lengths),
-            versions=tuple(np.zeros(n, dtype=np.int32) for n in lengths),
-            temperature=1.0,
-        )
-        groups.append(TrainGroup(payload, tuple(rng.normal(size=completions).tolist())))
-    return groups
+    return [
+        made_group(f"{step}-{i}", int(rng.integers(2, 9)), rng.integers(1, 7, completions).tolist(), seed=step)
+        for i in range(count)
+    ]
 
 
 def config_with(lr: float = 1e-3, **changes: object) -> LearnerConfig:
-    return LearnerConfig(**({"optimizer": OptimizerConfig(lr=lr)} | changes))  # type: ignore[arg-type]
+    return LearnerConfig(**({"optimizer": AdamW(lr=lr)} | changes))  # type: ignore[arg-type]
 
 
-def split(groups: list[TrainGroup], updates: int) -> list[list[TrainGroup]]:
+def split(groups: list[ScoredSamples], updates: int) -> list[list[ScoredSamples]]:
     return [groups[i::updates] for i in range(updates)]
 
 
 def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
-    update = rank.export_weights(1, "float32")
-    assert update is not None and update.version == 1
-    return unpack_weights(update)
+    packed = rank.export_weights(1)
+    assert packed is not None
+    offer, blob = packed
+    assert (offer.version, offer.kind, offer.base_version) == (1, "full", None)
+    verify(replace(offer, address=blob))
+    return open_tensors(offer.manifest, blob)
 
 
-def sequence_logprob(weights: dict[str, torch.Tensor], path: str, payload: GroupPayload, i: int) -> float:
+def sequence_logprob(weights: dict[str, torch.Tensor], path: str, sample: Sample) -> float:
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
-    ids = torch.from_numpy(np.concatenate([payload.prompt_ids, payload.completions[i]]).astype(np.int64))[None]
+    ids = torch.from_numpy(sample.token_ids.astype(np.int64))[None]
     with torch.no_grad():
         logs = model(input_ids=ids).logits[0].log_softmax(-1)
-    start = len(payload.prompt_ids)
+    start = int(sample.loss_mask.argmax())
     return float(logs[start - 1 : -1].gather(1, ids[0, start:, None]).sum())
 
 
 def test_training_raises_good_completions_and_lowers_bad_ones(policy_path: str) -> None:
     (group,) = draw_groups(0, count=1, completions=2)
-    group = TrainGroup(group.payload, (1.0, -1.0))
+    samples = group[0]
+    group = (samples, np.array([1.0, -1.0]))
     with running_rank(policy_path, config_with(lr=3e-3)) as rank:
         before = weights_of(rank)
         metrics = [rank.step([[group]], step) for step in range(5)]
         after = weights_of(rank)
     good, bad = (
-        sequence_logprob(after, policy_path, group.payload, i) - sequence_logprob(before, policy_path, group.payload, i)
-        for i in (0, 1)
+        sequence_logprob(after, policy_path, sample) - sequence_logprob(before, policy_path, sample)
+        for sample in samples
     )
     assert good > 0.1 and bad < -0.1
     assert all(m["ratio_max"] == 1.0 and m["clip_low"] == m["clip_high"] == 0.0 for m in metrics)
-    assert metrics[0]["tokens"] == sum(map(len, group.payload.completions))
+    assert metrics[0]["tokens"] == sum(sample.trained_tokens for sample in samples)
 
 
 def test_gradient_is_that_of_a_plain_model_and_loss(policy_path: str) -> None:
@@ -120,13 +120,12 @@ def test_gradient_is_that_of_a_plain_model_and_loss(policy_path: str) -> None:
     groups = draw_groups(3)
     model = AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float32)
     total = torch.zeros(())
-    for group in groups:
-        for i, advantage in enumerate(group.advantages):
-            prompt, completion = group.payload.prompt_ids, group.payload.completions[i]
-            ids = torch.from_numpy(np.concatenate([prompt, completion]).astype(np.int64))
-            logs = model(input_ids=ids[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            mean = logs.gather(1, ids[len(prompt) :, None]).mean()
-            total = total - advantage * mean / (len(group.advantages) * len(groups))
+    for samples, advantages in groups:
+        for sample, advantage in zip(samples, advantages, strict=True):
+            ids, start = torch.from_numpy(sample.token_ids.astype(np.int64)), int(sample.loss_mask.argmax())
+            logs = model(input_ids=ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
+            mean = logs.gather(1, ids[start:, None]).mean()
+            total = total - advantage * mean / (len(samples) * len(groups))
     total.backward()
     expected = torch.sqrt(sum(p.grad.double().square().sum() for p in model.parameters())).item()
     for share_prompt in (True, False):
@@ -140,7 +139,7 @@ def test_repeated_updates_on_a_batch_lower_its_loss_and_clip(policy_path: str) -
     groups = draw_groups(1)
     with running_rank(policy_path, config_with(lr=2e-2, updates_per_batch=4)) as rank:
         metrics = rank.step([groups] * 4, 0)
-    on_policy_loss = -np.mean([np.mean(g.advantages) for g in groups])
+    on_policy_loss = -np.mean([np.mean(advantages) for _, advantages in groups])
     assert metrics["updates"] == 4.0
     assert metrics["loss"] < on_policy_loss - 0.01
     assert metrics["ratio_max"] > 1.2 and metrics["clip_high"] > 0 and metrics["approx_kl"] > 0
@@ -148,7 +147,7 @@ def test_repeated_updates_on_a_batch_lower_its_loss_and_clip(policy_path: str) -
 
 def test_an_update_without_anything_to_train_on_is_skipped(policy_path: str) -> None:
     groups = draw_groups(1)
-    silent = [TrainGroup(g.payload, (None,) * len(g.advantages)) for g in groups]
+    silent = [(samples, np.full(len(samples), np.nan)) for samples, _ in groups]
     with running_rank(policy_path, config_with(updates_per_batch=2)) as rank:
         before = weights_of(rank)
         metrics = rank.step([silent, silent], 0)
@@ -186,14 +185,12 @@ def test_a_tied_head_trains_the_embedding_and_is_exported_once(policy_path: str)
 @pytest.mark.parametrize("tied", [True, False])
 def test_export_has_the_names_and_values_of_the_model_it_loaded(tmp_path: Path, tied: bool) -> None:
     path = make_policy(tmp_path / "policy", tied)
-    with running_rank(path, config_with(activation_checkpointing=True)) as rank:
-        exported = weights_of(rank)
-        half = rank.export_weights(2, "bfloat16")
     expected = load_file(tmp_path / "policy" / "model.safetensors")
-    assert set(exported) == set(expected)
-    assert all(torch.equal(exported[name], expected[name]) for name in expected)
-    assert half is not None
-    assert all(torch.equal(t, expected[name].bfloat16()) for name, t in unpack_weights(half).items())
+    for dtype in ("float32", "bfloat16"):
+        with running_rank(path, config_with(activation_checkpointing=True), export_dtype=dtype) as rank:
+            exported = weights_of(rank)
+        assert set(exported) == set(expected)
+        assert all(torch.equal(exported[name], expected[name].to(getattr(torch, dtype))) for name in expected)
 
 
 def test_activation_checkpointing_changes_nothing(policy_path: str) -> None:
@@ -219,12 +216,12 @@ def test_bfloat16_keeps_float32_masters(policy_path: str) -> None:
 def test_reference_model_holds_the_policy_back(policy_path: str) -> None:
     moved = []
     for kl_coef in (0.0, 5.0):
-        config = config_with(lr=5e-3, loss=LossConfig(kl_coef=kl_coef))
+        config = config_with(lr=5e-3, kl=KlConfig(coef=kl_coef))
         with running_rank(policy_path, config) as rank:
             metrics = [rank.step([draw_groups(0)], step) for step in range(4)]
             moved.append(metrics[-1])
     assert moved[0]["reference_kl"] == 0.0 < moved[1]["reference_kl"]
-    free = config_with(lr=5e-3, loss=LossConfig(kl_coef=1e-9))
+    free = config_with(lr=5e-3, kl=KlConfig(coef=1e-9))
     with running_rank(policy_path, free) as rank:
         unbound = [rank.step([draw_groups(0)], step) for step in range(4)][-1]
     assert moved[1]["reference_kl"] < 0.5 * unbound["reference_kl"]
@@ -242,8 +239,13 @@ def continue_from(path: str, config: LearnerConfig, checkpoint: str, steps: rang
 
 @pytest.mark.parametrize("updates", [1, 2])
 def test_save_and_load_in_a_new_process_is_bit_exact(policy_path: str, tmp_path: Path, updates: int) -> None:
-    optimizer = OptimizerConfig(lr=1e-3, warmup_steps=3, weight_decay=0.01)
-    config = LearnerConfig(optimizer=optimizer, updates_per_batch=updates, trainable="layers.[12]|embed")
+    config = LearnerConfig(
+        optimizer=AdamW(lr=1e-3, weight_decay=0.01),
+        schedule=Cosine(warmup_steps=3),
+        updates_per_batch=updates,
+        trainable="layers.[12]|embed",
+        activation_checkpointing=updates == 2,
+    )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with running_rank(policy_path, config) as rank:
@@ -274,7 +276,7 @@ def test_a_checkpoint_before_the_first_step_is_a_checkpoint(policy_path: str, tm
 def test_export_hf_loads_and_keeps_the_files_beside_the_weights(policy_path: str, tmp_path: Path) -> None:
     with running_rank(policy_path, config_with()) as rank:
         rank.step([draw_groups(0)], 0)
-        rank.export_hf(tmp_path / "out", "float32")
+        rank.export_hf(tmp_path / "out")
         expected = weights_of(rank)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     state = model.state_dict()
@@ -283,34 +285,57 @@ def test_export_hf_loads_and_keeps_the_files_beside_the_weights(policy_path: str
     assert (tmp_path / "out" / "tokenizer_config.json").exists()
 
 
-def test_sliding_windows_cannot_share_a_prompt(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        use_sliding_window=True,
-        sliding_window=8,
-        max_window_layers=1,
+def poisoned(groups: list[ScoredSamples]) -> list[ScoredSamples]:
+    """An advantage that is a number, and whose gradient overflows."""
+    return [(samples, np.full(len(samples), 1e38)) for samples, _ in groups]
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+def test_a_gradient_that_is_not_finite_is_skipped_counted_and_kept(
+    policy_path: str, tmp_path: Path, updates: int
+) -> None:
+    """It ended the run."""
+    config = config_with(updates_per_batch=updates)
+    good, bad = draw_groups(0), poisoned(draw_groups(1))
+    with running_rank(policy_path, config) as rank:
+        rank.step(split(good, updates), 0)
+        expected = rank.step(split(draw_groups(2), updates), 2)
+        weights = weights_of(rank)
+    with running_rank(policy_path, config, inspect_dir=str(tmp_path / "skipped")) as rank:
+        rank.step(split(good, updates), 0)
+        metrics = rank.step(split(bad, updates), 1)
+        assert metrics["skipped"] == updates and metrics["updates"] == metrics["tokens"] == metrics["loss"] == 0.0
+        assert all(np.isfinite(value) for value in metrics.values()), "a file of metrics is JSON, which has no NaN"
+        found = rank.step(split(draw_groups(2), updates), 2)
+        assert found["skipped"] == 0.0
+        assert {name: value for name, value in found.items() if name != "step_s"} == {
+            name: value for name, value in expected.items() if name != "step_s"
+        }
+        assert all(torch.equal(weights[name], value) for name, value in weights_of(rank).items())
+    kept = tmp_path / "skipped" / "rank-0" / "step-000001-update-0-rank-0"
+    verify_directory(kept)
+    assert json.loads((kept / "about.json").read_text())["gradient_norm"] in ("inf", "nan")
+    targets = load_file(kept / "batch.safetensors")["0.targets"].tolist()
+    assert sorted(targets) == sorted(
+        t for samples, _ in split(bad, updates)[0] for s in samples for t in trained_tokens(s)
     )
-    Qwen3ForCausalLM(config).save_pretrained(tmp_path)
-    with (
-        pytest.raises(ValueError, match=r"learner\.share_prompt to false"),
-        running_rank(str(tmp_path), config_with()),
-    ):
-        pass
-    with running_rank(str(tmp_path), config_with(share_prompt=False)) as rank:
-        assert np.isfinite(rank.step([draw_groups(0)], 0)["loss"])
 
 
-def test_the_policy_s_move_is_measured_where_it_is_asked_for(policy_path: str) -> None:
+def test_too_many_bad_gradients_in_a_row_end_the_run(policy_path: str) -> None:
+    bad = poisoned(draw_groups(1))
+    with running_rank(policy_path, config_with(max_skipped=2)) as rank:
+        rank.step([bad], 0)
+        assert rank.step([draw_groups(0)], 1)["skipped"] == 0.0, "which begins the count anew"
+        rank.step([bad], 2)
+        with pytest.raises(DivergedError, match=r"at step 3, update 0.*learner\.max_skipped"):
+            rank.step([bad], 3)
+
+
+def test_the_policy_s_move_is_measured_where_it_is_asked_for(policy_path: str, tmp_path: Path) -> None:
     config = config_with(lr=1e-2)
     with running_rank(policy_path, config) as rank:
         assert not any(name.startswith("move") for name in rank.step([draw_groups(0)], 0))
     with running_rank(policy_path, config, measure_move=True) as rank:
         moved = rank.step([draw_groups(0)], 0)
+        rank.save(tmp_path / "checkpoint")
     assert moved["move_kl"] > 0 and moved["move_log_ratio"] > 0
