@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +16,16 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.placement import NoRoomError
-from actors.rollout.payload import GroupPayload
-from actors.weights.update import WeightUpdate, unpack_weights
-from learner.config import LearnerConfig, OptimizerConfig
-from learner.errors import LearnerError, PayloadLostError
+from actors.rollout.sample import Sample
+from actors.weights.object_store import open_tensors, verify
+from learner.config import LearnerConfig
+from learner.errors import LearnerError, PayloadLostError, RankDiedError, RankFailedError
 from learner.group import LearnerGroup
+from learner.job import LearnerJob
+from learner.optim import AdamW
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import BlendedGroup, ScoredGroup
+from tests.made_samples import made_group
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 64
@@ -56,39 +60,23 @@ def policy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(directory)
 
 
-class Receiver:
-    """Stands in for a rollout actor: takes weight updates and owns payloads."""
+class Owner:
+    """Stands in for a rollout actor: owns payloads, and takes them with it when it dies."""
 
-    def __init__(self) -> None:
-        self.weights: dict[str, np.ndarray] = {}
-        self.version = -1
-
-    def update_weights(self, update: WeightUpdate) -> int:
-        self.weights = {name: tensor.float().numpy() for name, tensor in unpack_weights(update).items()}
-        self.version = update.version
-        return update.version
-
-    def received(self) -> tuple[int, dict[str, np.ndarray]]:
-        return self.version, self.weights
-
-    def put(self, payload: GroupPayload) -> list[ray.ObjectRef]:
-        return [ray.put(payload)]
+    def put(self, samples: tuple[Sample, ...]) -> list[ray.ObjectRef]:
+        return [ray.put(samples)]
 
 
-def start_receiver() -> ray.actor.ActorHandle:
-    return ray.remote(Receiver).options(num_cpus=0).remote()
-
-
-def blended(payload: GroupPayload, advantages: tuple[float | None, ...], handle: object) -> BlendedGroup:
+def blended(samples: tuple[Sample, ...], advantages: tuple[float | None, ...], handle: object) -> BlendedGroup:
     size = len(advantages)
     header = ScoredGroup(
-        group_id=payload.group_id,
-        prompt_id=payload.group_id,
+        group_id=samples[0].group_id,
+        prompt_id=samples[0].group_id,
         source="test",
         sequence=0,
         rewards=tuple(None if a is None else 1.0 for a in advantages),
         errors=tuple("timeout" if a is None else None for a in advantages),
-        lengths=tuple(map(len, payload.completions)),
+        lengths=tuple(sample.trained_tokens for sample in samples),
         truncated=(False,) * size,
         policy_versions=(0, 0),
     )
@@ -100,17 +88,10 @@ def draw_batch(step: int, count: int = 5, by_ref: bool = True) -> Batch:
     groups = []
     for i in range(count):
         lengths = rng.integers(1, 7, 3)
-        payload = GroupPayload(
-            group_id=f"{step}-{i}",
-            prompt_ids=rng.integers(0, VOCABULARY, rng.integers(2, 9)).astype(np.int32),
-            completions=tuple(rng.integers(0, VOCABULARY, n).astype(np.int32) for n in lengths),
-            logprobs=tuple(np.full(n, -np.log(VOCABULARY), dtype=np.float32) for n in lengths),
-            versions=tuple(np.zeros(n, dtype=np.int32) for n in lengths),
-            temperature=1.0,
-        )
+        samples, _ = made_group(f"{step}-{i}", int(rng.integers(2, 9)), lengths.tolist(), seed=step)
         a, b, c = rng.normal(size=3).tolist()
         advantages = (a, None if i == 0 else b, c)
-        groups.append(blended(payload, advantages, ray.put(payload) if by_ref else payload))
+        groups.append(blended(samples, advantages, ray.put(samples) if by_ref else samples))
     return Batch.of(step=step, groups=tuple(groups))
 
 
@@ -120,16 +101,14 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
         "cpus": 0.5,
         "microbatch_tokens": 48,
         "step_timeout_s": 60.0,
-        "optimizer": OptimizerConfig(lr=1e-3),
+        "optimizer": AdamW(lr=1e-3),
     }
     return LearnerConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def running_group(path: str, config: LearnerConfig) -> AsyncIterator[LearnerGroup]:
-    group = await LearnerGroup.start(
-        config, path, total_steps=6, seed=7, rollout_dtype="float32", start_timeout_s=120.0
-    )
+    group = await LearnerGroup.start(config, LearnerJob(path, total_steps=6), start_timeout_s=120.0)
     try:
         yield group
     finally:
@@ -139,18 +118,17 @@ async def running_group(path: str, config: LearnerConfig) -> AsyncIterator[Learn
 @pytest.fixture(scope="module")
 def pair(policy_path: str) -> Iterator[LearnerGroup]:
     """Two ranks that several tests use one after the other."""
-    group = asyncio.run(LearnerGroup.start(config_for(2), policy_path, 6, 7, "float32", 120.0))
+    group = asyncio.run(LearnerGroup.start(config_for(2), LearnerJob(policy_path, total_steps=6), 120.0))
     yield group
     asyncio.run(group.close())
 
 
 async def published(group: LearnerGroup, version: int = 1) -> dict[str, np.ndarray]:
-    receiver = start_receiver()
-    assert await group.publish(version, {0: receiver.update_weights.remote}, timeout_s=60) == []
-    found, weights = await receiver.received.remote()
-    ray.kill(receiver)
-    assert found == version
-    return weights
+    offer = await group.offer(version)
+    assert (offer.version, offer.kind, offer.base_version) == (version, "full", None)
+    blob = await offer.address
+    verify(replace(offer, address=blob))
+    return {name: tensor.numpy().copy() for name, tensor in open_tensors(offer.manifest, blob).items()}
 
 
 @pytest.mark.parametrize("updates", [1, 2])
@@ -206,19 +184,21 @@ async def test_save_with_two_ranks_resumes_with_one(policy_path: str, tmp_path: 
         np.testing.assert_array_equal(state[name].numpy(), value, err_msg=name)
 
 
-async def test_publish_reaches_every_receiver_and_names_the_one_it_misses(pair: LearnerGroup) -> None:
-    receivers = [start_receiver(), start_receiver()]
-    takers = {number: receiver.update_weights.remote for number, receiver in enumerate(receivers)}
-    assert await pair.publish(5, takers, timeout_s=60) == []
-    assert [(await r.received.remote())[0] for r in receivers] == [5, 5]
-    ray.kill(receivers[1])
-    assert await pair.publish(6, takers, timeout_s=60) == [1]
-    assert (await receivers[0].received.remote())[0] == 6
-    ray.kill(receivers[0])
+async def test_an_offer_says_what_it_holds_and_a_new_one_leaves_it_alone(pair: LearnerGroup) -> None:
+    first = await pair.offer(5)
+    block = (await first.address).copy()
+    await pair.step(draw_batch(0))
+    second = await pair.offer(6)
+    assert (first.version, second.version) == (5, 6) and len({entry.name for entry in first.manifest}) == len(
+        first.manifest
+    )
+    assert [(e.name, e.dtype, e.shape) for e in first.manifest] == [(e.name, e.dtype, e.shape) for e in second.manifest]
+    assert any(a.checksum != b.checksum for a, b in zip(first.manifest, second.manifest, strict=True))
+    np.testing.assert_array_equal(await first.address, block)
 
 
 async def test_lost_payloads_are_reported_before_anything_is_trained(pair: LearnerGroup) -> None:
-    owner = start_receiver()
+    owner = ray.remote(Owner).options(num_cpus=0).remote()
     batch = draw_batch(0, by_ref=False)
     (ref,) = await owner.put.remote(batch.groups[2].payload)
     lost = blended(batch.groups[2].payload, batch.groups[2].advantages, ref)
@@ -236,16 +216,17 @@ async def test_a_dead_rank_is_named(policy_path: str) -> None:
     async with running_group(policy_path, config_for(2)) as group:
         await group.step(draw_batch(0))
         ray.kill(group.ranks[1])
-        with pytest.raises(LearnerError, match="learner rank 1 died while"):
+        with pytest.raises(RankDiedError, match="learner rank 1 died while") as error:
             await group.step(draw_batch(1))
+        assert error.value.ranks == (1,)
 
 
 async def test_a_policy_that_does_not_load_fails_the_start_and_gives_its_cpus_back(tmp_path: Path) -> None:
-    with pytest.raises(LearnerError, match=r"learner rank \d failed while meeting and loading the policy"):
-        await LearnerGroup.start(config_for(2), str(tmp_path / "nothing"), 1, 0, "float32", 120.0)
+    with pytest.raises(RankFailedError, match=r"learner rank \d failed while meeting and loading the policy"):
+        await LearnerGroup.start(config_for(2), LearnerJob(str(tmp_path / "nothing"), total_steps=1), 120.0)
 
 
 async def test_no_room_says_what_to_lower(policy_path: str) -> None:
     too_much = config_for(1, cpus=float(2 * (os.cpu_count() or 1) + 64))
     with pytest.raises(NoRoomError, match=r"no room for 1 x learner rank .* in 1 s\. The nodes:\n .* CPU free"):
-        await LearnerGroup.start(too_much, policy_path, 1, 0, "float32", 1.0)
+        await LearnerGroup.start(too_much, LearnerJob(policy_path, total_steps=1), 1.0)
