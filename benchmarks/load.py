@@ -1,6 +1,6 @@
 """A load for the moments service: prompts, tables of scored groups, and the loop of a run around a service.
 
-The loop speaks to a service through a `Door`, so that the same work runs in one process and through Ray.
+The loop speaks to a service through a `Client`, so that the same work runs in one process and through Ray.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ class World:
         return MomentsConfig(clusters=ClusterConfig(count=len(self.codebook)))
 
 
-class Door(Protocol):
+class Client(Protocol):
     """How a service is reached."""
 
     def submit_table(self, table: GroupTable, payloads: list[Any]) -> Coroutine[Any, Any, None]: ...
@@ -91,7 +91,7 @@ class Door(Protocol):
     def close(self) -> Coroutine[Any, Any, None]: ...
 
 
-class RayDoor:
+class RayClient:
     """A MomentsActor in a process of its own."""
 
     def __init__(self, config: MomentsConfig, directory: Path) -> None:
@@ -124,7 +124,7 @@ class Feed:
     row), as from a sender that leaves the tokens of a whole table in one object.
     """
 
-    door: Door
+    client: Client
     world: World
     size: int
     tables: int = 1
@@ -151,11 +151,11 @@ class Feed:
             started = time.perf_counter()
             sending = made[first : first + self.tables]
             ids = _ids(sending)
-            await asyncio.gather(*(self.door.submit_table(*sent) for sent in sending))
+            await asyncio.gather(*(self.client.submit_table(*sent) for sent in sending))
             submitted = time.perf_counter()
-            await self.door.draw(self.step, ids)
+            await self.client.draw(self.step, ids)
             blended = time.perf_counter()
-            await self.door.commit(self.step, self.step + 1)
+            await self.client.commit(self.step, self.step + 1)
             seconds["commit"] += time.perf_counter() - blended
             seconds["draw"] += blended - submitted
             seconds["submit"] += submitted - started
@@ -171,13 +171,13 @@ class Feed:
 
         async def send(one: Sent) -> None:
             await slots.acquire()
-            await self.door.submit_table(*one)
+            await self.client.submit_table(*one)
 
         sending = [[asyncio.create_task(send(one)) for one in batch] for batch in batches]
         for tasks, drawn in zip(sending, ids, strict=True):
             await asyncio.gather(*tasks)
-            await self.door.draw(self.step, drawn)
-            await self.door.commit(self.step, self.step + 1)
+            await self.client.draw(self.step, drawn)
+            await self.client.commit(self.step, self.step + 1)
             self.step += 1
             for _ in range(self.tables):
                 slots.release()
@@ -199,7 +199,7 @@ class Feed:
 
         async def send(call: int) -> None:
             await asyncio.sleep(began + due[call] - time.perf_counter())
-            await self.door.submit_table(rows[call], handles)
+            await self.client.submit_table(rows[call], handles)
             waited.append(time.perf_counter() - began - due[call])
 
         sending = [asyncio.create_task(send(call)) for call in range(calls)]
@@ -207,8 +207,8 @@ class Feed:
         for first in range(0, calls - each + 1, each):
             await asyncio.gather(*sending[first : first + each])
             ids = [group_id for call in range(first, first + each) for group_id in rows[call].group_ids]
-            await self.door.draw(self.step, ids)
-            await self.door.commit(self.step, self.step + 1)
+            await self.client.draw(self.step, ids)
+            await self.client.commit(self.step, self.step + 1)
             self.step += 1
         await asyncio.gather(*sending)
         return waited

@@ -24,7 +24,7 @@ import numpy as np
 import ray
 
 from benchmarks.figures import Figure, cpu_seconds_of, figure, resident_bytes, write_figures
-from benchmarks.load import DIMENSION, Feed, RayDoor, World
+from benchmarks.load import DIMENSION, Feed, RayClient, World
 from moments_service.clusters import Codebook
 from moments_service.service import MomentsService
 from moments_service.state import MomentsState
@@ -51,12 +51,12 @@ async def in_process(world: World, directory: Path, **feed: Any) -> AsyncIterato
 async def through_ray(world: World, directory: Path, **feed: Any) -> AsyncIterator[Feed]:
     """A service in a Ray actor, whose groups carry real object references."""
     world.begin(directory)
-    door = RayDoor(world.config(), directory)
-    await door.fit_clusters(world.prompts)
+    client = RayClient(world.config(), directory)
+    await client.fit_clusters(world.prompts)
     try:
-        yield Feed(door, world, payload=ray.put("tokens"), **feed)
+        yield Feed(client, world, payload=ray.put("tokens"), **feed)
     finally:
-        await door.close()
+        await client.close()
 
 
 async def throughput(scratch: Path, repetitions: int) -> list[Figure]:
@@ -142,7 +142,7 @@ async def service_times(scratch: Path, repetitions: int) -> list[Figure]:
     async with in_process(world, scratch / "sync", size=1) as feed:
         for sent in feed.make(100 * repetitions):
             started = time.perf_counter()
-            await feed.door.submit_table(*sent)
+            await feed.client.submit_table(*sent)
             sync = min(sync, time.perf_counter() - started)
     return [
         figure("CPU of the event loop", 1e6 * loop, "us/group"),

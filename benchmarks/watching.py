@@ -24,8 +24,9 @@ from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.recipe import ConfigError
 from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.metrics_index import numbers_of
 from deploy.watching.ray_metrics import REFRESH_S, RayMetrics
-from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
+from deploy.watching.sink import Sink, TrackedRun, service_numbers
 from deploy.watching.trackers import MODULES, TrackerName, chosen_trackers, open_tracker
 from deploy.watching.watchers import Watchers
 

@@ -197,11 +197,11 @@ class LearnerRank:
                 "config": self.config.model_dump(mode="json"),
             }
             kept = keep_batch(Path(self.job.inspect_dir) / f"rank-{self.rank}", name, plan, about)
-        told = f"the gradient's norm is {update.grad_norm} at step {step}, update {number}"
-        logger.warning("%s: skipped%s", told, f"; its batch is in {kept}" if kept else "")
+        message = f"the gradient's norm is {update.grad_norm} at step {step}, update {number}"
+        logger.warning("%s: skipped%s", message, f"; its batch is in {kept}" if kept else "")
         if self.skipped_in_a_row >= self.config.max_skipped:
             raise DivergedError(
-                f"{told}, as it was in the {self.skipped_in_a_row - 1} updates before (learner.max_skipped): the policy has "
+                f"{message}, as it was in the {self.skipped_in_a_row - 1} updates before (learner.max_skipped): the policy has "
                 "diverged; go back to a checkpoint with a lower learner.optimizer.lr"
             )
 

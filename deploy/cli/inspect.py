@@ -61,16 +61,16 @@ def dashboard(
     host: Annotated[str, typer.Option(help="Any but loopback asks for a token")] = "127.0.0.1",
 ) -> None:
     """Watch runs in the browser, live or finished. Example: bvblend dashboard runs"""
-    from deploy.dashboard.serve import TOKEN_VARIABLE, address_of, door, listen, serve
+    from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, address_of, listen, serve
 
     if not runs_dir.is_dir():
         raise ConfigError(f"{runs_dir}: no such directory; name the one that runs are made in (runs_dir of the recipe)")
-    entrance = door(host)
+    access = access_for(host)
     bound = listen(host, port)
     console.print(f"dashboard of {runs_dir}: {address_of(host, bound)}", markup=False, soft_wrap=True)
-    if entrance.made_here:
-        console.print(f"token, unless {TOKEN_VARIABLE} names one: {entrance.token}", markup=False, soft_wrap=True)
-    serve(runs_dir, entrance, bound)
+    if access.new_token:
+        console.print(f"token, unless {TOKEN_VARIABLE} names one: {access.token}", markup=False, soft_wrap=True)
+    serve(runs_dir, access, bound)
 
 
 @inspect_app.command()

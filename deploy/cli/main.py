@@ -20,9 +20,9 @@ from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
 from deploy.cli.options import Address, Overrides, Recipe
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
+from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
-from deploy.report.redaction import redacted
 from deploy.run.errors import StoppedByHandError
 from deploy.rundir.find import find_run, load_run_config, newest_checkpoint
 from deploy.rundir.layout import Ending, RunDirectory
@@ -113,9 +113,9 @@ def _train(
 
     show = None
     if dashboard is not None:
-        from deploy.dashboard.actor import entrance_of, start_dashboard
+        from deploy.dashboard.actor import parse_address, start_dashboard
 
-        show = partial(start_dashboard, *entrance_of(dashboard))
+        show = partial(start_dashboard, *parse_address(dashboard))
     pool = read_pool(config)
     refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)

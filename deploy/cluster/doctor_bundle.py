@@ -20,8 +20,8 @@ import psutil
 
 from deploy.cluster.doctor import MachineCheck
 from deploy.cluster.environment import PackageCheck, machine, versions
-from deploy.report.redaction import redacted
-from deploy.run.processes import processes_here
+from deploy.cluster.processes import processes_here
+from deploy.cluster.redaction import redacted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.durable import strict_json, write_bytes

@@ -1,16 +1,18 @@
 """The whole configuration of a run, composed from the floors' own."""
 
+from urllib.parse import urlsplit
+
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import PromptConfig, RewardsConfig, RolloutConfig, SamplingConfig
 from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
-from deploy.mirror.store import refuse_unknown_uri
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators import create_estimator
 from moments_service.estimators.teaching import can_teach
+from moments_service.suggestions import nearest
 
 
 class EvaluationConfig(StrictModel):
@@ -99,7 +101,7 @@ class RunConfig(StrictModel):
     def _mirror_can_be(self) -> "RunConfig":
         # Not a field's validator: what it raises is printed with the value, and there may be a password in that.
         if self.mirror is not None:
-            refuse_unknown_uri(self.mirror)
+            _refuse_unknown_uri(self.mirror)
         return self
 
     @model_validator(mode="after")
@@ -136,3 +138,23 @@ class RunConfig(StrictModel):
                 f"{self.moments.estimator.kind} gives those no advantage; leave max_group_size out, or see its options in docs/estimators.md"
             )
         return self
+
+
+def _refuse_unknown_uri(uri: str) -> None:
+    """Raise ValueError where a URI cannot be a mirror whatever stands there: no protocol, no backend for it, a password."""
+    import fsspec  # late: a run without a mirror has no use for it
+
+    protocol, separator, _ = uri.partition("://")
+    if not separator:
+        raise ValueError(f"mirror: {uri!r} is no URI; write for example s3://bucket/runs or file:///backup/runs")
+    if urlsplit(uri).password is not None:
+        raise ValueError(
+            "mirror: there is a password in the URI; leave credentials to the environment, as fsspec reads them"
+        )
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        raise ValueError(f"mirror: {uri!r} needs a package that is not installed: {error}") from None
+    except ValueError:
+        known = nearest(protocol, fsspec.available_protocols())
+        raise ValueError(f"mirror: {uri!r}: fsspec knows no protocol {protocol!r}{known}") from None

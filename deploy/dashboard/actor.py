@@ -8,26 +8,26 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from deploy.config.recipe import ConfigError
-from deploy.dashboard.serve import TOKEN_VARIABLE, Door, address_of, create_server, door, listen
+from deploy.dashboard.serve import TOKEN_VARIABLE, Access, access_for, address_of, create_server, listen
 
 
 class DashboardActor:
     """The same application as `bvblend dashboard`; it reads the run directory and is part of nothing else."""
 
-    def __init__(self, runs_dir: str, entrance: Door, port: int) -> None:
+    def __init__(self, runs_dir: str, access: Access, port: int) -> None:
         """Raises ConfigError where the address cannot be had."""
-        self._socket = listen(entrance.host, port)
-        self._entrance = entrance
-        self._server = create_server(Path(runs_dir), entrance)
+        self._socket = listen(access.host, port)
+        self._access = access
+        self._server = create_server(Path(runs_dir), access)
         self._serving: asyncio.Task[None] | None = None
 
     async def start(self) -> str:
         """Serve from now on, until the process ends. Returns the address to open."""
         self._serving = asyncio.create_task(self._server.serve(sockets=[self._socket]))
-        return address_of(self._entrance.host, self._socket)
+        return address_of(self._access.host, self._socket)
 
 
-def entrance_of(address: str) -> tuple[Door, int]:
+def parse_address(address: str) -> tuple[Access, int]:
     """Who may come in, and the port, of `PORT` or `HOST:PORT`.
 
     Raises ConfigError where it is neither, and for any but a loopback address without a token: a token that was made up
@@ -36,18 +36,18 @@ def entrance_of(address: str) -> tuple[Door, int]:
     host, _, port = address.rpartition(":")
     if not port.isdecimal() or int(port) > 65535:
         raise ConfigError(f"--dashboard {address}: write PORT or HOST:PORT, for example 8420; 0 takes a free one")
-    entrance = door(host.strip("[]") or "127.0.0.1")
-    if entrance.made_here:
+    access = access_for(host.strip("[]") or "127.0.0.1")
+    if access.new_token:
         raise ConfigError(
             f"--dashboard {address}: others can reach that; set {TOKEN_VARIABLE} to the token they have to know"
         )
-    return entrance, int(port)
+    return access, int(port)
 
 
-def start_dashboard(entrance: Door, port: int, runs_dir: Path) -> tuple[Any, str]:
+def start_dashboard(access: Access, port: int, runs_dir: Path) -> tuple[Any, str]:
     """Start it on this node. Returns its handle, which keeps it, and its address. Raises ConfigError as `DashboardActor`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(DashboardActor).options(num_cpus=0, scheduling_strategy=here)
-    handle: Any = actor.remote(str(runs_dir), entrance, port)
+    handle: Any = actor.remote(str(runs_dir), access, port)
     page: str = ray.get(handle.start.remote())
     return handle, page

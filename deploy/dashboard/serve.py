@@ -19,13 +19,13 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class Access:
     """Where the dashboard listens and what it asks for."""
 
     host: str
     token: str | None
-    made_here: bool
-    """Whether the token was made up just now, and somebody has to be told."""
+    new_token: bool
+    """Whether the token was made up just now: somebody has to read it."""
 
     @property
     def hosts(self) -> frozenset[str]:
@@ -33,7 +33,7 @@ class Door:
         return _LOOPBACK_NAMES if self.token is None else frozenset()
 
 
-def door(host: str) -> Door:
+def access_for(host: str) -> Access:
     """Loopback is open; any other address asks for a token: the environment's, else a new one.
 
     Raises ConfigError for a token that can be guessed.
@@ -45,8 +45,8 @@ def door(host: str) -> Door:
             "out and one is made"
         )
     if is_loopback(host):
-        return Door(host, token, made_here=False)
-    return Door(host, token or secrets.token_urlsafe(24), made_here=token is None)
+        return Access(host, token, new_token=False)
+    return Access(host, token or secrets.token_urlsafe(24), new_token=token is None)
 
 
 def is_loopback(host: str) -> bool:
@@ -73,9 +73,9 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def create_server(runs_dir: Path, entrance: Door) -> uvicorn.Server:
+def create_server(runs_dir: Path, access: Access) -> uvicorn.Server:
     """The server of a directory of runs, not started. Lines of requests are not logged."""
-    app = create_app(runs_dir, entrance.token, entrance.hosts)
+    app = create_app(runs_dir, access.token, access.hosts)
     return uvicorn.Server(
         uvicorn.Config(
             app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
@@ -83,11 +83,11 @@ def create_server(runs_dir: Path, entrance: Door) -> uvicorn.Server:
     )
 
 
-def serve(runs_dir: Path, entrance: Door, bound: socket.socket) -> None:
+def serve(runs_dir: Path, access: Access, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM."""
     # It is the usual way to end it; uvicorn has closed everything, and only says how it was asked to.
     with contextlib.suppress(KeyboardInterrupt):
-        create_server(runs_dir, entrance).run(sockets=[bound])
+        create_server(runs_dir, access).run(sockets=[bound])
 
 
 def address_of(host: str, bound: socket.socket) -> str:

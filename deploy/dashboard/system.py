@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from deploy.cluster.environment import versions
-from deploy.run.processes import processes_here
+from deploy.cluster.processes import processes_here
 from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 

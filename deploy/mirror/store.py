@@ -2,31 +2,8 @@
 
 import uuid
 from pathlib import Path
-from urllib.parse import urlsplit
-
-from moments_service.suggestions import nearest
 
 PARTIAL = ".partial"
-
-
-def refuse_unknown_uri(uri: str) -> None:
-    """Raise ValueError where a URI cannot be a mirror whatever stands there: no protocol, no backend for it, a password."""
-    import fsspec  # late: a run without a mirror has no use for it
-
-    protocol, separator, _ = uri.partition("://")
-    if not separator:
-        raise ValueError(f"mirror: {uri!r} is no URI; write for example s3://bucket/runs or file:///backup/runs")
-    if urlsplit(uri).password is not None:
-        raise ValueError(
-            "mirror: there is a password in the URI; leave credentials to the environment, as fsspec reads them"
-        )
-    try:
-        fsspec.get_filesystem_class(protocol)
-    except ImportError as error:
-        raise ValueError(f"mirror: {uri!r} needs a package that is not installed: {error}") from None
-    except ValueError:
-        known = nearest(protocol, fsspec.available_protocols())
-        raise ValueError(f"mirror: {uri!r}: fsspec knows no protocol {protocol!r}{known}") from None
 
 
 class MirrorStore:
@@ -34,7 +11,7 @@ class MirrorStore:
 
     def __init__(self, uri: str) -> None:
         """Raises what the backend raises where it cannot be reached."""
-        import fsspec
+        import fsspec  # late: a run without a mirror has no use for it
 
         self.uri = uri
         self._system, root = fsspec.core.url_to_fs(uri)

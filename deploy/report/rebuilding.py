@@ -33,7 +33,7 @@ class Rebuilt:
     """None where there was nothing to compare with."""
 
 
-def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, advance: Progress = silent) -> Rebuilt:
+def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, progress: Progress = silent) -> Rebuilt:
     """Check every row of the ledger and fold every commit again, up to `step` steps (all if None).
 
     Raises ConfigError where the ledger is missing, damaged or does not reach so far.
@@ -48,7 +48,7 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, advance:
         incarnation = reader.last_incarnation()
         _refuse_gaps(run, reader.steps(incarnation), step)
         history = rebuild_history(
-            config.moments, run.moments, before_step=2**62 if step is None else step, told=advance
+            config.moments, run.moments, before_step=2**62 if step is None else step, progress=progress
         )
         state, clusters = history.state, history.clusters
         assert state is not None and clusters is not None

@@ -10,7 +10,7 @@ from moments_service.clusters.encoder import PromptEncoder
 from moments_service.progress import Progress, silent
 
 
-def prompt_set(config: RunConfig, prompts: Sequence[Prompt], told: Progress = silent) -> PromptSet:
+def prompt_set(config: RunConfig, prompts: Sequence[Prompt], progress: Progress = silent) -> PromptSet:
     """Blocks while it embeds what the cache does not hold, and says how far it is. The encoder is only touched where clusters
     are made of it."""
     ids = tuple(prompt.prompt_id for prompt in prompts)
@@ -19,7 +19,7 @@ def prompt_set(config: RunConfig, prompts: Sequence[Prompt], told: Progress = si
     if config.moments.clusters.by != "embedding":
         return PromptSet(ids, sources, difficulties)
     encoder = PromptEncoder(config.moments.clusters)
-    embeddings = encoder.encode([prompt.text for prompt in prompts], told)
+    embeddings = encoder.encode([prompt.text for prompt in prompts], progress)
     return PromptSet(ids, sources, difficulties, embeddings, encoder.fingerprint)
 
 

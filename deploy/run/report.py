@@ -5,8 +5,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from deploy.cluster.processes import RunProcess, driver_process, locate
 from deploy.report.live import Display
-from deploy.run.processes import RunProcess, driver_process, locate
 from deploy.run.sampling import Tally
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory

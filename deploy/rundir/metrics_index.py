@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from deploy.rundir.lines import parsed
 from deploy.rundir.thinning import MOST_POINTS, Floats, Places, Thinning, rounded
-from deploy.watching.sink import numbers_of
 
 _CHUNK_BYTES = 2 * 2**20
 _MOST_SERIES = 2000
@@ -160,3 +159,12 @@ class MetricsIndex:
             column[start:end] = [row.get(name, np.nan) for row in flat]
         self._rows = end
         self._last_row = rows[-1]
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl by name; other values are left out."""
+    flat = {name: value for name, value in row.items() if type(value) in (int, float)}
+    phases = row.get("phases")
+    if isinstance(phases, dict):
+        flat |= {f"phases/{name}": value for name, value in phases.items() if type(value) in (int, float)}
+    return flat

@@ -39,15 +39,6 @@ class TrackedRun:
     """Policy steps done by now; what was logged after that belongs to no history."""
 
 
-def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of metrics.jsonl by name; other values are left out."""
-    flat = {name: value for name, value in row.items() if type(value) in (int, float)}
-    phases = row.get("phases")
-    if isinstance(phases, dict):
-        flat |= {f"phases/{name}": value for name, value in phases.items() if type(value) in (int, float)}
-    return flat
-
-
 def service_numbers(services: Mapping[str, Any]) -> dict[str, float]:
     """Queues, actors and clusters out of what live.json holds."""
     moments = services["moments"]

@@ -9,8 +9,9 @@ from typing import Any
 from deploy.config.models import RunConfig
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.metrics_index import numbers_of
 from deploy.watching.ray_metrics import RayMetrics
-from deploy.watching.sink import Sink, TrackedRun, numbers_of, service_numbers
+from deploy.watching.sink import Sink, TrackedRun, service_numbers
 from deploy.watching.trackers import TrackerName, Tracking, open_tracker
 from moments_service.health import Alarm
 

@@ -109,5 +109,5 @@ class RegisteredMoments:
 
     def _text(self, name: str) -> str:
         if name not in self._texts:
-            raise KeyError(f"prompt {name!r} was never told: call remember_prompts before its completions are scored")
+            raise KeyError(f"prompt {name!r} is unknown: call remember_prompts before its completions are scored")
         return self._texts[name]

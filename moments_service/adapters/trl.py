@@ -103,10 +103,10 @@ class BVBlendTrainer(GRPOTrainer):
         assert scored is not None
         mode = "train" if cast(torch.nn.Module, self.model).training else "eval"
         size = cast(int, self.num_generations if mode == "train" else self.num_generations_eval)
-        told: list[Any] = [None]
+        shared: list[Any] = [None]
         if self.accelerator.is_main_process:
-            told = [self._blend(scored, size, remember=mode == "train")]
-        values, metrics = broadcast_object_list(told)[0]
+            shared = [self._blend(scored, size, remember=mode == "train")]
+        values, metrics = broadcast_object_list(shared)[0]
         for name, value in metrics.items():
             self._metrics[mode][f"bv_blend/{name}"].append(value)
         self._log_advantages(values)

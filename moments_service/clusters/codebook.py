@@ -88,7 +88,7 @@ class Codebook:
         except KeyError as error:
             group_id = table.group_ids[table.prompt_ids.index(error.args[0])]
             raise ValueError(
-                f"group {group_id}: nobody told what its prompt {error.args[0]} is; call remember(PromptSet) before its groups come"
+                f"group {group_id}: its prompt {error.args[0]} is unknown; call remember(PromptSet) before its groups come"
             ) from None
 
     def assign_prompts(self, prompts: PromptSet) -> Indices:

@@ -67,10 +67,10 @@ class PromptEncoder:
         self.fingerprint = content_fingerprint(self._path)
         self._cache = Path(config.cache_dir).expanduser() / f"{self.fingerprint}.sqlite"
 
-    def encode(self, texts: Sequence[str], told: Progress = silent) -> np.ndarray:
+    def encode(self, texts: Sequence[str], progress: Progress = silent) -> np.ndarray:
         """Embeddings of `texts`, [N, d] float32, unit length. Blocks; loads the encoder only for texts not in the cache.
 
-        told: how many of those have been embedded. They are kept as they come: an interruption costs the last few hundred.
+        progress: how many of those have been embedded. They are kept as they come: an interruption costs the last few hundred.
         """
         self._cache.parent.mkdir(parents=True, exist_ok=True)
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
@@ -88,7 +88,7 @@ class PromptEncoder:
                     connection.executemany("INSERT OR IGNORE INTO embeddings VALUES (?, ?)", rows)
                 known.update(fresh)
                 done += len(fresh)
-                told(done, len(missing))
+                progress(done, len(missing))
         finally:
             connection.close()
         return np.stack([known[key] for key in keys])

@@ -31,7 +31,7 @@ def rebuild_history(
     directory: Path,
     incarnation: int | None = None,
     before_step: int = 2**62,
-    told: Progress = silent,
+    progress: Progress = silent,
 ) -> RunHistory:
     """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
     reader = LedgerReader(directory)
@@ -43,7 +43,7 @@ def rebuild_history(
         steps = sum(first <= step <= last for number, first, last in stretches for step in reader.steps(number))
         done = itertools.count(1)
         for number, first, last in stretches:
-            history.replay(reader, number, first, last, lambda: told(next(done), steps))
+            history.replay(reader, number, first, last, lambda: progress(next(done), steps))
         if history.state is None:
             raise ValueError(f"{directory} has no clusters: its run ended before the first step")
         return history

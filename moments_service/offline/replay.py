@@ -69,10 +69,12 @@ class ReplaySummary:
         self.magnitudes += np.abs(own.values[~np.isnan(own.values)]).tolist()
 
 
-def read_log(lines: Iterable[str], config: MomentsConfig, seed: int = 0, told: Progress = silent) -> list[LoggedGroup]:
+def read_log(
+    lines: Iterable[str], config: MomentsConfig, seed: int = 0, progress: Progress = silent
+) -> list[LoggedGroup]:
     """Parse JSON lines {"step", "group", "prompt" | "cluster", "rewards", "lengths"?}, in order of their steps.
 
-    Where lines give prompts, clusters are made of them as in a run; told: of how many embedded prompts. Raises ReplayError for a line that is wrong.
+    Where lines give prompts, clusters are made of them as in a run; progress: of how many embedded prompts. Raises ReplayError for a line that is wrong.
     """
     rows = [_parse(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
@@ -87,7 +89,7 @@ def read_log(lines: Iterable[str], config: MomentsConfig, seed: int = 0, told: P
                 f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead"
             )
         unknown = ("",) * len(texts)
-        prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, told))
+        prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, progress))
         assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
         clusters = dict(zip(texts, assigned.tolist(), strict=True))
         for row in rows:

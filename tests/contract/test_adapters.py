@@ -131,7 +131,7 @@ def test_verl_prompts_become_clusters_on_their_way_to_the_rollouts(verl: ModuleT
     history = moments.history(["another sum", "other legs"])
     assert history.mean[1] > 0.5 > history.mean[0]
     verl.registered._texts.clear()
-    with pytest.raises(KeyError, match="never told"):
+    with pytest.raises(KeyError, match="is unknown"):
         call("verl", verl.bv_blend)
 
 

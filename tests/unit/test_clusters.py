@@ -144,7 +144,7 @@ def test_prompts_are_looked_up_and_unknown_ones_refused_until_told() -> None:
     known = [group(prompt_id=str(row)) for row in range(80)]
     np.testing.assert_array_equal(codebook.assign(GroupTable.of(known)), expected)
     mixed = GroupTable.of([known[5], group(prompt_id="new"), known[7]])
-    with pytest.raises(ValueError, match=r"nobody told what its prompt new is; call remember\(PromptSet\)"):
+    with pytest.raises(ValueError, match=r"its prompt new is unknown; call remember\(PromptSet\)"):
         codebook.assign(mixed)
     codebook.remember(PromptSet(("new",), ("s",), ("",), points[70:71]))
     np.testing.assert_array_equal(codebook.assign(mixed), expected[[5, 70, 7]])

@@ -15,7 +15,7 @@ from deploy.config.recipe import ConfigError
 from deploy.dashboard.access import COOKIE, session_of
 from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.events import changes
-from deploy.dashboard.serve import TOKEN_VARIABLE, door, is_loopback, listen
+from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, is_loopback, listen
 from deploy.rundir.catalog import Catalog
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import OpenRun, estimator_of
@@ -281,7 +281,7 @@ def test_the_page_asks_nobody_else_and_has_no_inline_code() -> None:
 
 
 def test_a_server_on_loopback_answers_to_its_own_names_only(runs: Path) -> None:
-    app = create_app(runs, hosts=door("127.0.0.1").hosts)
+    app = create_app(runs, hosts=access_for("127.0.0.1").hosts)
     for host, status in (
         ("127.0.0.1:8420", 200),
         ("localhost", 200),
@@ -329,15 +329,15 @@ def test_logging_in_gives_a_cookie_that_is_not_the_token(runs: Path) -> None:
 def test_other_addresses_than_loopback_get_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
-        assert is_loopback(host) and door(host).token is None
+        assert is_loopback(host) and access_for(host).token is None
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org", "localhost.example.org"):
-        entrance = door(host)
-        assert not is_loopback(host) and entrance.made_here and entrance.token is not None and len(entrance.token) >= 32
+        access = access_for(host)
+        assert not is_loopback(host) and access.new_token and access.token is not None and len(access.token) >= 32
     monkeypatch.setenv(TOKEN_VARIABLE, "short")
     with pytest.raises(ConfigError, match="could be guessed"):
-        door("0.0.0.0")
+        access_for("0.0.0.0")
     monkeypatch.setenv(TOKEN_VARIABLE, TOKEN)
-    assert door("0.0.0.0").token == door("127.0.0.1").token == TOKEN
+    assert access_for("0.0.0.0").token == access_for("127.0.0.1").token == TOKEN
 
 
 def test_bad_addresses_and_directories_are_named(tmp_path: Path) -> None:

@@ -51,10 +51,10 @@ def sampled(ticket: Ticket) -> ScoredGroup:
 
 
 async def step(
-    service: MomentsService, feed: PromptFeed, number: int, hand: Sequence[Ticket]
+    service: MomentsService, feed: PromptFeed, number: int, tickets: Sequence[Ticket]
 ) -> tuple[Batch, list[Ticket]]:
-    """As the driver does it: groups without any reward make room for another ticket; told at the commit, then the next hand."""
-    waiting, scored = list(hand), []
+    """As the driver does it: groups without any reward make room for another ticket; the feed learns of the commit, then deals again."""
+    waiting, scored = list(tickets), []
     while waiting:
         header = sampled(waiting.pop())
         await service.submit(header, "payload" if header.status is GroupStatus.SCORED else None)
@@ -87,23 +87,23 @@ async def test_k_steps_a_resume_and_k_steps_are_2k_steps(
     await service.fit_clusters(prompt_set())
     feed = PromptFeed(POOL, 3, group_size=4, max_group_size=largest, order=order)
     feed.learn(await service.expected_signal())
-    hand, batches, saved = feed.deal(GROUPS), [], {}
+    tickets, batches, saved = feed.deal(GROUPS), [], {}
     for number in range(20):
-        batch, hand = await step(service, feed, number, hand)
+        batch, tickets = await step(service, feed, number, tickets)
         batches.append(batch)
         if number == 9:
             await service.snapshot(snapshot)
-            saved = json.loads(json.dumps(feed.state(in_flight=hand)))
+            saved = json.loads(json.dumps(feed.state(in_flight=tickets)))
     await service.close()
 
     resumed = MomentsService(config, run, seed=0, incarnation=1, snapshot=snapshot)
     await resumed.fit_clusters(prompt_set())
     feed = PromptFeed(POOL, 3, group_size=4, max_group_size=largest, order=order)
-    hand = list(feed.load_state(saved))
+    tickets = list(feed.load_state(saved))
     feed.learn(await resumed.expected_signal())
     again = []
     for number in range(10, 20):
-        batch, hand = await step(resumed, feed, number, hand)
+        batch, tickets = await step(resumed, feed, number, tickets)
         again.append(batch)
     await resumed.close()
     assert [seen(batch) for batch in again] == [seen(batch) for batch in batches[10:]]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from deploy.config.recipe import ConfigError
-from deploy.dashboard.actor import entrance_of
+from deploy.dashboard.actor import parse_address
 from deploy.dashboard.serve import TOKEN_VARIABLE
 
 pytestmark = pytest.mark.unit
@@ -48,11 +48,11 @@ def test_a_dashboard_that_cannot_be_is_refused(
     if token is not None:
         monkeypatch.setenv(TOKEN_VARIABLE, token)
     with pytest.raises(ConfigError, match=message):
-        entrance_of(address)
+        parse_address(address)
 
 
 def test_a_port_alone_is_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(TOKEN_VARIABLE, raising=False)
-    entrance, port = entrance_of("8420")
-    assert (entrance.host, entrance.token, port) == ("127.0.0.1", None, 8420)
-    assert entrance_of("[::1]:0")[0].host == "::1"
+    access, port = parse_address("8420")
+    assert (access.host, access.token, port) == ("127.0.0.1", None, 8420)
+    assert parse_address("[::1]:0")[0].host == "::1"

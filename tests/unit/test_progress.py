@@ -15,8 +15,8 @@ pytestmark = pytest.mark.unit
 
 def test_a_bar_in_a_terminal() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    with progress(console, "prompts embedded") as told:
-        told(3, 8)
+    with progress(console, "prompts embedded") as advance:
+        advance(3, 8)
     assert "prompts embedded" in console.file.getvalue() and "3/8" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -24,14 +24,14 @@ def test_a_line_now_and_then_without_one(monkeypatch: pytest.MonkeyPatch) -> Non
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     console = Console(file=io.StringIO(), force_terminal=False)
-    with progress(console, "steps") as told:
+    with progress(console, "steps") as advance:
         for done in range(1, 31):
             now += 1.0
-            told(done * 100, 3000)
+            advance(done * 100, 3000)
     said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
     assert said == ["steps: 1,100 of 3,000", "steps: 2,200 of 3,000"]
-    with bar(console, "runs") as told:
-        told(1, 2)
+    with bar(console, "runs") as advance:
+        advance(1, 2)
     assert len(console.file.getvalue().splitlines()) == 2  # type: ignore[attr-defined]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.report.redaction import redacted, secrets_in
+from deploy.cluster.redaction import redacted, secrets_in
 
 pytestmark = pytest.mark.unit
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 
 sizes = st.integers(1, 12)
 seeds = st.integers(0, 2**31)
-hands = st.lists(st.integers(1, 9), max_size=12)
+deal_sizes = st.lists(st.integers(1, 9), max_size=12)
 
 
 def signal(clusters: list[int], within: list[float]) -> ExpectedSignal:
@@ -42,41 +42,41 @@ def reversed_pool(told: ExpectedSignal) -> ExpectedSignal:
     return ExpectedSignal(told.clusters[::-1], told.within, told.total)
 
 
-def play(feed: PromptFeed, steps: range, hand_sizes: list[int], size: int, backwards: bool = False) -> list[Ticket]:
+def play(feed: PromptFeed, steps: range, deals: list[int], size: int, backwards: bool = False) -> list[Ticket]:
     dealt: list[Ticket] = []
     for step in steps:
         told = told_at(step, size)
         feed.learn(reversed_pool(told) if backwards else told)
-        dealt += feed.deal(hand_sizes[step])
+        dealt += feed.deal(deals[step])
     return dealt
 
 
 @pytest.mark.parametrize("order", ["shuffled", "signal"])
 @pytest.mark.parametrize("largest", [None, 7])
-@given(size=sizes, seed=seeds, hand_sizes=hands, data=st.data())
+@given(size=sizes, seed=seeds, deals=deal_sizes, data=st.data())
 @settings(max_examples=30, deadline=None)
 def test_resume_goes_on_exactly_where_the_saved_feed_stood(
-    order: str, largest: int | None, size: int, seed: int, hand_sizes: list[int], data: st.DataObject
+    order: str, largest: int | None, size: int, seed: int, deals: list[int], data: st.DataObject
 ) -> None:
     def fresh(backwards: bool = False) -> PromptFeed:
         return PromptFeed(pool(size)[:: -1 if backwards else 1], seed, 4, largest, order)
 
-    cut = data.draw(st.integers(0, len(hand_sizes)))
-    straight = play(fresh(), range(len(hand_sizes)), hand_sizes, size)
+    cut = data.draw(st.integers(0, len(deals)))
+    straight = play(fresh(), range(len(deals)), deals, size)
     first = fresh()
-    before = play(first, range(cut), hand_sizes, size)
+    before = play(first, range(cut), deals, size)
     in_flight = before[-2:]
     saved = json.loads(json.dumps(first.state(in_flight)))
 
     resumed = fresh(backwards=True)
     assert list(resumed.load_state(saved)) == in_flight
-    assert before + play(resumed, range(cut, len(hand_sizes)), hand_sizes, size, backwards=True) == straight
+    assert before + play(resumed, range(cut, len(deals)), deals, size, backwards=True) == straight
 
 
-@given(sizes, seeds, hands)
+@given(sizes, seeds, deal_sizes)
 @settings(deadline=None)
-def test_ids_are_unique_and_occurrences_count_within_an_epoch(size: int, seed: int, hand_sizes: list[int]) -> None:
-    tickets = play(PromptFeed(pool(size), seed, 2, order="signal"), range(len(hand_sizes)), hand_sizes, size)
+def test_ids_are_unique_and_occurrences_count_within_an_epoch(size: int, seed: int, deals: list[int]) -> None:
+    tickets = play(PromptFeed(pool(size), seed, 2, order="signal"), range(len(deals)), deals, size)
     assert [ticket.sequence for ticket in tickets] == list(range(len(tickets)))
     places = [tuple(map(int, ticket.group_id.split(":")[1:3])) for ticket in tickets]
     assert [epoch for epoch, _ in places] == [n // size for n in range(len(tickets))]
@@ -198,12 +198,12 @@ def test_a_hand_spends_its_budget_where_prompts_differ() -> None:
     feed = PromptFeed(prompts, 0, group_size=4, max_group_size=8)
     feed.learn(signal(clusters, [0.25, 0.0025]))
     cluster_of = {prompt.prompt_id: clusters[i] for i, prompt in enumerate(prompts)}
-    hand = feed.deal(12)
-    assert sum(ticket.group_size for ticket in hand) == 48
-    by_cluster = {own: {t.group_size for t in hand if cluster_of[t.prompt.prompt_id] == own} for own in (0, 1)}
+    tickets = feed.deal(12)
+    assert sum(ticket.group_size for ticket in tickets) == 48
+    by_cluster = {own: {t.group_size for t in tickets if cluster_of[t.prompt.prompt_id] == own} for own in (0, 1)}
     assert by_cluster == {0: {6}, 1: {2}}
     assert [ticket.group_size for ticket in feed.deal(1)] == [4]
-    assert [ticket.next_attempt().group_size for ticket in hand] == [ticket.group_size for ticket in hand]
+    assert [ticket.next_attempt().group_size for ticket in tickets] == [ticket.group_size for ticket in tickets]
 
 
 def fold(moments: ClusterMoments, cluster: int, *groups: tuple[float, ...]) -> None:

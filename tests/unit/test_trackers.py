@@ -17,8 +17,9 @@ from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.metrics_index import numbers_of
 from deploy.watching import trackers, watchers
-from deploy.watching.sink import Numbers, numbers_of
+from deploy.watching.sink import Numbers
 from deploy.watching.trackers import MODULES, TrackerName, Tracking, chosen_trackers
 from deploy.watching.watchers import Watchers
 from moments_service.health import Alarm
