@@ -18,7 +18,7 @@ from actors.environments import registry
 from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt
 from actors.verifiers import BUILT_IN, get_verifier
-from actors.weights.object_store import pack
+from actors.weights.block import pack
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
