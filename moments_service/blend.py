@@ -4,6 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
+EPSILON = 1e-8
+"""Keeps the standard error of a cluster without any mass finite."""
 
 
 def group_moments(rewards: Array) -> tuple[Array, Array, Array]:
@@ -21,13 +23,13 @@ def group_moments(rewards: Array) -> tuple[Array, Array, Array]:
     return mean, (deviation**2).sum(axis=1) / safe_count, count
 
 
-def standard_error(variance: Array, mass: Array, epsilon: float = 1e-8) -> Array:
-    """SEM = sqrt(variance / (mass + epsilon)), in reward units.
+def standard_error(variance: Array, mass: Array) -> Array:
+    """SEM = sqrt(variance / (mass + EPSILON)), in reward units.
 
     variance: [M] reward variance of each group's cluster, >= 0.    mass: [M] effective count, >= 0.
     Source: BV-Blend (arXiv 2606.28707), Eq. 8.
     """
-    return np.sqrt(variance) / np.sqrt(mass + epsilon)
+    return np.sqrt(variance) / np.sqrt(mass + EPSILON)
 
 
 def exponential_confidence(error: Array, temperature: float) -> Array:

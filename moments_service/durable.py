@@ -52,23 +52,20 @@ def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Map
     write_bytes(path, save({name: np.asarray(array, order="C") for name, array in arrays.items()}, dict(about)))
 
 
-def append_line(path: Path, line: str) -> None:
-    """Add one line to a log: one call to the system, and on the disk when it returns."""
+def append_line(path: Path, line: bytes) -> None:
+    """Add one line to a log: one call to the system, and on the disk when it returns. Only for the one who writes that log.
+
+    What a crash left of a line that was never whole is cut off first.
+    """
     new = not path.exists()
-    with path.open("ab", buffering=0) as file:
-        file.write(line.encode() + b"\n")
+    with path.open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(line + b"\n")
         os.fsync(file.fileno())
     if new:
         _sync_directory(path.parent)
-
-
-def cut_half_line(path: Path) -> None:
-    """Remove from a log what a crash left of a line that was never whole. Only for who writes it."""
-    if not path.exists():
-        return
-    text = path.read_bytes()
-    if text and not text.endswith(b"\n"):
-        os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def put_file(partial: Path, path: Path) -> None:

@@ -18,7 +18,6 @@ from moments_service.clusters.adapting import adapted
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.drawing import blend
-from moments_service.estimators import RewardBatch
 from moments_service.held import Groups, committed_rewards
 from moments_service.history import RunHistory
 from moments_service.intake import Intake
@@ -207,19 +206,7 @@ class MomentsService:
 
     async def cluster_stats(self) -> dict[str, list[Any]]:
         """The moments of every cluster, K numbers each, for people and dashboards; nothing before there are clusters."""
-        if (state := self._history.state) is None:
-            return {}
-        every = np.arange(len(state.moments))
-        history = state.moments.history(every)
-        nothing = np.full((len(every), 1), np.nan)
-        unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)
-        return {
-            "mean": history.mean.tolist(),
-            "variance": history.variance.tolist(),
-            "mass": history.mass.tolist(),
-            "weight": state.estimate(unknown).weight.tolist(),
-            "seen": history.seen.tolist(),
-        }
+        return {} if self._history.state is None else self._history.state.cluster_stats()
 
     async def expected_signal(self) -> ExpectedSignal:
         """What history says of the groups to come, for every prompt that `fit_clusters` got; [N] and [K] arrays."""
@@ -309,10 +296,7 @@ class MomentsService:
 
     def _replayed(self) -> Intake:
         """Take in again what this incarnation acknowledged and committed before the service died."""
-        reader = LedgerReader(self._directory)
-        try:
+        with LedgerReader(self._directory) as reader:
             first_step = 0 if self._history.state is None else self._history.state.last_step + 1
             self._history.replay(reader, self._incarnation, first_step)
             return Intake(self._ledger, reader.counts(self._incarnation), reader.unfolded(self._incarnation))
-        finally:
-            reader.close()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
@@ -93,6 +94,19 @@ class MomentsState:
             return None
         clusters = self.heirs[committed.clusters]
         return self.health.observe(clusters, committed.rewards, committed.lengths, self.moments.history(clusters))
+
+    def cluster_stats(self) -> dict[str, list[Any]]:
+        """mean, variance, mass, weight (the trust in history) and seen of every cluster, K each."""
+        history = self.moments.history(np.arange(len(self.moments)))
+        nothing = np.full((len(self.moments), 1), np.nan)
+        unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(nothing), history)
+        return {
+            "mean": history.mean.tolist(),
+            "variance": history.variance.tolist(),
+            "mass": history.mass.tolist(),
+            "weight": self.estimate(unknown).weight.tolist(),
+            "seen": history.seen.tolist(),
+        }
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The whole state as named arrays: `moments/...`, `health/...`, and `estimator/...` if it remembers anything."""

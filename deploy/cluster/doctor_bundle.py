@@ -11,7 +11,6 @@ import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ def _ledger(directory: RunDirectory) -> dict[str, Any]:
         ledger = LedgerReader(directory.moments)
     except FileNotFoundError as error:
         return {"problem": str(error)}
-    with closing(ledger):
+    with ledger:
         starts = ledger.incarnations()
         return {
             "starts": [

@@ -1,7 +1,6 @@
 """What the page shows of clusters: the map with the moments of each, and one cluster closely."""
 
 import threading
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,13 @@ from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
 from deploy.dashboard.group_view import listed
 from deploy.dashboard.shown_text import excerpt
+from deploy.report.clusters import main_sources
 from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import NoLedgerError, OpenRun
+from deploy.rundir.saved_moments import newest_snapshot
 from deploy.rundir.thinning import Thinning, rounded
 from moments_service.clusters import Codebook, load_clusters
 from moments_service.clusters.versions import ClusterVersions
-from moments_service.estimators import RewardBatch
 from moments_service.state import MomentsState
 
 MOST_SHOWN = 600
@@ -131,26 +131,16 @@ def current_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
 
 
 def _saved_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
-    directory = run.directory
-    steps = directory.checkpoint_steps() if directory.checkpoints.exists() else []
-    final = directory.final_moments
-    snapshot = final if final.exists() else directory.checkpoint(steps[-1]) / "moments" if steps else None
-    if snapshot is None or not (snapshot / "moments.safetensors").exists():
+    snapshot = newest_snapshot(run.directory)
+    if snapshot is None:
         return {}, None
     try:
         clusters = load_clusters(snapshot / "codebook.safetensors")
-        state = MomentsState(load_recipe(directory.config).moments, len(clusters))
+        state = MomentsState(load_recipe(run.directory.config).moments, len(clusters))
         state.load(snapshot)
     except (ConfigError, ValueError, KeyError, SafetensorError):
         return {}, None  # of an older version; the map says that it has no moments
-    every = np.arange(len(clusters))
-    history = state.moments.history(every)
-    nothing = np.full((len(every), 1), np.nan)
-    weight = state.estimate(RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(every), history)).weight
-    numbers = {"mean": history.mean, "variance": history.variance, "mass": history.mass, "weight": weight}
-    return {name: values.tolist() for name, values in numbers.items()} | {
-        "seen": history.seen.tolist()
-    }, state.last_step + 1
+    return state.cluster_stats(), state.last_step + 1
 
 
 def _history(steps: np.ndarray, means: np.ndarray) -> dict[str, Any]:
@@ -183,12 +173,7 @@ def _names(run: OpenRun, layout: Layout) -> dict[int, str]:
         counts = run.groups().sources_of_clusters()
     except NoLedgerError:
         return {}
-    return {cluster: _mostly(sources) for cluster, sources in counts.items()}
-
-
-def _mostly(sources: Counter[str]) -> str:
-    total = sources.total()
-    return ", ".join(source for source, count in sources.most_common(2) if count >= 0.2 * total)
+    return {cluster: main_sources(sources) for cluster, sources in counts.items()}
 
 
 def _at(values: list[Any], cluster: int) -> Any:

@@ -59,7 +59,7 @@ def clusters_table(
         numbers = () if history is None else _numbers(history, cluster)
         # Prompts are what a data set says; they are shown as text and never as markup.
         texts = [shortened(pool[row].text) for row in exemplars(clusters, prompts, members, cluster)]
-        mostly = Text(", ".join(sources_of([pool[row].source for row in members])))
+        mostly = Text(main_sources(Counter(pool[row].source for row in members)))
         table.add_row(str(cluster), str(sizes[cluster]), mostly, *numbers, Text("\n".join(texts)))
     return table
 
@@ -72,9 +72,9 @@ def exemplars(clusters: Clusters, prompts: PromptSet, members: np.ndarray, clust
     return members[:EXEMPLARS]
 
 
-def sources_of(sources: list[str]) -> list[str]:
-    """The one or two sources that most prompts come from."""
-    return [source for source, count in Counter(sources).most_common(2) if count >= 0.2 * len(sources)]
+def main_sources(counts: Counter[str]) -> str:
+    """The one or two sources that most of what is counted comes from."""
+    return ", ".join(source for source, count in counts.most_common(2) if count >= 0.2 * counts.total())
 
 
 def shortened(text: str) -> str:

@@ -15,7 +15,7 @@ from moments_service.ledger import LedgerDamagedError, LedgerReader
 from moments_service.ledger.parts import part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.offline.portable import PortableMoments
-from moments_service.offline.rebuild import differing_arrays, rebuild_history
+from moments_service.offline.rebuild import differing_arrays, rebuild
 from moments_service.progress import Progress, silent
 from moments_service.state import read_origin
 
@@ -47,9 +47,7 @@ def rebuild_run(config: RunConfig, run: RunDirectory, step: int | None, progress
     try:
         incarnation = reader.last_incarnation()
         _refuse_gaps(run, reader.steps(incarnation), step)
-        history = rebuild_history(
-            config.moments, run.moments, before_step=2**62 if step is None else step, progress=progress
-        )
+        history = rebuild(config.moments, run.moments, before_step=2**62 if step is None else step, progress=progress)
         state, clusters = history.state, history.clusters
         assert state is not None and clusters is not None
         compared, same = _compare(config, run, _saved(run, step))
@@ -91,7 +89,7 @@ def _compare(config: RunConfig, run: RunDirectory, saved: Path | None) -> tuple[
     try:
         origin = read_origin(saved)
         # The moments as that start of the run saw them: a later one may have begun with more clusters.
-        history = rebuild_history(config.moments, run.moments, origin.incarnation, origin.last_step + 1)
+        history = rebuild(config.moments, run.moments, origin.incarnation, origin.last_step + 1)
         assert history.state is not None and history.clusters is not None
         differing = differing_arrays(history.state, saved)
     except (OSError, SafetensorError) as error:

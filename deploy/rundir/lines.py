@@ -1,11 +1,12 @@
 """JSON lines: how the logs of a run directory are written and read. One object a line; a line is whole or it is not there."""
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from moments_service.durable import append_line
 
 # NumPy's numbers are written like Python's.
 _encoder = msgspec.json.Encoder(enc_hook=lambda value: value.item())
@@ -13,13 +14,8 @@ _decoder = msgspec.json.Decoder()
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one line, in one call to the system. Numbers that JSON does not have become null.
-
-    Where a killed writer left half a line, the new one does not stand behind it.
-    """
-    with path.open("ab+", buffering=0) as file:
-        half = file.seek(0, os.SEEK_END) > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
-        file.write(b"\n" * half + _encoder.encode(row) + b"\n")
+    """Add one line. Numbers that JSON does not have become null."""
+    append_line(path, _encoder.encode(row))
 
 
 def read(path: Path) -> list[dict[str, Any]]:

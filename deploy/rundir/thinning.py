@@ -56,12 +56,12 @@ class Thinning:
         return np.where(count > 0, mean, np.nan)
 
 
-def rounded(values: Floats, digits: int = 5) -> list[float | None]:
-    """Numbers for JSON: `digits` significant ones, None for NaN and infinities."""
+def rounded(values: Floats) -> list[float | None]:
+    """Numbers for JSON: five significant ones, None for NaN and infinities."""
     numbers = values.astype(np.float64)
     finite = np.isfinite(numbers)
     size = np.abs(np.where(finite & (numbers != 0), numbers, 1.0))
-    places = digits - 1 - np.floor(np.log10(size))
+    places = 4 - np.floor(np.log10(size))
     # Powers of ten from 1 on are exact, and so is what is divided or multiplied by them; those below are not.
     finer, coarser = 10.0 ** np.clip(places, 0, 300), 10.0 ** np.clip(-places, 0, 300)
     short = np.where(

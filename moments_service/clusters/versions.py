@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from moments_service.clusters.base import Clusters, Transfer
-from moments_service.durable import append_line, cut_half_line, strict_json
+from moments_service.durable import append_line, strict_json
 
 LOG_FILE = "clusters.jsonl"
 
@@ -39,8 +39,7 @@ class ClusterVersions:
         """Write a version (unless it is here already) and its line. Returns when both are on the disk."""
         version = self._write(clusters)
         record = ClusterRecord(self._incarnation, after_step, version, clusters.fingerprint, transfers)
-        cut_half_line(self._log)  # of a change that never took effect
-        append_line(self._log, strict_json(asdict(record)))
+        append_line(self._log, strict_json(asdict(record)).encode())
         return record
 
     def records(self) -> list[ClusterRecord]:

@@ -285,11 +285,8 @@ def last_incarnation(directory: Path) -> int:
     """The newest incarnation of the ledger in a directory; -1 where there is none or nothing in it."""
     if not part_paths(directory):
         return -1
-    reader = LedgerReader(directory)
-    try:
+    with LedgerReader(directory) as reader:
         return reader.last_incarnation()
-    finally:
-        reader.close()
 
 
 def _sums(rows: Sequence[Row]) -> list[int]:

@@ -276,10 +276,7 @@ def _real(column: np.ndarray) -> np.ndarray:
 def _begun(directory: Path, incarnation: int) -> tuple[bool, SeenPlaces]:
     """Whether an incarnation has begun already, and the places in the feed that it has groups of."""
     seen = SeenPlaces()
-    reader = LedgerReader(directory)
-    try:
+    with LedgerReader(directory) as reader:
         places = reader.query("SELECT sequence FROM groups WHERE incarnation = ?", (incarnation,))
         seen.add(np.array(places, dtype=np.int64).reshape(-1))
         return incarnation in reader.incarnations(), seen
-    finally:
-        reader.close()

@@ -65,16 +65,13 @@ def explain(config: MomentsConfig, directory: Path, group_id: str) -> list[Expla
 
     directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
     """
-    reader = LedgerReader(directory)
-    try:
+    with LedgerReader(directory) as reader:
         found = reader.find(group_id)
         if not found:
             raise GroupNotFoundError(
                 f"the ledger in {directory} holds no group {group_id}; an id is prompt:epoch:occurrence:attempt"
             )
         return [_explain(config, directory, reader, *entry) for entry in found]
-    finally:
-        reader.close()
 
 
 def _explain(
@@ -94,7 +91,8 @@ def _explain(
         return Explanation(group, incarnation, cluster, step, texts, dropped, None, None, None, None)
     assert step is not None
     table = GroupTable.of([entry.group for entry in batch])
-    state = rebuild(config, directory, incarnation, before_step=step)
+    state = rebuild(config, directory, incarnation, before_step=step).state
+    assert state is not None
     history = state.history(np.array([entry.cluster for entry in batch]))
     rewards = RewardBatch(table.rewards, table.lengths.astype(np.float64), table.prompt_ids, history)
 

@@ -189,14 +189,13 @@ def merge(first: PortableMoments, second: PortableMoments) -> PortableMoments:
     moments = create_moments(first.about.blend, len(first.clusters))
     moments.absorb(first.moments)
     moments.absorb(second.moments)
-    ours, theirs = asdict(first.about.counts), asdict(second.about.counts)
     about = replace(
         first.about,
         run=f"{first.about.run} + {second.about.run}",
         policy=first.about.policy if first.about.policy == second.about.policy else "several",
         steps=max(first.about.steps, second.about.steps),
         discount=1.0,
-        counts=Counts(**{name: ours[name] + theirs[name] for name in ours}),
+        counts=first.about.counts + second.about.counts,
     )
     return PortableMoments(first.clusters, moments, about)
 

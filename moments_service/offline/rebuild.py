@@ -14,28 +14,18 @@ from moments_service.state import MOMENTS_FILE, MomentsState
 
 
 def rebuild(
-    config: MomentsConfig, directory: Path, incarnation: int | None = None, before_step: int = 2**62
-) -> MomentsState:
-    """Fold every commit that the state of `incarnation` (the newest if None) is made of, up to `before_step`.
-
-    The result equals what the service held, bit for bit. Raises FileNotFoundError where there is no ledger, and ValueError
-    where there are no clusters.
-    """
-    state = rebuild_history(config, directory, incarnation, before_step).state
-    assert state is not None
-    return state
-
-
-def rebuild_history(
     config: MomentsConfig,
     directory: Path,
     incarnation: int | None = None,
     before_step: int = 2**62,
     progress: Progress = silent,
 ) -> RunHistory:
-    """As `rebuild`, with the clusters that the state is of. Neither is None in what is returned."""
-    reader = LedgerReader(directory)
-    try:
+    """Fold every commit that the state of `incarnation` (the newest if None) is made of, up to `before_step`.
+
+    The state equals what the service held, bit for bit; neither it nor the clusters are None in what is returned. Raises
+    FileNotFoundError where there is no ledger, and ValueError where there are no clusters.
+    """
+    with LedgerReader(directory) as reader:
         history = RunHistory(config, directory)
         newest = reader.last_incarnation() if incarnation is None else incarnation
         lineage = reader.lineage(newest)
@@ -47,8 +37,6 @@ def rebuild_history(
         if history.state is None:
             raise ValueError(f"{directory} has no clusters: its run ended before the first step")
         return history
-    finally:
-        reader.close()
 
 
 def differing_arrays(state: MomentsState, snapshot: Path) -> list[str]:

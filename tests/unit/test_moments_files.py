@@ -11,7 +11,7 @@ from moments_service.adapters.clusters import LabelClusters
 from moments_service.adapters.local import LocalMoments
 from moments_service.clusters import Codebook
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
-from moments_service.durable import DamagedFileError, append_line, cut_half_line, write_json, write_tensors
+from moments_service.durable import DamagedFileError, append_line, write_json, write_tensors
 from moments_service.ledger import Ledger, LedgerReader
 from moments_service.messages.groups import Transcript
 from moments_service.messages.table import GroupTable
@@ -96,13 +96,15 @@ def test_half_a_line_of_a_log_never_took_effect(tmp_path: Path) -> None:
 
 def test_a_log_is_cut_only_where_its_end_is_not_whole(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    cut_half_line(log)
-    append_line(log, "first")
-    cut_half_line(log)
-    assert log.read_text() == "first\n"
+    append_line(log, b"first")
+    append_line(log, b"second")
+    assert log.read_text() == "first\nsecond\n"
+    log.write_text("first\nha")
+    append_line(log, b"second")
+    assert log.read_text() == "first\nsecond\n"
     log.write_text("half")
-    cut_half_line(log)
-    assert log.read_text() == ""
+    append_line(log, b"first")
+    assert log.read_text() == "first\n"
 
 
 def test_tensors_keep_their_shapes(tmp_path: Path) -> None:

@@ -62,7 +62,8 @@ async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsServi
 async def test_the_ledger_alone_makes_the_same_state_bit_for_bit(tmp_path: Path, spec: str) -> None:
     config = configured(CONFIG, spec)
     service = await a_run(tmp_path, config)
-    rebuilt = rebuild(config, tmp_path)
+    rebuilt = rebuild(config, tmp_path).state
+    assert rebuilt is not None
     snapshot = tmp_path / "end"
     snapshot.mkdir()
     await service.snapshot(snapshot)
