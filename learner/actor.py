@@ -31,6 +31,7 @@ class LearnerActor:
 
         set_threads(config.cpus)
         self.rank = LearnerRank(config, job, rank, config.world_size)
+        self.transport = job.weights.create()
         self.open_timeout_s = config.step_timeout_s
         self.updates: list[list[ScoredSamples]] = []
 
@@ -57,11 +58,15 @@ class LearnerActor:
         updates, self.updates = self.updates, []
         return self.rank.step(updates, step)
 
-    def export_weights(self, version: int) -> tuple[np.ndarray | None, WeightOffer | None, float]:
-        """Bytes, offer and seconds. Called with three returns, so that the driver waits for the last and never fetches the first."""
+    def export_weights(self, version: int) -> tuple[Any, WeightOffer | None, float]:
+        """What the transport placed, offer and seconds; of ranks other than 0 the seconds alone.
+
+        Called with three returns, so that the driver waits for the last and never fetches the first.
+        """
         started = time.perf_counter()
         offer, blob = self.rank.export_weights(version) or (None, None)
-        return blob, offer, time.perf_counter() - started
+        placed = None if blob is None else self.transport.place(blob, version)
+        return placed, offer, time.perf_counter() - started
 
     def save(self, directory: str) -> None:
         self.rank.save(directory)

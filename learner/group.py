@@ -89,7 +89,8 @@ class LearnerGroup:
     async def offer(self, version: int) -> WeightOffer:
         """The policy as it is now, as `version`, whole when this returns.
 
-        Its bytes lie in the object store of rank 0's node until the last holder of the offer lets go of it.
+        What the job's transport placed lies in the object store of rank 0's node until the last holder of the offer lets go
+        of it; behind that the transport keeps the bytes of this version until the next one has settled.
         """
         exports = [rank.export_weights.options(num_returns=3).remote(version) for rank in self.ranks]
         doing = f"packing version {version}"

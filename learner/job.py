@@ -1,6 +1,9 @@
 """What a run tells its learner besides the configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from actors.weights.object_store import ObjectStoreConfig
+from actors.weights.transport import TransportKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +16,8 @@ class LearnerJob:
     """Policy steps of the whole run; the schedule spans `total_steps * updates_per_batch`."""
     export_dtype: str = "float32"
     """Torch name of the dtype in which weights are offered and exported."""
+    weights: TransportKind = field(default_factory=ObjectStoreConfig)
+    """How the bytes of an offer get to the engines."""
     longest_sample: int | None = None
     """Most tokens of a sample, prompt included; None where nothing is known but the policy's own limit."""
     truncated_sampler: bool = False

@@ -11,9 +11,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from actors.weights.object_store import Blob
-from actors.weights.object_store import pack as pack_weights
-from actors.weights.offer import WeightOffer
+from actors.weights.block import pack as pack_weights
+from actors.weights.offer import Blob, WeightOffer
 from learner import rendezvous
 from learner.batching.pack import ScoredSamples, Totals, check_group, count, empty_batch, pack
 from learner.batching.packed import PackedBatch

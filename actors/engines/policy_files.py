@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoConfig, GenerationConfig
 from transformers.utils import cached_file
 
-from actors.weights.object_store import verify
+from actors.weights.block import verify
 from actors.weights.offer import WeightError, WeightOffer
 
 LM_HEAD = "lm_head.weight"

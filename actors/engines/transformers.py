@@ -18,7 +18,7 @@ from actors.config import RolloutConfig
 from actors.engines.gate import Gate
 from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
-from actors.weights.object_store import open_tensors
+from actors.weights.block import open_tensors
 from actors.weights.offer import WeightError, WeightOffer
 from moments_service.seeding import derive_seed
 

@@ -15,7 +15,7 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, Weight
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.engines.policy_files import LM_HEAD
-from actors.weights.object_store import open_tensors
+from actors.weights.block import open_tensors
 from actors.weights.offer import TensorEntry
 
 BACKEND = "bvblend_file"

@@ -15,8 +15,8 @@ from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.sender import GroupSender
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
-from actors.weights.object_store import fetched
 from actors.weights.offer import WeightError, WeightOffer
+from actors.weights.transport import fetched
 from moments_service.messages.groups import GroupStatus
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class RolloutActor:
         index: this actor's place among the rollout actors.
         """
         self._spec, self._index = spec, index
+        self._transport = spec.weights.create()
         self._worker: RolloutWorker | None = None
         self._sender: GroupSender | None = None
         self._changing = asyncio.Lock()
@@ -57,13 +58,14 @@ class RolloutActor:
     async def ready(self, offer: WeightOffer | None = None) -> int:
         """Start the engine if it is not, take `offer` if it is newer, and serve. Returns the policy version.
 
-        offer: the newest weights; None while the starting policy is the newest. May be called again at any time.
+        offer: the newest weights; None while the starting policy is the newest. May be called again at any time. Raises
+        WeightsReleasedError where they are not the newest any more.
         """
         with self._ending_with_the_engine():
             async with self._changing:
                 worker = await self._started()
                 if offer is not None and offer.version > worker.policy_version:
-                    await worker.take(await fetched(offer))
+                    await worker.take(await fetched(offer, self._transport))
                 self._serving.set()
                 return worker.policy_version
 
@@ -73,7 +75,7 @@ class RolloutActor:
         with self._ending_with_the_engine():
             async with self._changing:
                 worker = await self._started()
-                await worker.take(await fetched(offer))
+                await worker.take(await fetched(offer, self._transport))
                 self._serving.set()
 
     # Never run twice under one id: the rewards could differ. The driver dispatches a lost group as its next attempt.

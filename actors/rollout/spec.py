@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.environments.protocol import EnvironmentKind
+from actors.weights.transport import TransportKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,8 @@ class RolloutSpec:
     sampling: SamplingConfig
     rewards: RewardsConfig
     environment: EnvironmentKind
+    weights: TransportKind
+    """How new weights come; the learner's."""
     policy: str
     """Directory (on every node) or hub id of a Hugging Face checkpoint."""
     chat: bool

@@ -1,91 +1,26 @@
-"""Weights through Ray's object store: every tensor in one block of bytes, which each node fetches once and nobody copies.
+"""Weights through Ray's object store: each node fetches them once, and the processes on it share them without a copy."""
 
-Pure but for `fetched`: who owns the block decides where it is put.
-"""
+from typing import Literal
 
-import hashlib
-import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-
-import numpy as np
-import numpy.typing as npt
-import torch
-
-from actors.weights.offer import TensorEntry, WeightError, WeightOffer
-
-Blob = npt.NDArray[np.uint8]
-
-ALIGNMENT = 64
-"""Every tensor begins at a multiple of so many bytes, so that it is read in place whatever its dtype."""
+from actors.weights.offer import Blob
+from actors.weights.transport import Transport
+from moments_service.config import StrictModel
 
 
-def pack(tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> tuple[WeightOffer, Blob]:
-    """The policy at `version` as an offer that has no address yet, and its bytes.
+class ObjectStoreConfig(StrictModel):
+    """Through Ray's object store, in the memory of the nodes."""
 
-    tensors: Hugging Face names, full shapes, on the CPU. Whoever calls puts the block somewhere and the place into the
-    offer: `replace(offer, address=ray.put(blob))`.
-    """
-    given = [(name, tensor.detach().contiguous()) for name, tensor in tensors]
-    starts, size = _places([tensor.nbytes for _, tensor in given])
-    blob = np.zeros(size, dtype=np.uint8)
-    manifest = []
-    for (name, tensor), start in zip(given, starts, strict=True):
-        part = blob[start : start + tensor.nbytes]
-        part[:] = tensor.reshape(-1).view(torch.uint8).numpy()
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        manifest.append(TensorEntry(name, dtype, tuple(tensor.shape), _checksum(part)))
-    return WeightOffer(version, "full", None, tuple(manifest), address=None), blob
+    kind: Literal["object_store"] = "object_store"
+
+    def create(self) -> Transport:
+        return ObjectStore()
 
 
-async def fetched(offer: WeightOffer) -> WeightOffer:
-    """The same offer with its block in this process as `address`. Raises what Ray raises if the block was lost."""
-    return offer if isinstance(offer.address, np.ndarray) else replace(offer, address=await offer.address)
+class ObjectStore:
+    """What is placed are the bytes themselves. Ray releases them with the last reference to their offer."""
 
+    def place(self, blob: Blob, version: int) -> Blob:
+        return blob
 
-def verify(offer: WeightOffer) -> None:
-    """Raise WeightError unless the block of a fetched offer holds every tensor of its manifest, undamaged."""
-    sizes = [_nbytes(entry) for entry in offer.manifest]
-    starts, size = _places(sizes)
-    blob: Blob = offer.address
-    if len(blob) != size:
-        raise WeightError(
-            f"weights of policy version {offer.version} are {len(blob)} bytes, their manifest says {size}"
-        )
-    for entry, start, length in zip(offer.manifest, starts, sizes, strict=True):
-        found = _checksum(blob[start : start + length])
-        if found != entry.checksum:
-            raise WeightError(
-                f"weights of policy version {offer.version} arrived damaged: sha256 of {entry.name} is "
-                f"{found[:12]}…, expected {entry.checksum[:12]}…"
-            )
-
-
-def open_tensors(manifest: Sequence[TensorEntry], blob: Blob) -> dict[str, torch.Tensor]:
-    """The tensors of a block by name, in place: nothing is copied, and nothing may be written to."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor does anybody write
-        whole = torch.from_numpy(blob)
-    sizes = [_nbytes(entry) for entry in manifest]
-    return {
-        entry.name: whole[start : start + length].view(getattr(torch, entry.dtype)).reshape(entry.shape)
-        for entry, start, length in zip(manifest, _places(sizes)[0], sizes, strict=True)
-    }
-
-
-def _places(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where tensors of so many bytes begin, and the size of the whole block."""
-    starts, end = [], 0
-    for size in sizes:
-        starts.append(end)
-        end += -(-size // ALIGNMENT) * ALIGNMENT
-    return starts, end
-
-
-def _nbytes(entry: TensorEntry) -> int:
-    itemsize: int = getattr(torch, entry.dtype).itemsize
-    return int(np.prod(entry.shape, dtype=np.int64)) * itemsize
-
-
-def _checksum(part: Blob) -> str:
-    return hashlib.sha256(part.data).hexdigest()
+    def open(self, placed: Blob) -> Blob:
+        return placed

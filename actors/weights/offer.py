@@ -3,6 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
+Blob = npt.NDArray[np.uint8]
+"""[bytes]: all tensors of an offer, see `actors.weights.block`."""
 Kind = Literal["full", "adapter", "delta"]
 
 
@@ -28,11 +33,15 @@ class WeightOffer:
     base_version: int | None
     manifest: tuple[TensorEntry, ...]
     address: Any
-    """Where the bytes are, in the words of the transport: for the object store, a Ray ObjectRef of one [bytes] uint8 array."""
+    """A Ray ObjectRef of what the transport placed, and once the offer is fetched its Blob."""
 
 
 class WeightError(RuntimeError):
     """Weights that did not arrive whole, or do not fit; the engine that saw them must not serve."""
+
+
+class WeightsReleasedError(RuntimeError):
+    """The weights of an offer are no longer kept, because newer ones have settled; take those."""
 
 
 class WeightSource(Protocol):

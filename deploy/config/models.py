@@ -8,6 +8,8 @@ from actors.config import PromptConfig, RewardsConfig, RolloutConfig, SamplingCo
 from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
+from actors.weights.object_store import ObjectStoreConfig
+from actors.weights.registry import TransportConfig
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators.teaching import can_teach
@@ -79,6 +81,7 @@ class RunConfig(StrictModel):
     environment: EnvironmentConfig = SingleTurnConfig()
     rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
+    weights: TransportConfig = ObjectStoreConfig()
     moments: MomentsConfig = MomentsConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -15,7 +15,7 @@ from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
 from actors.rollout.spec import RolloutSpec
-from actors.weights.offer import WeightOffer
+from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.config.models import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class RolloutFleet:
             sampling=config.sampling,
             rewards=config.rewards,
             environment=config.environment,
+            weights=config.weights,
             policy=config.policy,
             chat=config.prompts.chat,
             seed=config.seed,
@@ -265,7 +266,12 @@ class RolloutFleet:
         """Wait until the actor has the newest weights, also where newer ones come while it takes them; then it serves."""
         while not self._serving[actor]:
             offer = self.latest_offer
-            await self.actors[actor].ready.remote(offer)
+            try:
+                await self.actors[actor].ready.remote(offer)
+            except WeightsReleasedError:
+                if offer is self.latest_offer:
+                    raise
+                continue
             async with self._publishing:
                 self._serving[actor] = offer is self.latest_offer
         self.starts += 1

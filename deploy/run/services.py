@@ -98,6 +98,7 @@ async def _start_learner(config: RunConfig, skipped: Path) -> LearnerGroup:
         policy=config.policy,
         total_steps=config.steps,
         export_dtype=config.rollout.dtype,
+        weights=config.weights,
         longest_sample=config.rollout.max_model_len,
         truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
         measure_move=config.moments.estimator.fades_by_move,

@@ -55,7 +55,7 @@ METRICS = (
     Metric("mismatch_k3", "learner/mismatch_k3", "nats", "How far the sampler's log-probs are from the learner's (k3 estimate)."),
     Metric("mismatch_max", "learner/mismatch_max", "nats", "Largest difference between a sampler's and a learner's log-prob."),
     Metric("slots", "slots", "groups", "Bound on groups between admission and training."),
-    Metric("groups", "groups", "groups", "Groups on their way after the step: `in_flight` are sampled, `scored` wait at the dispatcher, `ready` at the moments service.", label="state"),
+    Metric("groups", "groups", "groups", "Groups on their way after the step: `in_flight` are sampled, `scored` wait for their batch, `ready` at the moments service.", label="state"),
     Metric("staleness_share", "staleness", "share", "Groups of the batch by how many policy versions their oldest token is behind.", label="versions"),
     Metric("redispatched_groups", "groups_redispatched", "groups", "Groups of the step whose prompts were dispatched again."),
     Metric("seen_groups", "counts", "", "Running totals of the moments service over the whole run, resumes included: groups, completions, errors, lost, trained.", label="count"),

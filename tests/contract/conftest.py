@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel, Qwen3Config
 
 from actors.engines.protocol import Completion, GenerationRequest
-from actors.weights.object_store import pack
+from actors.weights.block import pack
 from actors.weights.offer import WeightOffer
 
 VOCABULARY = 256

@@ -14,6 +14,7 @@ from actors.environments.protocol import Environment, Opening, Turn
 from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
+from actors.weights.object_store import ObjectStoreConfig
 from moments_service.messages.groups import GroupStatus
 from tests.contract.conftest import VOCABULARY
 
@@ -76,6 +77,7 @@ async def start(policy) -> AsyncIterator[Callable]:
             sampling=SamplingConfig(max_tokens=100, temperature=0.8, stop=STOPS),
             rewards=RewardsConfig(),
             environment=talk,
+            weights=ObjectStoreConfig(),
             policy=str(policy.path),
             chat=False,
             seed=3,

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.placement import NoRoomError
 from actors.rollout.sample import Sample
-from actors.weights.object_store import open_tensors
+from actors.weights.block import open_tensors
+from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.offer import WeightOffer
+from actors.weights.transport import fetched
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError
 from learner.group import LearnerGroup
@@ -68,8 +70,9 @@ class Receiver:
         self.weights: dict[str, np.ndarray] = {}
         self.version = -1
 
-    def take(self, offer: WeightOffer) -> int:
-        tensors = open_tensors(offer.manifest, ray.get(offer.address))
+    async def take(self, offer: WeightOffer) -> int:
+        offer = await fetched(offer, ObjectStoreConfig().create())
+        tensors = open_tensors(offer.manifest, offer.address)
         self.weights = {name: tensor.float().numpy() for name, tensor in tensors.items()}
         self.version = offer.version
         return offer.version

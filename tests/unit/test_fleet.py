@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayActorError
 
 from actors.prompts.prompt import Prompt, Ticket
-from actors.weights.offer import WeightOffer
+from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.run import fleet as fleet_module
 from deploy.run.fleet import RolloutFleet
 from tests.unit.test_placement import recipe
@@ -33,6 +33,7 @@ class FakeActor:
         self.up.set()
         self.dead = False
         self.weights: list[object] = []
+        self.released: list[object] = []
         self.ready = Method(self._ready)
         self.evaluate = Method(self._evaluate)
         self.live = Method(self._live)
@@ -46,6 +47,8 @@ class FakeActor:
         await self.up.wait()
         self.dead = False
         self.weights.append(update)
+        if update in self.released:
+            raise WeightsReleasedError("gone")
         return 0
 
     async def _live(self) -> None:
@@ -139,6 +142,30 @@ async def test_an_actor_that_comes_back_while_weights_are_on_their_way_waits_for
     actors[0].may_answer.set()
     await asyncio.gather(delivering, returning)
     assert fleet.serving(1) and actors[1].weights[-1] == offer(1)
+
+
+async def test_an_actor_that_comes_back_too_late_for_its_weights_takes_newer_ones(
+    fleet: RolloutFleet, actors: list[FakeActor]
+) -> None:
+    await fleet.deliver(offer(1))
+    actors[1].die()
+    fleet.suspend(1)
+    returning = asyncio.create_task(fleet.revive(1))
+    await settle()
+    for version in (2, 3):
+        await fleet.deliver(offer(version))
+    actors[1].released = [offer(1), offer(2)]
+    actors[1].up.set()
+    await returning
+    assert fleet.serving(1) and actors[1].weights[-2:] == [offer(1), offer(3)]
+
+
+async def test_newest_weights_that_are_gone_end_the_run(fleet: RolloutFleet, actors: list[FakeActor]) -> None:
+    await fleet.deliver(offer(1))
+    fleet.suspend(1)
+    actors[1].released = [offer(1)]
+    with pytest.raises(WeightsReleasedError):
+        await fleet.revive(1)
 
 
 async def test_whoever_dies_over_new_weights_is_told_of_and_the_others_have_them(

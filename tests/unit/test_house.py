@@ -98,6 +98,17 @@ def test_moments_service_needs_neither_torch_nor_vllm_nor_ray() -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_the_learner_below_its_shell_needs_neither_ray_nor_vllm_and_its_configuration_no_torch() -> None:
+    code = (
+        "import sys, learner.config\n"
+        "early = {'torch', 'transformers'} & set(sys.modules)\n"
+        "import learner.rank\n"
+        "print(sorted(early | {'vllm', 'ray'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
+
+
 def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
     """What lies in a run directory, an export or a model's directory is data."""
     unpickle = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

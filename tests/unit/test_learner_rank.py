@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.rollout.sample import Sample
-from actors.weights.object_store import open_tensors, verify
+from actors.weights.block import open_tensors, verify
+from learner.actor import LearnerActor
 from learner.config import KlConfig, LearnerConfig
 from learner.errors import DivergedError
 from learner.job import LearnerJob
@@ -23,6 +24,7 @@ from learner.optim import AdamW, Cosine
 from learner.rank import LearnerRank
 from moments_service.durable import verify_directory
 from tests.made_samples import ScoredSamples, made_group, trained_tokens
+from tests.shelf import Shelf
 
 pytestmark = pytest.mark.unit
 VOCABULARY = 64
@@ -85,6 +87,18 @@ def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
     assert (offer.version, offer.kind, offer.base_version) == (1, "full", None)
     verify(replace(offer, address=blob))
     return open_tensors(offer.manifest, blob)
+
+
+def test_weights_leave_by_the_transport_of_the_job(policy_path: str) -> None:
+    shelf = Shelf()
+    actor = LearnerActor(LearnerConfig(), LearnerJob(policy_path, TOTAL_STEPS, weights=shelf), 0)
+    try:
+        actor.rank.setup("127.0.0.1", 0, timeout_s=60.0)
+        placed, offer, seconds = actor.export_weights(3)
+    finally:
+        actor.rank.close()
+    assert placed == "place 3" and offer is not None and offer.version == 3 and seconds > 0
+    verify(replace(offer, address=shelf.places[placed]))
 
 
 def sequence_logprob(weights: dict[str, torch.Tensor], path: str, sample: Sample) -> float:

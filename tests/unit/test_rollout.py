@@ -1,23 +1,30 @@
 """The rollout worker with a scripted engine, a tiny tokenizer and the real verifier process."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
-from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest
+from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout import worker as rollout_module
+from actors.rollout.actor import RolloutActor
 from actors.rollout.group import PromptTooLongError
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
+from actors.weights.block import pack
+from actors.weights.object_store import ObjectStoreConfig
+from actors.weights.offer import WeightOffer
 from moments_service.messages.groups import GroupStatus
+from tests.shelf import Shelf
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +40,7 @@ class ScriptedEngine:
         self.requests: list[GenerationRequest] = []
         self.script: list[Completion] = []
         self.running = False
+        self.taken: list[WeightOffer] = []
 
     async def start(self) -> None:
         self.running = True
@@ -42,6 +50,10 @@ class ScriptedEngine:
         if not self.script:
             raise EngineDeadError("nothing left to say")
         return tuple(self.script[i % len(self.script)] for i in range(request.n))
+
+    async def take_weights(self, offer: WeightOffer, running: Running) -> None:
+        self.taken.append(offer)
+        self.policy_version = offer.version
 
     async def close(self) -> None:
         self.running = False
@@ -69,18 +81,23 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> ScriptedEngine:
     return engine
 
 
-def make_worker(policy: str, **changes: object) -> RolloutWorker:
+def make_spec(policy: str, **changes: object) -> RolloutSpec:
     arguments: dict[str, object] = {
         "rollout": RolloutConfig(max_model_len=8),
         "rewards": RewardsConfig(),
         "environment": SingleTurnConfig(),
+        "weights": ObjectStoreConfig(),
         "sampling": SamplingConfig(max_tokens=3, temperature=0.7, top_p=0.9, top_k=5, stop=("<stop>",)),
         "policy": policy,
         "chat": False,
         "seed": 11,
         "text_chars": 100,
     }
-    return RolloutWorker(RolloutSpec(**(arguments | changes)), index=0)
+    return RolloutSpec(**(arguments | changes))  # type: ignore[arg-type]
+
+
+def make_worker(policy: str, **changes: object) -> RolloutWorker:
+    return RolloutWorker(make_spec(policy, **changes), index=0)
 
 
 @pytest.fixture
@@ -221,3 +238,23 @@ async def test_a_chat_template_wraps_the_prompt(policy: str, engine: ScriptedEng
 async def test_a_dead_engine_is_the_caller_s_business(worker: RolloutWorker) -> None:
     with pytest.raises(EngineDeadError):
         await worker.rollout(ticket())
+
+
+async def test_weights_come_by_the_transport_of_the_spec(policy: str, engine: ScriptedEngine) -> None:
+    shelf = Shelf()
+    actor = RolloutActor(make_spec(policy, weights=shelf), index=0)
+
+    def offer(version: int) -> WeightOffer:
+        made, blob = pack([("weight", torch.full((2,), float(version)))], version)
+        address = asyncio.get_running_loop().create_future()
+        address.set_result(shelf.place(blob, version))
+        return replace(made, address=address)
+
+    try:
+        assert await actor.ready(offer(5)) == 5
+        assert await actor.ready(offer(5)) == 5
+        await actor.take(offer(6))
+    finally:
+        await actor.close()
+    assert [taken.version for taken in engine.taken] == [5, 6]
+    assert engine.taken[1].address is shelf.places["place 6"]

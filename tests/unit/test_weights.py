@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.weights.object_store import ALIGNMENT, fetched, open_tensors, pack, verify
+from actors.weights.block import ALIGNMENT, open_tensors, pack, verify
 from actors.weights.offer import WeightError
 
 pytestmark = pytest.mark.unit
@@ -56,14 +56,3 @@ def test_damage_is_noticed_and_named(damage: str) -> None:
         offer = replace(offer, manifest=(replace(first, checksum="0" * 64), *others))
     with pytest.raises(WeightError, match="policy version 4 are" if damage == "length" else "sha256 of matrix"):
         verify(replace(offer, address=blob))
-
-
-async def test_fetching_waits_for_the_address_once() -> None:
-    offer, blob = pack(tensors().items(), version=1)
-
-    async def arriving() -> np.ndarray:
-        return blob
-
-    local = await fetched(replace(offer, address=arriving()))
-    assert local.address is blob
-    assert await fetched(local) is local

@@ -1,0 +1,189 @@
+"""Every architecture that loads: its weights are its file's, its log-probs its own forward's; or it is refused with the reason."""
+
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from learner.config import LearnerConfig
+from learner.export import full_tensors
+from learner.job import LearnerJob
+from learner.model import load
+from learner.model.check import check_architecture, check_logprobs
+from learner.model.load import load_policy
+from learner.model.logits import LogitTransform
+from learner.rank import LearnerRank
+from tests.made_samples import made_group
+
+pytestmark = pytest.mark.unit
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+EIGHT = SMALL | {"head_dim": 8}
+MADE: dict[str, Callable[[], PretrainedConfig]] = {
+    "qwen2": lambda: transformers.Qwen2Config(**SMALL),
+    "qwen3": lambda: transformers.Qwen3Config(**EIGHT),
+    "llama": lambda: transformers.LlamaConfig(**SMALL, tie_word_embeddings=True),
+    "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=64),
+    "phi3": lambda: transformers.Phi3Config(**SMALL, sliding_window=64),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    ),
+    "falcon": lambda: transformers.FalconConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, bos_token_id=1, eos_token_id=2
+    ),
+    "llama4": lambda: transformers.Llama4TextConfig(
+        **EIGHT, num_local_experts=2, intermediate_size_mlp=64, attention_chunk_size=64
+    ),
+    "gemma2": lambda: transformers.Gemma2Config(**EIGHT, sliding_window=64, final_logit_softcapping=1.0),
+    "granite": lambda: transformers.GraniteConfig(**SMALL, logits_scaling=8.0),
+    "cohere": lambda: transformers.CohereConfig(**SMALL, logit_scale=0.3),
+    "mixtral": lambda: transformers.MixtralConfig(**SMALL, num_local_experts=4),
+    "recurrent_gemma": lambda: transformers.RecurrentGemmaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        lru_width=32,
+        attention_window_size=64,
+        logits_soft_cap=0.5,
+    ),
+    "falcon_h1": lambda: transformers.FalconH1Config(
+        **SMALL,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_chunk_size=16,
+        lm_head_multiplier=0.5,
+    ),
+}
+CANNOT_SHARE = {"recurrent_gemma", "falcon_h1"}
+
+
+def made_policy(directory: Path, name: str) -> str:
+    """A tiny model with weights large enough that a wrong logit is seen."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(MADE[name]())
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data.mul_(8)
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+@contextmanager
+def one_rank(path: str, share_prompt: bool) -> Iterator[LearnerRank]:
+    rank = LearnerRank(LearnerConfig(share_prompt=share_prompt), LearnerJob(path, 10), 0, 1)
+    try:
+        rank.setup("127.0.0.1", 0, 60.0)
+        yield rank
+    finally:
+        rank.close()
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_an_architecture_is_loaded_by_shard_as_from_pretrained_loads_it_and_trains(name: str, tmp_path: Path) -> None:
+    path = made_policy(tmp_path, name)
+    expected = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    with one_rank(path, share_prompt=name not in CANNOT_SHARE) as rank:
+        model = rank.policy.model
+        found = dict(full_tensors(rank.policy, torch.float32))
+        state = expected.state_dict()
+        assert set(found) <= set(state) and all(torch.equal(state[key], value) for key, value in found.items())
+        for key, buffer in expected.named_buffers():
+            assert torch.equal(model.get_buffer(key), buffer), key
+        assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+        metrics = rank.step([[made_group("a", 4, [3, 2])]], 0)
+        assert metrics["updates"] == 1.0 and np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("name", sorted(CANNOT_SHARE))
+def test_what_cannot_share_a_prompt_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
+    path = made_policy(tmp_path, name)
+    with pytest.raises(ValueError, match=r"learner\.share_prompt"), one_rank(path, share_prompt=True):
+        pass
+
+
+@pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "recurrent_gemma", "falcon_h1"])
+def test_a_logit_transform_that_nobody_knows_is_found_at_the_start(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made_policy(tmp_path, name)
+    with one_rank(path, share_prompt=False) as rank:
+        assert rank.policy.transform is not None
+        rank.policy.transform = None
+        with pytest.raises(ValueError, match=r"log-probs of a \w+ForCausalLM are .* nats off"):
+            check_logprobs(rank.policy, "float32", 64, torch.device("cpu"))
+
+
+def test_a_window_that_holds_the_longest_sample_is_full_attention() -> None:
+    mistral = transformers.MistralConfig(**SMALL, sliding_window=32)
+    check_architecture(mistral, share_prompt=True, longest_sample=32)
+    check_architecture(mistral, share_prompt=False, longest_sample=64)
+    with pytest.raises(ValueError, match=r"within a window of 32 tokens \(sliding_window\), and samples may have 33"):
+        check_architecture(mistral, share_prompt=True, longest_sample=33)
+    gemma = transformers.Gemma2Config(**EIGHT, sliding_window=16)
+    with pytest.raises(ValueError, match=r"window of 16 tokens"):
+        check_architecture(gemma, share_prompt=True, longest_sample=None)
+
+
+def load_one_of_two(path: str, store: str, rank: int) -> tuple[int, int, dict[str, np.ndarray]]:
+    """In a process of its own: bytes of the largest tensor read, of all of them, and the policy gathered again."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    largest, total = 0, 0
+    own_part = load._own_part
+
+    def counted(parameter: Any, read: Any, device: torch.device) -> Any:
+        def seen(part: tuple[slice, ...]) -> torch.Tensor:
+            nonlocal largest, total
+            tensor = read(part)
+            largest, total = max(largest, tensor.numel()), total + tensor.numel()
+            return tensor
+
+        return own_part(parameter, seen, device)
+
+    load._own_part = counted
+    policy = load_policy(path, LearnerConfig(world_size=2), init_device_mesh("cpu", (2,)), ".*")
+    check_logprobs(policy, "float32", 64, torch.device("cpu"))
+    found = [(name, tensor.numpy()) for name, tensor in full_tensors(policy, torch.float32)] if rank == 0 else []
+    if rank:
+        assert not list(full_tensors(policy, torch.float32))
+    dist.destroy_process_group()
+    return largest, total, dict(found)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_a_rank_of_two_reads_half_of_every_tensor(name: str, tmp_path: Path) -> None:
+    """It held the whole policy in float32 before it was sharded. Both policies have tied heads."""
+    path = made_policy(tmp_path / "policy", name)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as ranks:
+        calls = [ranks.submit(load_one_of_two, path, str(tmp_path / "store"), rank) for rank in range(2)]
+        (largest, total, found), (_, other_total, _) = (call.result(timeout=120) for call in calls)
+    expected = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    sizes = [parameter.numel() for parameter in expected.parameters()]
+    assert total + other_total == sum(sizes), "every weight is read once, by one rank"
+    assert largest <= -(-max(sizes) // 2) and total <= 0.6 * sum(sizes)
+    assert all(np.array_equal(expected.state_dict()[key].numpy(), value) for key, value in found.items())
+    assert LogitTransform.of(expected.config) is None
