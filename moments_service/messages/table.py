@@ -1,9 +1,10 @@
 """Many group headers as columns."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from operator import itemgetter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,9 @@ from moments_service.blend import Array
 from moments_service.messages.groups import GroupStatus, ScoredGroup
 
 T = TypeVar("T")
+
+_NOTHING = {"rewards": np.nan, "lengths": 0, "truncated": False, "turns": 0}
+"""The columns of completions, [N, G], with what stands past the size of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,51 +94,17 @@ class GroupTable:
         """[N]: whether any completion has a reward."""
         return np.logical_not(np.isnan(self.rewards)).any(axis=1)
 
-    def status(self, row: int) -> GroupStatus:
-        if self.lost[row]:
-            return GroupStatus.LOST
-        return GroupStatus.ERROR if np.isnan(self.rewards[row]).all() else GroupStatus.SCORED
-
-    def group(self, row: int) -> ScoredGroup:
-        """One header."""
-        size = int(self.sizes[row])
-        rewards = self.rewards[row, :size].tolist()
-        oldest, newest = self.policy_versions[row].tolist()
-        return ScoredGroup(
-            group_id=self.group_ids[row],
-            prompt_id=self.prompt_ids[row],
-            source=self.sources[row],
-            difficulty=self.difficulties[row],
-            sequence=int(self.sequence[row]),
-            rewards=tuple(None if reward != reward else reward for reward in rewards),
-            errors=self.errors[row] or (None,) * size,
-            lengths=tuple(self.lengths[row, :size].tolist()),
-            truncated=tuple(self.truncated[row, :size].tolist()),
-            policy_versions=(oldest, newest),
-            turns=tuple(self.turns[row, :size].tolist()),
-            status=self.status(row),
-        )
-
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> "GroupTable":
         """The given rows in the given order, no wider than they need."""
         index = np.asarray(rows, dtype=np.int64)
-        sizes = self.sizes[index]
-        width = int(sizes.max(initial=0))
-        return GroupTable(
-            group_ids=pick(self.group_ids, index),
-            prompt_ids=pick(self.prompt_ids, index),
-            sources=pick(self.sources, index),
-            difficulties=pick(self.difficulties, index),
-            sequence=self.sequence[index],
-            sizes=sizes,
-            rewards=np.ascontiguousarray(self.rewards[index, :width]),
-            errors=pick(self.errors, index),
-            lengths=self.lengths[index, :width],
-            truncated=self.truncated[index, :width],
-            policy_versions=self.policy_versions[index],
-            turns=self.turns[index, :width],
-            lost=self.lost[index],
-        )
+        width = int(self.sizes[index].max(initial=0))
+
+        def taken(name: str, column: Any) -> Any:
+            if isinstance(column, tuple):
+                return pick(column, index)
+            return np.ascontiguousarray(column[index, :width]) if name in _NOTHING else column[index]
+
+        return GroupTable(**{name: taken(name, getattr(self, name)) for name in self.__slots__})
 
     def trimmed(self) -> "GroupTable":
         """All rows, no wider than they need. Rewards in C order, on which the order of their sums depends."""
@@ -155,30 +125,19 @@ def join_tables(tables: Sequence[GroupTable]) -> GroupTable:
     """All rows of all tables; at least one table."""
     width = max(table.rewards.shape[1] for table in tables)
 
-    def wide(columns: Sequence[np.ndarray], missing: float | bool) -> np.ndarray:
-        parts = [
-            column
-            if column.shape[1] == width
-            else np.pad(column, ((0, 0), (0, width - column.shape[1])), constant_values=missing)
-            for column in columns
-        ]
-        return np.concatenate(parts)
+    def joined(name: str, columns: list[Any]) -> Any:
+        if isinstance(columns[0], tuple):
+            return tuple(itertools.chain.from_iterable(columns))
+        if name in _NOTHING:
+            missing = [((0, 0), (0, width - column.shape[1])) for column in columns]
+            columns = [
+                np.pad(column, more, constant_values=_NOTHING[name]) if more[1][1] else column
+                for column, more in zip(columns, missing, strict=True)
+            ]
+        return np.concatenate(columns)
 
-    return GroupTable(
-        group_ids=tuple(name for table in tables for name in table.group_ids),
-        prompt_ids=tuple(name for table in tables for name in table.prompt_ids),
-        sources=tuple(name for table in tables for name in table.sources),
-        difficulties=tuple(name for table in tables for name in table.difficulties),
-        sequence=np.concatenate([table.sequence for table in tables]),
-        sizes=np.concatenate([table.sizes for table in tables]),
-        rewards=wide([table.rewards for table in tables], np.nan),
-        errors=tuple(errors for table in tables for errors in table.errors),
-        lengths=wide([table.lengths for table in tables], 0),
-        truncated=wide([table.truncated for table in tables], False),
-        policy_versions=np.concatenate([table.policy_versions for table in tables]),
-        turns=wide([table.turns for table in tables], 0),
-        lost=np.concatenate([table.lost for table in tables]),
-    )
+    names = GroupTable.__slots__
+    return GroupTable(**{name: joined(name, [getattr(table, name) for table in tables]) for name in names})
 
 
 def padded(rows: Sequence[Sequence[float | None]], width: int, missing: float) -> Array:

@@ -67,7 +67,8 @@ async def service(tmp_path: Path) -> AsyncIterator[MomentsService]:
 class Trained:
     """One row of a batch."""
 
-    group: ScoredGroup
+    prompt_id: str
+    rewards: tuple[float, ...]
     payload: Any
     cluster: int
     advantages: tuple[float | None, ...]
@@ -81,7 +82,9 @@ def rows(batch: Batch) -> list[Trained]:
         given = batch.advantages[at, : batch.table.sizes[at]].tolist()
         numbers = (float(column[at]) for column in (batch.baseline, batch.scale, batch.weight))
         values = tuple(None if value != value else value for value in given)
-        return Trained(batch.table.group(at), batch.payloads[at], int(batch.clusters[at]), values, *numbers)
+        rewards = tuple(reward for reward in batch.table.rewards[at].tolist() if reward == reward)
+        prompt_id, cluster = batch.table.prompt_ids[at], int(batch.clusters[at])
+        return Trained(prompt_id, rewards, batch.payloads[at], cluster, values, *numbers)
 
     return [row(at) for at in range(len(batch.table))]
 
@@ -239,7 +242,7 @@ async def test_a_lost_group_is_not_trained_on_and_still_counts_in_history(servic
     await service.submit(group(0, (1.0, 1.0)), payload="dies")
     assert await service.mark_lost((group(0).group_id, "never:seen:0:0")) == (group(0).group_id,)
     trained = await train_on(service, 0, group(1, (0.0, 0.0)))
-    assert [entry.group.prompt_id for entry in trained] == ["prompt1"]
+    assert [entry.prompt_id for entry in trained] == ["prompt1"]
     assert sum((await service.cluster_stats())["mass"]) == pytest.approx(4.0)
 
 
@@ -270,7 +273,7 @@ async def test_the_ledger_explains_every_advantage(service: MomentsService, tmp_
         row = reader.execute("SELECT baseline, scale, weight FROM folds WHERE step = 1").fetchone()
     entry = trained[0]
     assert row == (entry.baseline, entry.scale, entry.weight)
-    expected = [(r - entry.baseline) / (entry.scale + 1e-8) for r in entry.group.rewards if r is not None]
+    expected = [(r - entry.baseline) / (entry.scale + 1e-8) for r in entry.rewards]
     assert entry.advantages == pytest.approx(expected)
 
 
