@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -135,14 +136,10 @@ def recomputed(run: OpenRun, group_id: str, incarnation: int | None, patient: bo
     return {
         "state": "done",
         "same": one.recorded == one.recomputed,
-        "recomputed": _numbers(one.recomputed),
-        "grpo": _numbers(one.grpo),
-        "past": {name: getattr(one.past, name) for name in ("mean", "variance", "mass", "seen")},
+        "recomputed": asdict(one.recomputed),
+        "grpo": asdict(one.grpo),
+        "past": asdict(one.past),
     }
-
-
-def _numbers(numbers: Any) -> dict[str, Any]:
-    return {name: getattr(numbers, name) for name in ("advantages", "baseline", "scale", "weight")}
 
 
 def find(run: OpenRun, group_id: str, incarnation: int | None) -> FoldedGroup:
