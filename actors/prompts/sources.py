@@ -4,7 +4,6 @@ Nothing here depends on the run's seed: the same recipe gives the same training 
 """
 
 import dataclasses
-import difflib
 import json
 import logging
 import re
@@ -17,6 +16,7 @@ from typing import Any
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource, Source
 from actors.prompts.prompt import Prompt, prompt_id
 from actors.verifiers import UnknownVerifierError, refuse_unknown
+from moments_service.suggestions import nearest
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def _create_task(source: ReasoningGymSource) -> Any:
         from actors.verifiers.reasoning_gym import EVALUATING_TASKS
 
     if source.task not in DATASETS:
-        raise SourceError(source, f"unknown reasoning-gym task `{source.task}`{_nearest(source.task, DATASETS)}")
+        raise SourceError(source, f"unknown reasoning-gym task `{source.task}`{nearest(source.task, DATASETS)}")
     if source.verifier is None and source.task in EVALUATING_TASKS:
         raise SourceError(
             source,
@@ -155,17 +155,11 @@ def _create_task(source: ReasoningGymSource) -> Any:
     known = [field.name for field in dataclasses.fields(DATASETS[source.task][1])]
     for key in source.params:
         if key not in known:
-            raise SourceError(source, f"task `{source.task}` has no setting `{key}`{_nearest(key, known)}")
+            raise SourceError(source, f"task `{source.task}` has no setting `{key}`{nearest(key, known)}")
     try:
         return create_dataset(source.task, seed=source.seed, **source.params)
     except GENERATOR_ERRORS as error:
         raise SourceError(source, f"task `{source.task}` refuses params {source.params}: {error}") from error
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean `{close[0]}`?" if close else f"; known are {', '.join(known)}"
 
 
 def _question_pattern(source: ReasoningGymSource) -> re.Pattern[str] | None:
@@ -306,7 +300,7 @@ def _difficulty(source: JsonlSource, where: str, row: dict[str, Any]) -> str:
 def _field(source: JsonlSource, where: str, row: dict[str, Any], key: str) -> str:
     field = getattr(source, key)
     if field not in row:
-        remedy = _nearest(field, row) if row else "; the line is empty"
+        remedy = nearest(field, row) if row else "; the line is empty"
         raise SourceError(source, f"{where}: no field `{field}` (from `{key}`){remedy}")
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():

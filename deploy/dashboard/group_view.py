@@ -8,7 +8,7 @@ import numpy as np
 
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.dashboard.shown_text import MORE_CHARS, excerpt
-from deploy.rundir.groups import Groups, Incarnation, Place, Wanted
+from deploy.rundir.groups import Incarnation, Place, RunGroups, Wanted
 from deploy.rundir.open_run import OpenRun
 from moments_service.ledger import FoldedGroup
 from moments_service.ledger.outcomes import Outcome, outcomes
@@ -47,7 +47,7 @@ def search(run: OpenRun, wanted: Wanted, before: str | None) -> dict[str, Any]:
     }
 
 
-def listed(groups: Groups, places: Sequence[Place]) -> list[dict[str, Any]]:
+def listed(groups: RunGroups, places: Sequence[Place]) -> list[dict[str, Any]]:
     """Rows of a list of groups, in their order."""
     return [_listed(row) for row in groups.folded(places)]
 

@@ -1,7 +1,7 @@
 """The services of a run: the moments service, the learner and the rollout actors, started side by side and ended together."""
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from actors.placement import addresses
 from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
+from deploy.report.clusters import main_sources
 from deploy.report.progress import EMBEDDING, lines
 from deploy.run.fleet import RolloutFleet
 from deploy.run.prompt_set import prompt_set
@@ -131,12 +132,7 @@ def where(learner: LearnerGroup, fleet: RolloutFleet) -> str:
 
 def cluster_names(pool: PromptPool, clusters: np.ndarray) -> list[str]:
     """For each cluster the sources that most of its prompts come from."""
-    members: dict[int, Counter[str]] = {}
+    members: dict[int, Counter[str]] = defaultdict(Counter)
     for prompt, cluster in zip(pool.train, clusters.tolist(), strict=True):
-        members.setdefault(cluster, Counter())[prompt.source] += 1
-    names = []
-    for cluster in range(max(members) + 1):
-        top = members.get(cluster, Counter()).most_common(2)
-        total = sum(members.get(cluster, Counter()).values())
-        names.append(", ".join(source for source, count in top if count >= 0.2 * total))
-    return names
+        members[cluster][prompt.source] += 1
+    return [main_sources(members[cluster]) for cluster in range(max(members) + 1)]

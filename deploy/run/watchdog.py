@@ -2,8 +2,7 @@
 
 A driver that starts a Ray of its own marks its environment, which every process below it inherits, and starts this module as
 a process that reads from a pipe. When the driver is gone, however it ended, the pipe closes, and what still carries the
-mark is killed. Ray's own processes notice a dead parent too, but its agents may take minutes over it. Linux only; elsewhere
-there is no /proc and this does nothing.
+mark is killed. Ray's own processes notice a dead parent too, but its agents may take minutes over it.
 """
 
 import os
@@ -11,7 +10,8 @@ import signal
 import subprocess
 import sys
 import uuid
-from pathlib import Path
+
+import psutil
 
 MARK = "BVBLEND_DRIVER"
 
@@ -27,16 +27,11 @@ def start_watchdog() -> "subprocess.Popen[bytes]":
 
 def marked_processes(name: str, value: str) -> dict[int, str]:
     """Running processes that were started with this environment variable, with their command lines; no zombies."""
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{name}={value}".encode() in (entry / "environ").read_bytes().split(b"\0"):
-                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                if line:
-                    found[int(entry.name)] = line
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue  # it ended while we looked, or is not ours
-    return found
+    return {
+        process.pid: " ".join(process.info["cmdline"])
+        for process in psutil.process_iter(["environ", "cmdline"])  # None of processes that are not ours
+        if (process.info["environ"] or {}).get(name) == value and process.info["cmdline"]
+    }
 
 
 def main(mark: str) -> None:

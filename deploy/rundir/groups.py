@@ -110,7 +110,7 @@ class ClusterHistory:
     """In history, of the groups that were trained on."""
 
 
-class Groups:
+class RunGroups:
     """The groups of one run, read-only. Holds nothing open; safe from several threads."""
 
     def __init__(self, moments: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from deploy.rundir.groups import Groups
+from deploy.rundir.groups import RunGroups
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.lines import read_object
 from deploy.rundir.metrics_index import MetricsIndex
@@ -36,10 +36,10 @@ class OpenRun:
         self.followers = 0
         """Pages that are being told what is new; they read it, requests need not."""
 
-    def groups(self) -> Groups:
+    def groups(self) -> RunGroups:
         """Its groups. Raises NoLedgerError."""
         try:
-            return Groups(self.directory.moments)
+            return RunGroups(self.directory.moments)
         except FileNotFoundError:
             raise NoLedgerError(f"run {self.name} has no ledger yet; it comes with its first groups") from None
 

@@ -93,7 +93,7 @@ class SemanticClusters:
         return self._encoder.encode(texts)
 
 
-class LabelClusters:
+class NamedClusters:
     """One cluster per label, made when it is first seen: a data source, a topic; or the prompt itself."""
 
     def __init__(self, labels: Iterable[str] = ()) -> None:
@@ -113,7 +113,7 @@ class LabelClusters:
         write_json(directory / LABELS_FILE, list(self._indices))
 
     @classmethod
-    def load(cls, directory: Path) -> "LabelClusters":
+    def load(cls, directory: Path) -> "NamedClusters":
         return cls(json.loads((directory / LABELS_FILE).read_text()))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moments_service.adapters.clusters import Encoder, LabelClusters, PromptClusters, SemanticClusters
+from moments_service.adapters.clusters import Encoder, NamedClusters, PromptClusters, SemanticClusters
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
 from moments_service.durable import settle, verify_directory, whole_directory, write_json
@@ -47,7 +47,7 @@ class LocalMoments:
     >>> moments.commit(1)
 
     config: estimator and blend as in this project's own runs.    prompts: the prompt set, to fit clusters on; without it
-    they are fitted on the first batch.    clusters: other clusters than those by meaning, such as `LabelClusters()`.
+    they are fitted on the first batch.    clusters: other clusters than those by meaning, such as `NamedClusters()`.
     seed: of the clustering.    encoder: other embeddings than the configured ones.
 
     Advantages come from the state before the batch, and a batch is folded in once, however often it is committed.
@@ -153,8 +153,8 @@ class LocalMoments:
         about = json.loads((folder / ABOUT_FILE).read_text())
         config = MomentsConfig.model_validate(about["config"]) if config is None else config
         clusters: PromptClusters
-        if about["clusters"] == LabelClusters.__name__:
-            clusters = LabelClusters.load(folder)
+        if about["clusters"] == NamedClusters.__name__:
+            clusters = NamedClusters.load(folder)
         else:
             clusters = SemanticClusters.load(folder, config.clusters, about["seed"], encoder)
         moments = cls(config, clusters=clusters, seed=about["seed"])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from moments_service.adapters.clusters import LabelClusters, prompt_text
+from moments_service.adapters.clusters import NamedClusters, prompt_text
 from moments_service.adapters.local import LocalMoments
 from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages
@@ -95,12 +95,12 @@ class RegisteredMoments:
     def _blend(self, groups: dict[str, list[int]], rewards: np.ndarray, lengths: np.ndarray, config: Any) -> Advantages:
         if self._moments is None:
             settings = MomentsConfig.model_validate(self._settings(config))
-            self._moments = LocalMoments(settings, clusters=None if self._texts else LabelClusters([ONE_CLUSTER]))
+            self._moments = LocalMoments(settings, clusters=None if self._texts else NamedClusters([ONE_CLUSTER]))
         width = max(len(rows) for rows in groups.values())
         table, sizes = np.full((len(groups), width), np.nan), np.zeros((len(groups), width))
         for m, rows in enumerate(groups.values()):
             table[m, : len(rows)], sizes[m, : len(rows)] = rewards[rows], lengths[rows]
-        if isinstance(self._moments.clusters, LabelClusters):
+        if isinstance(self._moments.clusters, NamedClusters):
             prompts = [self._texts.get(name, name) for name in groups]
             labels = [self._texts.get(name, ONE_CLUSTER) for name in groups]
         else:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
-from moments_service.adapters.clusters import LabelClusters, prompt_text
+from moments_service.adapters.clusters import NamedClusters, prompt_text
 from moments_service.adapters.local import LocalMoments
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
@@ -45,7 +45,7 @@ class BVBlendTrainer(GRPOTrainer):
     moments: the `LocalMoments` to use, or the config to make them with. Clusters are then fitted on the prompts of the
     training set, which are embedded once and cached, or on the first batch where the data set cannot be gone through.
     cluster_column: a column of the data set that names the cluster of each row, instead of its meaning. With `LocalMoments`
-    of one's own, those need `LabelClusters()` then.
+    of one's own, those need `NamedClusters()` then.
 
     Rewards are TRL's weighted sum, NaN where all functions return None; such completions get 0 and stay out of history.
     `scale_rewards` has no effect: the estimator has its own scale. A batch of completions is folded in after the first
@@ -140,7 +140,7 @@ class BVBlendTrainer(GRPOTrainer):
 
     def _new_moments(self, config: MomentsConfig) -> LocalMoments:
         if self.cluster_column is not None:
-            return LocalMoments(config, clusters=LabelClusters(), seed=self.args.seed)
+            return LocalMoments(config, clusters=NamedClusters(), seed=self.args.seed)
         data: Any = self.train_dataset
         whole = self.accelerator.is_main_process and hasattr(data, "__len__")
         prompts = [prompt_text(prompt) for prompt in data["prompt"]] if whole else []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from moments_service.adapters.clusters import LabelClusters
+from moments_service.adapters.clusters import NamedClusters
 from moments_service.adapters.local import LocalMoments
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from tests.contract import stand_ins
@@ -83,7 +83,7 @@ def expected(moments: LocalMoments, step: int, labels: list[str]) -> list[float]
 def check_history(library: str, estimator: Any, config: Any = None) -> None:
     """Three batches through the estimator, against moments of one cluster that are kept beside it."""
     blend = MomentsConfig.model_validate((config or {}).get("bv_blend", {}))
-    own = LocalMoments(blend, clusters=LabelClusters())
+    own = LocalMoments(blend, clusters=NamedClusters())
     for step in range(3):
         given = call(library, estimator, config=config)[:, 0].tolist()
         assert given == pytest.approx(expected(own, step, ["all", "all"]), abs=1e-6)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moments_service.adapters.clusters import LabelClusters
+from moments_service.adapters.clusters import NamedClusters
 from moments_service.adapters.local import LocalMoments
 from moments_service.config import BlendConfig, MomentsConfig
 
@@ -59,7 +59,7 @@ def test_the_loss_sees_the_advantages_of_the_moments(policy: ModuleType, tmp_pat
     arguments = {"gradient_accumulation_steps": accumulation, "temperature": 1.5}
     trainer = policy.build(policy.Watched, recorder, tmp_path, arguments, cluster_column="topic")
     trainer.train()
-    own = LocalMoments(clusters=LabelClusters())
+    own = LocalMoments(clusters=NamedClusters())
     expected = replay(policy, recorder, own, labels=True)
     assert len(expected) == 3 and len(trainer.seen) == 3 * accumulation
     compared = 0

@@ -9,7 +9,7 @@ sys.modules["vllm"] = None  # type: ignore[assignment]
 import numpy as np  # noqa: E402
 from accelerate.utils import gather_object  # noqa: E402
 
-from moments_service.adapters.clusters import LabelClusters  # noqa: E402
+from moments_service.adapters.clusters import NamedClusters  # noqa: E402
 from moments_service.adapters.local import LocalMoments  # noqa: E402
 from tests.integration.trl_policy import GENERATIONS, Recorder, Watched, build, by_content  # noqa: E402
 
@@ -20,7 +20,7 @@ def main(output: Path) -> None:
     trainer = build(Watched, recorder, output, arguments | {"save_steps": 2}, cluster_column="topic")
     trainer.train()
     assert trainer.accelerator.num_processes == 2
-    own = LocalMoments(clusters=LabelClusters())
+    own = LocalMoments(clusters=NamedClusters())
     for step, (prompts, completions, rewards, _) in enumerate(recorder.calls):
         # Each process scores its own completions; a group stands in one process here, and the order is by process.
         everyone = gather_object(list(zip(prompts, completions, rewards, strict=True)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
 from deploy.dashboard.shown_text import excerpt, visible
-from deploy.rundir.groups import NEWEST_FIRST, PLACE, Groups, Incarnation, Place, Wanted
+from deploy.rundir.groups import NEWEST_FIRST, PLACE, Incarnation, Place, RunGroups, Wanted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.live_file import LiveFile
 from deploy.rundir.metrics_index import MetricsIndex
@@ -143,7 +143,7 @@ async def grown_run(directory: Path, part_bytes: int = 60_000) -> MadeRun:
 
 async def test_searches_find_what_the_ledger_holds(tmp_path: Path) -> None:
     run = await grown_run(tmp_path)
-    groups = Groups(run.directory.moments)
+    groups = RunGroups(run.directory.moments)
     assert len(part_paths(run.directory.moments)) > 2
     rows = ledger_rows(run.directory.moments)[::-1]
     assert len(rows) == (15 + 8) * 6
@@ -210,7 +210,7 @@ def test_every_search_goes_by_the_index_that_leaves_least(wanted: Wanted, index:
 
 async def test_what_is_counted_grows_with_the_run(tmp_path: Path) -> None:
     run = await grown_run(tmp_path)
-    groups = Groups(run.directory.moments)
+    groups = RunGroups(run.directory.moments)
     for _ in range(4):
         before = groups.count(Wanted()), groups.count(Wanted(outcome="rescued"))
         await run.steps(5)
@@ -223,7 +223,7 @@ async def test_what_is_counted_grows_with_the_run(tmp_path: Path) -> None:
 async def test_pages_of_groups_join_without_gaps_while_the_run_goes_on(tmp_path: Path) -> None:
     run = await MadeRun(tmp_path, steps=40, groups=7).start()
     await run.steps(10)
-    groups = Groups(run.directory.moments)
+    groups = RunGroups(run.directory.moments)
     seen: list[int] = []
     before = None
     while page := groups.search(Wanted(), before, 9):
@@ -247,7 +247,7 @@ async def test_a_group_is_found_whatever_part_it_stands_in(tmp_path: Path) -> No
                 "SELECT COUNT(*) FROM folds LEFT JOIN groups USING (incarnation, sequence, group_id) WHERE groups.cluster IS NULL"
             ).fetchone()[0]
     assert len(parts) > 2 and folded_elsewhere > 0
-    groups = Groups(run.directory.moments)
+    groups = RunGroups(run.directory.moments)
     places = groups.search(Wanted())
     found = groups.folded(places)
     assert [(row.incarnation, row.step, row.group.sequence, row.group.group_id) for row in found] == places
@@ -267,7 +267,7 @@ async def test_a_group_is_found_whatever_part_it_stands_in(tmp_path: Path) -> No
 
 async def test_a_cluster_goes_as_its_groups_went(tmp_path: Path) -> None:
     run = await grown_run(tmp_path)
-    groups = Groups(run.directory.moments)
+    groups = RunGroups(run.directory.moments)
     rows = [row for row in ledger_rows(run.directory.moments) if row[4] == 3]
     for spans, width in ((1000, 1), (20, 1), (7, 4), (1, 32)):
         history = groups.history(3, spans)
@@ -288,7 +288,7 @@ async def test_a_cluster_goes_as_its_groups_went(tmp_path: Path) -> None:
 
 def test_a_run_without_a_ledger_has_no_groups(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        Groups(tmp_path)
+        RunGroups(tmp_path)
 
 
 def test_the_map_keeps_distances_along_the_two_widest_axes() -> None:

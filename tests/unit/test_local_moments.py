@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moments_service.adapters.local as local
-from moments_service.adapters.clusters import LabelClusters, SemanticClusters, prompt_text
+from moments_service.adapters.clusters import NamedClusters, SemanticClusters, prompt_text
 from moments_service.adapters.local import LocalMoments, prompt_id
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.estimators import RewardBatch
@@ -53,7 +53,7 @@ def test_the_docstring_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.blend.variant)
 def test_it_gives_what_the_state_gives(config: MomentsConfig) -> None:
     labels = ["a", "b", "c"]
-    moments, state = LocalMoments(config, clusters=LabelClusters(labels)), MomentsState(config, 3)
+    moments, state = LocalMoments(config, clusters=NamedClusters(labels)), MomentsState(config, 3)
     clusters = np.arange(3)
     for step, (prompts, rewards) in enumerate(batches(6)):
         ids = tuple(prompt_id(prompt) for prompt in prompts)
@@ -69,7 +69,7 @@ def test_it_gives_what_the_state_gives(config: MomentsConfig) -> None:
 
 
 def test_a_batch_does_not_see_itself_and_folds_once() -> None:
-    moments = LocalMoments(clusters=LabelClusters())
+    moments = LocalMoments(clusters=NamedClusters())
     first = moments.advantages(0, ["p"], [[1, 0]]).values
     np.testing.assert_array_equal(moments.advantages(0, ["p"], [[1, 0]]).values, first)
     moments.commit(0)
@@ -86,7 +86,7 @@ def test_a_batch_does_not_see_itself_and_folds_once() -> None:
 
 
 def test_one_commit_takes_in_all_batches_of_a_policy_step() -> None:
-    together, apart = LocalMoments(clusters=LabelClusters()), LocalMoments(clusters=LabelClusters())
+    together, apart = LocalMoments(clusters=NamedClusters()), LocalMoments(clusters=NamedClusters())
     for step in (0, 1):
         together.advantages(together.next_step, ["p"], [[1, 0, step]])
         apart.advantages(step, ["p"], [[1, 0, step]])
@@ -98,7 +98,7 @@ def test_one_commit_takes_in_all_batches_of_a_policy_step() -> None:
 
 
 def test_labels_make_clusters_as_they_come() -> None:
-    moments = LocalMoments(clusters=LabelClusters())
+    moments = LocalMoments(clusters=NamedClusters())
     for step, label in enumerate(["x", "y", "z", "x"]):
         moments.advantages(step, ["p"], [[1, 0, 0, 0]], labels=[label])
         moments.commit(step)
@@ -111,7 +111,7 @@ def test_labels_make_clusters_as_they_come() -> None:
 @pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.blend.variant)
 def test_what_was_saved_goes_on_exactly(tmp_path: Path, clusters: str, config: MomentsConfig) -> None:
     encoder = TwoTopics()
-    chosen = LabelClusters() if clusters == "labels" else SemanticClusters(config.clusters, encoder=encoder)
+    chosen = NamedClusters() if clusters == "labels" else SemanticClusters(config.clusters, encoder=encoder)
     moments = LocalMoments(config, clusters=chosen)
     made = batches(6)
     for step, (prompts, rewards) in enumerate(made[:3]):
@@ -134,7 +134,7 @@ def test_what_was_saved_goes_on_exactly(tmp_path: Path, clusters: str, config: M
 
 
 def test_saved_moments_refuse_another_kind_of_memory(tmp_path: Path) -> None:
-    moments = LocalMoments(clusters=LabelClusters())
+    moments = LocalMoments(clusters=NamedClusters())
     moments.advantages(0, ["p"], [[1, 0]])
     moments.commit(0)
     moments.save(tmp_path / "saved")
@@ -156,7 +156,7 @@ def test_clusters_by_meaning_are_fitted_on_the_prompts_or_on_the_first_batch() -
 
 
 def test_what_cannot_be_a_batch_is_refused() -> None:
-    moments = LocalMoments(clusters=LabelClusters())
+    moments = LocalMoments(clusters=NamedClusters())
     with pytest.raises(ValueError, match="as many rows"):
         moments.advantages(0, ["p", "q"], [[1, 0]])
     with pytest.raises(ValueError, match="infinite"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moments_service.adapters.clusters import LabelClusters
+from moments_service.adapters.clusters import NamedClusters
 from moments_service.adapters.local import LocalMoments
 from moments_service.clusters import Codebook
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
@@ -28,7 +28,7 @@ def strict(text: str) -> Any:
 
 
 def trained(steps: int) -> LocalMoments:
-    moments = LocalMoments(clusters=LabelClusters())
+    moments = LocalMoments(clusters=NamedClusters())
     for step in range(steps):
         moments.advantages(step, ["a question"], [[1.0, 0.0]])
         moments.commit(step)

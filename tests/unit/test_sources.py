@@ -135,8 +135,8 @@ def test_failing_indices_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"task": "chain_sums"}, "unknown reasoning-gym task `chain_sums`; did you mean `chain_sum`?"),
-        ({"params": {"min_term": 2}}, "no setting `min_term`; did you mean `min_terms`?"),
+        ({"task": "chain_sums"}, "unknown reasoning-gym task `chain_sums`; did you mean chain_sum?"),
+        ({"params": {"min_term": 2}}, "no setting `min_term`; did you mean min_terms?"),
         ({"params": {"min_terms": 3, "max_terms": 2}}, "refuses params .*max_terms"),
         ({"params": {"seed": 3}}, "the source's own `seed`"),
         ({"question_pattern": "answer"}, "has no group"),
@@ -197,7 +197,7 @@ def test_what_one_source_holds_out_no_other_trains_on(gsm8k: Path) -> None:
     ("line", "message"),
     [
         ('{"question": "1 + 1?"}', r"train\.jsonl, line 2: no field `answer` \(from `answer_field`\)"),
-        ('{"question": "1 + 1?", "answers": "2"}', "no field `answer` .*did you mean `answers`?"),
+        ('{"question": "1 + 1?", "answers": "2"}', "no field `answer` .*did you mean answers?"),
         ('{"question": "1 + 1?", "answer": null}', "field `answer` must be a text or a number, found None"),
         ('{"question": " ", "answer": "2"}', "field `question` must be"),
         ("question: 1 + 1", "line 2: not JSON"),
