@@ -48,7 +48,7 @@ class WeightSource(Protocol):
     """Where weights come from: the learner."""
 
     async def offer(self, version: int) -> WeightOffer:
-        """The policy as it is now, as `version`. Good until the next offer."""
+        """The policy as it is now, as `version`. Good until the next one has settled."""
         ...
 
 
