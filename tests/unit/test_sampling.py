@@ -116,9 +116,11 @@ def moments() -> Moments:
     return Moments()
 
 
-def sampler(fleet: FaultyFleet, moments: Moments, timeout_s: float = 5.0) -> tuple[WorkBuffer, Sampler]:
+def sampler(
+    fleet: FaultyFleet, moments: Moments, timeout_s: float = 5.0, deadline_s: float = 5.0
+) -> tuple[WorkBuffer, Sampler]:
     work = WorkBuffer(PromptFeed(PROMPTS, 0, group_size=2), batch_groups=4, max_staleness=0)
-    sampling = Sampler(work, fleet, Remote(moments, "the moments service", 5.0), timeout_s, attempts=2)  # type: ignore[arg-type]
+    sampling = Sampler(work, fleet, Remote(moments, "the moments service", deadline_s), timeout_s, attempts=2)  # type: ignore[arg-type]
     work.fill()
     sampling.pump()
     return work, sampling
@@ -244,4 +246,17 @@ async def test_an_actor_that_hangs_dies_of_it_and_the_run_goes_on(fleet: FaultyF
     for group_id in again:
         fleet.finish(group_id)
     assert len(await work.take(0)) == 4
+    await sampling.close()
+
+
+async def test_a_moments_service_that_hangs_over_lost_groups_is_named(fleet: FaultyFleet, moments: Moments) -> None:
+    async def never(group_ids: tuple[str, ...]) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    moments.mark_lost = type("Method", (), {"remote": staticmethod(never)})
+    work, sampling = sampler(fleet, moments, deadline_s=0.05)
+    await settle()
+    fleet.kill(0)
+    with pytest.raises(TimeoutError, match=r"the moments service did not answer mark_lost in 0.05 s"):
+        await work.take(0)
     await sampling.close()
