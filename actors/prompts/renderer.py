@@ -1,8 +1,11 @@
 """Between texts and the token ids that the policy reads and writes, exactly: what was sampled is never tokenised again."""
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
+OPENINGS_KEPT = 4096
+"""Openings whose token ids are remembered."""
 _SAID = "\N{SYMBOL FOR RECORD SEPARATOR}"
 """Stands for what the policy said when a chat template is asked what comes after it."""
 
@@ -15,6 +18,8 @@ class Renderer:
         if chat and not tokenizer.chat_template:
             raise ValueError(f"prompts.chat: the tokenizer of {tokenizer.name_or_path} has no chat template")
         self._tokenizer, self._chat = tokenizer, chat
+        # Every sample of a group begins with the same text, and prompts come again.
+        self._opening = lru_cache(OPENINGS_KEPT)(partial(prompt_ids, tokenizer, chat=chat))
         self.stop_ids = stop_token_ids(tokenizer, stop)
 
     @classmethod
@@ -27,7 +32,7 @@ class Renderer:
 
     def opening_ids(self, text: str) -> tuple[int, ...]:
         """What the policy is given before it speaks for the first time."""
-        return prompt_ids(self._tokenizer, text, self._chat)
+        return self._opening(text)
 
     def answer_ids(self, text: str, last: int) -> tuple[int, ...]:
         """What follows what the policy said when its environment answers `text`, up to where it speaks again.

@@ -138,7 +138,7 @@ class VerifierProcess:
         message = bytes(ForkingPickler.dumps(request))
         message = len(message).to_bytes(4, "big") + message
         async with self._sending:
-            if self._ended.done():
+            if self._ended.done() or not (message := self._left_to_send(message)):
                 return
             sending = asyncio.ensure_future(asyncio.get_running_loop().sock_sendall(self._socket, message))
             # Nothing else wakes who sends to a process that is killed.
@@ -150,6 +150,16 @@ class VerifierProcess:
                 self._end(f"did not take its request in {self._start_timeout_s:g} s")
             elif sending.exception() is not None:
                 self._end(None)
+
+    def _left_to_send(self, message: bytes) -> bytes:
+        """What the pipe does not take at once; it takes nearly every request whole."""
+        try:
+            return message[self._socket.send(message) :]
+        except BlockingIOError:
+            return message
+        except OSError:
+            self._end(None)
+            return b""
 
     async def _next(
         self, answers: "asyncio.Queue[_Answer]", deadline_s: float, said_s: float | None = None

@@ -132,8 +132,9 @@ class Episode:
 
     async def _ask(self, waiting: Awaitable[T]) -> T:
         try:
-            return await asyncio.wait_for(waiting, self.timeout_s)
-        except TimeoutError:
-            raise EnvironmentFailedError(f"environment timed out after {self.timeout_s:g} s") from None
+            async with asyncio.timeout(self.timeout_s) as deadline:
+                return await waiting
         except Exception as error:  # whatever an environment raises is an error of its sample, and of nothing else
+            if isinstance(error, TimeoutError) and deadline.expired():
+                raise EnvironmentFailedError(f"environment timed out after {self.timeout_s:g} s") from None
             raise EnvironmentFailedError(f"environment raised {reason(error)}") from error

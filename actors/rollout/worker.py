@@ -9,8 +9,8 @@ from actors.engines.create import create_engine
 from actors.engines.protocol import Engine
 from actors.prompts.prompt import Prompt, Ticket
 from actors.prompts.renderer import Renderer
-from actors.rewards.pool import RewardPool
 from actors.rewards.protocol import Verdict
+from actors.rewards.thread import RewardThread
 from actors.rollout.episode import Episode
 from actors.rollout.group import Draw, GroupSampler, header, transcript
 from actors.rollout.sample import Sample
@@ -40,7 +40,7 @@ class RolloutWorker:
     def __init__(self, spec: RolloutSpec, index: int) -> None:
         """index: this worker's place among the rollout actors."""
         self._spec, self._index = spec, index
-        self._pool = RewardPool(spec.rewards)
+        self._pool = RewardThread(spec.rewards)
         self._engine: Engine | None = None
         self._sampler: GroupSampler | None = None
 
