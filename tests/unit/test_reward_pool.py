@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
 from actors.rewards.process import VerifierProcess
 from actors.rewards.protocol import Attempt, Verdict
+from actors.rewards.thread import RewardThread
 
 pytestmark = pytest.mark.unit
 
@@ -341,3 +343,14 @@ async def test_an_answer_that_no_verifier_of_ours_gives_is_an_error(pool: Reward
     (verdict,) = await judge(pool, prompt(verifier), [forged])
     assert verdict.reward is None and error in str(verdict.error)
     assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0)]
+
+
+async def test_a_pool_in_a_loop_of_its_own_judges_and_ends_twice() -> None:
+    rewards = RewardThread(RewardsConfig())
+    await rewards.start(["exact"])
+    asked = Prompt("p", "sums", "1+1=", "2", "exact")
+    judged = await asyncio.gather(*(rewards.judge(asked, [Attempt("2", 0), Attempt("3", 1)]) for _ in range(5)))
+    assert judged == [[Verdict(1.0, None), Verdict(0.0, None)]] * 5
+    await rewards.close()
+    await rewards.close()
+    assert "rewards" not in {thread.name for thread in threading.enumerate()}
