@@ -1,7 +1,7 @@
 """What a run says of itself while it goes on: a line a step, the state of its parts, evaluations; to files, people and watchers."""
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -95,6 +95,3 @@ class Reporter:
         for split, evaluation in measured.items():
             self._directory.append_evaluation(step, split, evaluation)
             self.watchers.evaluation(step, split, evaluation)
-
-    def name_clusters(self, names: Sequence[str]) -> None:
-        self.display.name_clusters(names)
