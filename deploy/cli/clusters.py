@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deploy.cli.console import console
 from deploy.cli.options import Overrides
 from deploy.config.recipe import load_recipe
 from deploy.rundir.layout import RunDirectory
 
 clusters_app = typer.Typer(help="The clusters whose prompts share their history: fit, show", no_args_is_help=True)
-console = Console()
 
 
 @clusters_app.command()

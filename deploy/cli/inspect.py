@@ -4,16 +4,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from deploy.cli.console import console, errors
 from deploy.cli.options import Overrides
 from deploy.cluster.environment import EnvironmentProblemError, check_packages
 from deploy.config.recipe import ConfigError
 from deploy.rundir.find import find_run, load_run_config
 
 inspect_app = typer.Typer()
-console = Console()
-errors = Console(stderr=True)
 
 
 @inspect_app.command()

@@ -3,34 +3,26 @@
 Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 130 stopped by hand.
 """
 
-import asyncio
 import os
 import sys
-import traceback
-from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from deploy.cli.clusters import clusters_app
+from deploy.cli.console import console, errors
 from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
-from deploy.cli.options import Address, Overrides, Recipe
+from deploy.cli.options import Overrides, Recipe
+from deploy.cli.train import train
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
-from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.run.errors import StoppedByHandError
-from deploy.rundir.find import find_run, load_run_config, newest_checkpoint
-from deploy.rundir.layout import Ending, RunDirectory
-from deploy.watching.trackers import TrackerName, chosen_trackers
-
-if TYPE_CHECKING:
-    from deploy.report.live import Display
-    from moments_service.offline.portable import WarmStart
+from deploy.rundir.find import load_run_config
+from deploy.rundir.layout import RunDirectory
 
 app = typer.Typer(
     help="Reinforcement learning with verifiable rewards whose advantages remember. Start: bvblend train RECIPE",
@@ -41,130 +33,7 @@ app = typer.Typer(
 app.add_typer(clusters_app, name="clusters")
 app.add_typer(moments_app, name="moments")
 app.add_typer(inspect_app)
-console = Console()
-errors = Console(stderr=True)
-
-
-@app.command()
-def train(
-    recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
-    override: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
-    warm_start: Annotated[
-        Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
-    ] = None,
-    discount: Annotated[float, typer.Option(help="Share of their mass to keep, in (0, 1]")] = 1.0,
-    codebook: Annotated[
-        Path | None, typer.Option(help="Begin with a codebook that `bvblend clusters fit` wrote")
-    ] = None,
-    address: Address = None,
-    dashboard: Annotated[
-        str | None, typer.Option(help="Also serve the dashboard, at PORT or HOST:PORT, while the run goes on")
-    ] = None,
-    track: Annotated[str | None, typer.Option(help="Also log to tensorboard,wandb,mlflow, or some of them")] = None,
-    wait_for_nodes: Annotated[
-        bool, typer.Option("--wait-for-nodes", help="Nodes are still to come: wait for room, do not refuse at once")
-    ] = False,
-) -> None:
-    """Train a policy. Example: bvblend train deploy/recipes/cold_start.yaml --set seed=1"""
-    if (recipe is None) == (resume is None):
-        raise ConfigError("name a recipe, or a run to --resume, and not both")
-    if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
-        raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
-    checkpoint = None
-    if resume is not None:
-        directory = find_run(resume)
-        config = load_run_config(directory, override or ())
-        checkpoint = newest_checkpoint(directory)
-    else:
-        assert recipe is not None
-        config = load_recipe(recipe, override or ())
-    require_packages(config.rollout.engine.kind)
-    trackers = chosen_trackers(track, directory if resume is not None else None)
-    from deploy.run.warm_start import read_warm_start
-
-    start = read_warm_start(config, warm_start, codebook, discount)
-    run = directory if resume is not None else None
-    _train(
-        config, run, checkpoint, address, start, dashboard=dashboard, trackers=trackers, wait_for_nodes=wait_for_nodes
-    )
-
-
-def _train(
-    config: RunConfig,
-    directory: RunDirectory | None,
-    checkpoint: Path | None,
-    address: str | None,
-    start: "WarmStart | None",
-    *,
-    dashboard: str | None,
-    trackers: Sequence[TrackerName],
-    wait_for_nodes: bool,
-) -> None:
-    import ray
-
-    from actors.placement import alive_nodes
-    from deploy.cluster.placement import refuse_what_does_not_fit
-    from deploy.mirror.mirror import refuse_unwritable_mirror
-    from deploy.report.live import create_display
-    from deploy.run.launch import read_pool, run_training
-    from deploy.run.prompt_lengths import refuse_long_prompts
-    from deploy.run.ray_cluster import connect
-
-    show = None
-    if dashboard is not None:
-        from deploy.dashboard.actor import parse_address, start_dashboard
-
-        show = partial(start_dashboard, *parse_address(dashboard))
-    pool = read_pool(config)
-    refuse_long_prompts(config, pool)
-    refuse_unwritable_mirror(config)
-    directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
-    if start is not None:
-        start.place(directory.moments)
-    display = create_display(console, config.steps)
-    watchdog = None
-    if checkpoint is not None:
-        display.note(f"going on from {checkpoint}")
-    elif directory.metrics.exists():
-        display.note("this run has no checkpoint yet; it begins again")
-    try:
-        watchdog = connect(config, address)
-        if not wait_for_nodes:
-            refuse_what_does_not_fit(config, alive_nodes())
-        if watchdog is None:
-            _note_wait(config, display)
-        if show is not None:
-            _keep, page = show(directory.path.parent)
-            display.note(f"dashboard: {page}")
-        result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
-    except Exception as error:
-        how: Ending = "stopped" if isinstance(error, StoppedByHandError) else "failed"
-        directory.end_early(how, redacted(traceback.format_exc()))
-        raise
-    finally:
-        display.close()
-        ray.shutdown()
-        if watchdog is not None and watchdog.stdin is not None:
-            watchdog.stdin.close()
-    _show_end(result.summary, directory)
-
-
-def _show_end(summary: dict[str, Any], directory: RunDirectory) -> None:
-    from deploy.report.summary import rich_table, signal_sentence
-
-    console.print(rich_table(summary))
-    console.print(signal_sentence(summary))
-    console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)
-
-
-def _note_wait(config: RunConfig, display: "Display") -> None:
-    """Say what the run will wait for, where others use the cluster."""
-    from actors.placement import alive_nodes
-    from deploy.cluster.placement import busy
-
-    if (reason := busy(config, alive_nodes())) is not None:
-        display.note(f"waiting up to {config.start_timeout_s:g} s for room: {reason}")
+app.command()(train)
 
 
 @app.command()

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from deploy.cli.console import console
 from deploy.cli.options import Overrides
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.rundir.find import find_run
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 moments_app = typer.Typer(
     help="Moments of one run for another: export, import, merge, diff; or made again: rebuild", no_args_is_help=True
 )
-console = Console()
 
 Out = Annotated[Path, typer.Option(help="New directory to write", show_default=False)]
 Exported = Annotated[Path, typer.Argument(help="Directory that `moments export` or `merge` wrote", show_default=False)]
