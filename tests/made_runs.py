@@ -40,6 +40,7 @@ class MadeRun:
         estimator: str = "bv_blend",
         texts: dict[int, str] | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
+        sources: tuple[str, ...] = SOURCES,
     ) -> None:
         self.config = load_recipe(
             RECIPE,
@@ -53,6 +54,7 @@ class MadeRun:
         self.step = 0
         self.texts = texts or {}
         self._limits = limits
+        self._sources = sources
         self._random = np.random.default_rng(seed)
         self._live = LiveFile(self.directory.live)
         self._sequence = self._completions = self._drawn = 0
@@ -97,16 +99,16 @@ class MadeRun:
         await self._service.close()
 
     def _prompt_set(self) -> PromptSet:
-        count = len(SOURCES) * PROMPTS_A_SOURCE
-        of_source = np.repeat(np.arange(len(SOURCES)), PROMPTS_A_SOURCE)
-        centres = self._random.normal(size=(len(SOURCES), DIMENSION))
+        count = len(self._sources) * PROMPTS_A_SOURCE
+        of_source = np.repeat(np.arange(len(self._sources)), PROMPTS_A_SOURCE)
+        centres = self._random.normal(size=(len(self._sources), DIMENSION))
         points = centres[of_source] + 0.6 * self._random.normal(size=(count, DIMENSION))
         points /= np.linalg.norm(points, axis=1, keepdims=True)
-        self._skill = self._random.uniform(-3.0, 1.0, size=len(SOURCES))[of_source] + 0.7 * self._random.normal(
+        self._skill = self._random.uniform(-3.0, 1.0, size=len(self._sources))[of_source] + 0.7 * self._random.normal(
             size=count
         )
         ids = tuple(f"{int(self._random.integers(2**60)):016x}" for _ in range(count))
-        return PromptSet(ids, tuple(SOURCES[i] for i in of_source), ("",) * count, points.astype(np.float32))
+        return PromptSet(ids, tuple(self._sources[i] for i in of_source), ("",) * count, points.astype(np.float32))
 
     async def _one_step(self) -> None:
         service = self._service

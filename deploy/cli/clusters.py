@@ -48,7 +48,7 @@ def fit(
     sizes = np.bincount(clusters.assign_prompts(prompts), minlength=len(clusters))
     console.print(f"{len(clusters)} clusters by {clusters.by}, {len(prompts)} prompts, codebook {clusters.fingerprint}")
     console.print(f"prompts per cluster: {', '.join(map(str, sorted(sizes.tolist(), reverse=True)))}")
-    console.print(str(out), markup=False, highlight=False, soft_wrap=True)
+    console.print(str(out), soft_wrap=True)
 
 
 @clusters_app.command()

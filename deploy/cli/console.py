@@ -1,6 +1,6 @@
 """Where commands print."""
 
-from rich.console import Console
+from deploy.report.terminal import Terminal
 
-console = Console()
-errors = Console(stderr=True)
+console = Terminal()
+errors = Terminal(stderr=True)

@@ -65,9 +65,9 @@ def dashboard(
         raise ConfigError(f"{runs_dir}: no such directory; name the one that runs are made in (runs_dir of the recipe)")
     access = access_for(host)
     bound = listen(host, port)
-    console.print(f"dashboard of {runs_dir}: {address_of(host, bound)}", markup=False, soft_wrap=True)
+    console.print(f"dashboard of {runs_dir}: {address_of(host, bound)}", soft_wrap=True)
     if access.new_token:
-        console.print(f"token, unless {TOKEN_VARIABLE} names one: {access.token}", markup=False, soft_wrap=True)
+        console.print(f"token, unless {TOKEN_VARIABLE} names one: {access.token}", soft_wrap=True)
     serve(runs_dir, access, bound)
 
 
@@ -113,6 +113,6 @@ def doctor(
         directory = find_run(run)
         out = out or Path(f"bvblend-doctor-{directory.path.name}.zip")
         for line in write_bundle(directory, out, packages, checks):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
     if any(check.problem for check in packages) or any(check.problem for check in checks):
         raise EnvironmentProblemError("the environment is wrong or half made: see the last column")

@@ -73,7 +73,7 @@ def _plan_places(config: RunConfig, address: str | None) -> None:
     refuse_what_does_not_fit(config, nodes)
     console.print(places_table(config, nodes))
     if (reason := busy(config, nodes)) is not None:
-        console.print(f"Not now, others use the cluster: {reason}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"Not now, others use the cluster: {reason}", style="yellow", soft_wrap=True)
 
 
 @app.command()
@@ -113,7 +113,7 @@ def submit(
         jobs.runtime_environment(runtime_env, working_dir),
         jobs.driver_resources(entrypoint_num_cpus, entrypoint_num_gpus, entrypoint_resources),
     )
-    console.print(f"submitted {job.job_id}; {job.hint()}", markup=False, soft_wrap=True)
+    console.print(f"submitted {job.job_id}; {job.hint()}", soft_wrap=True)
     if wait:
         raise typer.Exit(job.follow(console))
 
@@ -163,5 +163,5 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    errors.print(redacted(message), style="red", markup=False, highlight=False, soft_wrap=True)
+    errors.print(redacted(message), style="red", soft_wrap=True)
     sys.exit(code)

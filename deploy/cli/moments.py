@@ -36,7 +36,7 @@ def export_moments(
 
     portable = read_saved(source)
     _write(portable, out)
-    console.print(f"{out}: {_sentence(portable)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {_sentence(portable)}", soft_wrap=True)
 
 
 @moments_app.command("import")
@@ -57,7 +57,7 @@ def import_moments(
     assert start is not None
     run = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     start.place(run.moments)
-    console.print(f"start it: bvblend train --resume {run.path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"start it: bvblend train --resume {run.path}", soft_wrap=True)
 
 
 @moments_app.command("merge")
@@ -70,7 +70,7 @@ def merge_moments(first: Exported, second: Exported, out: Out) -> None:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _write(merged, out)
-    console.print(f"{out}: {_sentence(merged)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {_sentence(merged)}", soft_wrap=True)
 
 
 @moments_app.command("diff")
@@ -113,17 +113,13 @@ def rebuild_moments(
     directory = find_run(run)
     with progress(console, "steps") as advance:
         rebuilt = rebuild_run(load_recipe(directory.config), directory, step, advance)
-    console.print(
-        f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole", highlight=False
-    )
-    console.print(_sentence(rebuilt.portable), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole")
+    console.print(_sentence(rebuilt.portable), soft_wrap=True)
     style = {True: "green", False: "bold red", None: "yellow"}[rebuilt.same]
-    console.print(rebuilt.compared, style=style, markup=False, highlight=False, soft_wrap=True)
+    console.print(rebuilt.compared, style=style, soft_wrap=True)
     if out is not None:
         _write(rebuilt.portable, out)
-        console.print(
-            f"{out}: begin a run with it: bvblend train RECIPE --warm-start {out}", markup=False, soft_wrap=True
-        )
+        console.print(f"{out}: begin a run with it: bvblend train RECIPE --warm-start {out}", soft_wrap=True)
     if rebuilt.same is False:
         raise typer.Exit(4)
 

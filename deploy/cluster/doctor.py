@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 from rich.table import Table
+from rich.text import Text
 
 from deploy.cluster.environment import PackageCheck
 
@@ -72,10 +73,10 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _verdict(problem: str | None, needed: bool) -> str:
+def _verdict(problem: str | None, needed: bool) -> Text:
     if problem is not None:
-        return f"[red]{problem}[/red]"
-    return "[green]ok[/green]" if needed else "[dim]not needed[/dim]"
+        return Text(problem, style="red")
+    return Text("ok", style="green") if needed else Text("not needed", style="dim")
 
 
 def _space(name: str, path: Path, least_gib: float, remedy: str) -> MachineCheck:

@@ -126,26 +126,26 @@ class Job:
         Raises EnvironmentProblemError where the connection breaks.
         """
         try:
-            details = asyncio.run(self._ended())
+            details = asyncio.run(self._ended(console))
         except KeyboardInterrupt:
-            console.print(f"{self.job_id} goes on; {self.hint()}", markup=False, soft_wrap=True)
+            console.print(f"{self.job_id} goes on; {self.hint()}", soft_wrap=True)
             return STOPPED
         except RuntimeError as error:
             raise EnvironmentProblemError(
                 f"lost sight of {self.job_id}, which may go on: {error}; {self.hint()}"
             ) from None
-        console.print(f"{self.job_id}: {details.status}", markup=False, highlight=False)
+        console.print(f"{self.job_id}: {details.status}")
         if details.status == JobStatus.SUCCEEDED:
             return DONE
         if details.status == JobStatus.STOPPED:
             return STOPPED
         if details.driver_exit_code is None:  # it did not come to a log of its own
-            console.print(details.message, markup=False, highlight=False, soft_wrap=True)
+            console.print(details.message, soft_wrap=True)
         return details.driver_exit_code if details.driver_exit_code in OWN_CODES else FAILED
 
-    async def _ended(self) -> JobDetails:
+    async def _ended(self, console: Console) -> JobDetails:
         async for lines in self._client.tail_job_logs(self.job_id):
-            print(lines, end="", flush=True)
+            console.print(lines, end="", soft_wrap=True)
         # The log ends a moment before the job does.
         while not (details := self._client.get_job_info(self.job_id)).status.is_terminal():  # noqa: ASYNC110 - asked over HTTP
             await asyncio.sleep(STATUS_POLL_S)

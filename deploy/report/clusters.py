@@ -4,11 +4,11 @@ from collections import Counter
 
 import numpy as np
 from rich.table import Table
-from rich.text import Text
 
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
+from deploy.report.visible import one_line
 from deploy.rundir.layout import RunDirectory
 from moments_service.clusters import Clusters, Codebook, PromptSet, fit_clusters, load_clusters
 from moments_service.clusters.fitting import PAYS, PROMPTS_PER_CLUSTER, CountChoice
@@ -57,10 +57,9 @@ def clusters_table(
     for cluster in sorted(living.tolist(), key=lambda cluster: (-sizes[cluster], cluster)):
         members = np.flatnonzero(assigned == cluster)
         numbers = () if history is None else _numbers(history, cluster)
-        # Prompts are what a data set says; they are shown as text and never as markup.
         texts = [shortened(pool[row].text) for row in exemplars(clusters, prompts, members, cluster)]
-        mostly = Text(main_sources(Counter(pool[row].source for row in members)))
-        table.add_row(str(cluster), str(sizes[cluster]), mostly, *numbers, Text("\n".join(texts)))
+        mostly = one_line(main_sources(Counter(pool[row].source for row in members)))
+        table.add_row(str(cluster), str(sizes[cluster]), mostly, *numbers, "\n".join(texts))
     return table
 
 

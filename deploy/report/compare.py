@@ -9,13 +9,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config
 from deploy.report.progress import bar
-from deploy.report.summary import column, png, smooth
+from deploy.report.summary import column, picture_text, png, smooth
 from deploy.report.variations import Variant, variants
+from deploy.report.visible import one_line
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.lines import read_object
 from moments_service import durable
@@ -54,7 +54,7 @@ class Comparison:
             for number, (variant, seed) in enumerate(jobs, 1):
                 advance(number - 1, len(jobs))
                 if self._finished(variant, seed) is None:
-                    console.print(f"run {number} of {len(jobs)}: {variant.name}, seed {seed}", markup=False)
+                    console.print(f"run {number} of {len(jobs)}: {variant.name}, seed {seed}")
                     self._train(recipe, variant, seed)
                 self.write()
 
@@ -88,7 +88,7 @@ class Comparison:
         for variant, summaries in zip(self.variants, self.summaries().values(), strict=True):
             curves = [self._curve(variant, seed) for seed in self.seeds if self._finished(variant, seed)]
             table.add_row(
-                Text(variant.name),
+                one_line(variant.name),
                 str(len(summaries)),
                 _spread([summary["train"]["end"] for summary in summaries]),
                 _spread([end for summary in summaries if (end := summary["held_out"]["end"]) is not None]),
@@ -137,13 +137,15 @@ class Comparison:
             line = LINES[combinations.index(str(variant.settings)) % len(LINES)]
             steps = range(1, len(curves[0]) + 1)
             columns = list(zip(*curves, strict=True))
-            label = f"{variant.name} (n={len(curves)})"
+            label = picture_text(f"{variant.name} (n={len(curves)})")
             axes.plot(steps, [mean(column) for column in columns], line, color=color, linewidth=2, label=label)
             axes.fill_between(
                 steps, [min(c) for c in columns], [max(c) for c in columns], color=color, alpha=0.15, linewidth=0
             )
         axes.set(
-            title=f"{self.config.name}: {self._same('batch_groups')} groups of {self._same('group_size')} a step",
+            title=picture_text(
+                f"{self.config.name}: {self._same('batch_groups')} groups of {self._same('group_size')} a step"
+            ),
             xlabel="policy step",
             ylabel="pass@1 on training prompts",
             ylim=(0, None),

@@ -13,6 +13,7 @@ from rich.text import Text
 from deploy.config.recipe import ConfigError, load_moments_config
 from deploy.report.numbers import shown
 from deploy.report.progress import EMBEDDING, progress
+from deploy.report.visible import one_line, visible
 from moments_service.durable import strict_json
 from moments_service.estimators.naming import configured
 from moments_service.offline.explain import Explanation, Numbers
@@ -23,16 +24,16 @@ _shown = partial(shown, form=".6g")
 
 
 def explanation(found: Explanation, estimator: str) -> RenderableType:
-    """One group for a person to read. Texts of models and prompts are shown as they are, never as markup."""
+    """One group for a person to read."""
     group = found.group
     head = Text()
-    head.append(f"group {group.group_id}\n", style="bold")
+    head.append(f"group {one_line(group.group_id)}\n", style="bold")
     head.append(
-        f"source {group.source}, cluster {found.cluster}, place {group.sequence} in the feed, {group.status.value}, sampled by "
+        f"source {one_line(group.source)}, cluster {found.cluster}, place {group.sequence} in the feed, {group.status.value}, sampled by "
         f"policy versions {group.policy_versions[0]} to {group.policy_versions[1]}, incarnation {found.incarnation}\n"
     )
     if found.texts is not None:
-        head.append(f"\n{found.texts.prompt.strip()}\n", style="italic")
+        head.append(f"\n{visible(found.texts.prompt.strip())}\n", style="italic")
     if found.texts_dropped:
         head.append("its texts, if any were kept, were dropped by the ledger's retention\n", style="yellow")
     if found.step is None:
@@ -64,8 +65,8 @@ def _completions(found: Explanation, estimator: str) -> Table:
         table.add_row(
             _shown(reward), _shown(found.recorded.advantages[i]), _shown(found.grpo.advantages[i]),
             f"{group.lengths[i]}{' (cut)' if group.truncated[i] else ''}",
-            *([] if parts is None else [Text("\n".join(f"{name} {_shown(part)}" for name, part in (parts[i] or {}).items()))]),
-            Text(said or ""),
+            *([] if parts is None else [Text("\n".join(f"{one_line(name)} {_shown(part)}" for name, part in (parts[i] or {}).items()))]),
+            Text(visible(said or "")),
         )  # fmt: skip
     return table
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report.numbers import shown
+from deploy.report.visible import one_line, visible
 
 PHASES = ("generate", "score", "moments", "learn", "publish")
 _SPARKS = "▁▂▃▄▅▆▇█"
@@ -67,7 +68,7 @@ class PlainDisplay:
 
     def _print(self, text: str) -> None:
         # Straight to the file: a log line must neither wrap nor wait in a buffer.
-        self._console.file.write(text + "\n")
+        self._console.file.write(visible(text) + "\n")
         self._console.file.flush()
 
 
@@ -80,7 +81,7 @@ class LiveDisplay:
         self._live.start()
 
     def note(self, text: str) -> None:
-        self._live.console.print(f"[dim]·[/dim] {text}", highlight=False)
+        self._live.console.print(Text.assemble(("· ", "dim"), visible(text)))
 
     def name_clusters(self, names: Sequence[str]) -> None:
         self._view.names = names
@@ -157,7 +158,7 @@ class RunView:
             table.add_column(justify=column)
         for source, values in sorted(self._sources.items()):
             mean = sum(values) / len(values)
-            table.add_row(source, ProgressBar(total=1.0, completed=mean, width=16), f"{mean:.2f}")
+            table.add_row(one_line(source), ProgressBar(total=1.0, completed=mean, width=16), f"{mean:.2f}")
         return table
 
     def _clusters(self, stats: dict[str, Any]) -> Table:
@@ -168,7 +169,7 @@ class RunView:
         moments = stats["clusters"]
         heaviest = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])[:_CLUSTERS_SHOWN]
         for k in sorted(heaviest):  # by number, so that rows stay where they are
-            name = self.names[k] if k < len(self.names) else ""
+            name = one_line(self.names[k]) if k < len(self.names) else ""
             numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
             table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
         return table

@@ -5,9 +5,11 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from deploy.report.numbers import shown
 from deploy.report.top import COLORS
+from deploy.report.visible import one_line
 
 
 def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
@@ -21,9 +23,9 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
     for row in rows:
         state = row["state"]
         table.add_row(
-            row["name"],
-            f"[{COLORS[state]}]{state}[/]",
-            row["estimator"],
+            one_line(row["name"]),
+            Text(state, style=COLORS[state]),
+            one_line(row["estimator"]),
             f"{row['steps']}/{row['planned']}",
             shown(row["pass_at_1"]),
             "→".join(map(shown, row["held_out"])) if row["held_out"] else "–",

@@ -1,6 +1,8 @@
 """The end of a run in numbers, words and a picture: summary.json, summary.md, summary.png."""
 
 import io
+import re
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,6 +12,7 @@ from rich.table import Table
 from deploy.cluster.environment import machine, versions
 from deploy.report.live import PHASES
 from deploy.report.numbers import shown
+from deploy.report.visible import one_line
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from moments_service import durable
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
 
 CURVES = ("reward/pass_at_1", "signal/own", "signal/grpo")
 SPLITS = ("train", "held_out")
+PICTURE_CHARS = 60
+"""Of a name in a picture; longer ones would leave no room for it."""
 WINDOW = 10
 """Steps that a curve is smoothed over."""
 
@@ -79,7 +84,7 @@ def markdown(summary: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, *values in table_rows(summary):
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
+        lines.append(f"| {_cell(name)} | " + " | ".join(values) + " |")
     return "\n".join([*lines, "", signal_sentence(summary), ""])
 
 
@@ -96,7 +101,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
     """Name and four numbers a source, the total last."""
     rows = []
     for source, splits in summary["sources"].items():
-        rows.append((source, *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
+        rows.append((one_line(source), *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
     total = (_shown(summary[split][when]) for split in SPLITS for when in ("start", "end"))
     return [*rows, ("all", *total)]
 
@@ -129,7 +134,13 @@ def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     curve.plot(steps, smooth(rewards), color=own, linewidth=2)
     curve.set(title="pass@1 while training", xlabel="policy step", ylim=(0, None))
 
-    signal.plot(steps, smooth([row["signal/own"] for row in rows]), color=own, linewidth=2, label=summary["estimator"])
+    signal.plot(
+        steps,
+        smooth([row["signal/own"] for row in rows]),
+        color=own,
+        linewidth=2,
+        label=picture_text(summary["estimator"]),
+    )
     signal.plot(steps, smooth([row["signal/grpo"] for row in rows]), color=grpo, linewidth=2, label="GRPO, same groups")
     signal.set(title="groups that carry signal", xlabel="policy step", ylim=(0, 1.05))
     signal.legend(frameon=False, loc="center right")
@@ -143,7 +154,7 @@ def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     bars.scatter(
         held, [place - 0.2 for place in places], marker="|", s=90, color="#212529", label="held out, end", zorder=3
     )
-    bars.set_yticks(list(places), names)
+    bars.set_yticks(list(places), [picture_text(name) for name in names])
     bars.set(title="pass@1 by source", xlim=(0, 1))
     bars.legend(frameon=False, fontsize=8)
     for axes in (curve, signal, bars):
@@ -152,10 +163,27 @@ def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
     return png(figure)
 
 
+def picture_text(text: str) -> str:
+    """A text as matplotlib draws it, shortened.
+
+    A dollar would begin a formula, and what is none would be an error.
+    """
+    name = one_line(text)
+    return (name if len(name) <= PICTURE_CHARS else f"{name[: PICTURE_CHARS - 1]}…").replace("$", r"\$")
+
+
+def _cell(name: str) -> str:
+    """A name as a cell of a Markdown table."""
+    return re.sub(r"([\\|<])", r"\\\1", name)
+
+
 def png(figure: "Figure") -> bytes:
     """A figure as a picture."""
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=130)
+    with warnings.catch_warnings():
+        # A script that matplotlib's font does not have is drawn as boxes; the numbers beside it are right.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        figure.savefig(picture, format="png", dpi=130)
     return picture.getvalue()
 
 

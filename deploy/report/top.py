@@ -11,6 +11,7 @@ from rich.text import Text
 
 from deploy.report.live import HISTORY, RunView
 from deploy.report.numbers import duration
+from deploy.report.visible import one_line, visible
 from deploy.rundir import lines
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
@@ -51,7 +52,7 @@ def _draw(run: OpenRun) -> RenderableType:
     alarms = lines.read(run.directory.alarms)
     for alarm in alarms[-ALARMS_SHOWN:]:
         step = alarm.pop("step")
-        parts.append(Text(f"alarm at step {step + 1}: {Alarm(**alarm)}", style="red"))
+        parts.append(Text(visible(f"alarm at step {step + 1}: {Alarm(**alarm)}"), style="red"))
     return Group(*parts)
 
 
@@ -59,7 +60,7 @@ def _head(status: dict[str, Any]) -> Text:
     state = status["state"]
     left = "" if status["eta_s"] is None else f"   about {duration(status['eta_s'])} left"
     return Text.assemble(
-        (status["name"], "bold"),
+        (one_line(status["name"]), "bold"),
         "   ",
         (state, COLORS[state]),
         f"   step {status['steps']} of {status['planned']}{left}",

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.dashboard.cluster_map import projected, pushed_apart, spiral
-from deploy.dashboard.shown_text import excerpt, visible
+from deploy.dashboard.shown_text import excerpt
+from deploy.report.visible import visible
 from deploy.rundir.groups import NEWEST_FIRST, PLACE, Incarnation, Place, RunGroups, Wanted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.live_file import LiveFile
