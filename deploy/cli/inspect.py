@@ -38,18 +38,29 @@ def explain(
 @inspect_app.command()
 def replay(
     log: Annotated[
-        Path, typer.Argument(help="JSON lines: step, group, prompt or cluster, rewards", show_default=False)
+        Path,
+        typer.Argument(
+            help="JSON lines (step, group, prompt or cluster, rewards), TRL's completions_*.parquet, verl's rollout data; or a directory of them",
+            show_default=False,
+        ),
     ],
     estimator: Annotated[
         str, typer.Option(help="Estimators, separated by commas: grpo, bv_blend:eb, pass_at_k:k=8, …")
     ] = "bv_blend",
     override: Overrides = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the clusters, where the log gives prompts")] = 0,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of a log of completions that make the reward: accuracy=1,format=0.5", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator bv_blend,grpo"""
-    from deploy.report.explain import replay_file
+    from deploy.report.replaying import replay_file, reward_weights
 
-    errors.print(replay_file(log, estimator.split(","), override or (), seed, errors))
+    weights = None if reward is None else reward_weights(reward)
+    errors.print(replay_file(log, estimator.split(","), override or (), seed, errors, weights))
 
 
 @inspect_app.command()

@@ -1,24 +1,14 @@
-"""What `bvblend explain` and `bvblend replay` print."""
+"""What `bvblend explain` prints."""
 
-import sys
-from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from deploy.config.recipe import ConfigError, load_moments_config
 from deploy.report.numbers import shown
-from deploy.report.progress import EMBEDDING, progress
 from deploy.report.visible import one_line, visible
-from moments_service.durable import strict_json
-from moments_service.estimators.naming import configured
 from moments_service.offline.explain import Explanation, Numbers
-from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
-from moments_service.progress import silent
 
 _shown = partial(shown, form=".6g")
 
@@ -89,41 +79,4 @@ def _pieces(found: Explanation, estimator: str) -> Table:
         else f"cluster {found.cluster} was never seen before this step"
     )
     table.caption, table.caption_justify = remembered, "left"
-    return table
-
-
-def replay_file(path: Path, estimators: Sequence[str], overrides: Sequence[str], seed: int, console: Console) -> Table:
-    """Print one JSON line a group and estimator on stdout; return the summary. Raises ConfigError for a bad log or name.
-
-    console: where the progress is shown.
-    """
-    base = load_moments_config(overrides)
-    try:
-        configs = [configured(base, spec) for spec in estimators]
-        with path.open() as file, progress(console, EMBEDDING) as advance:
-            groups = read_log(file, base, seed, advance)
-    except FileNotFoundError:
-        raise ConfigError(f"no log at {path}") from None
-    except (ReplayError, ValueError) as error:
-        raise ConfigError(f"{path}: {error}" if isinstance(error, ReplayError) else str(error)) from None
-    table = Table(title=f"{path.name}: {len(groups)} groups", title_style="bold")
-    table.add_column("estimator")
-    for name in ("signal ratio", "groups rescued", "mean |A|"):
-        table.add_column(name, justify="right")
-    for config in configs:
-        summary = ReplaySummary()
-        what = f"groups under {estimator_label(config)}"
-        # Rows that run over the screen say by themselves how far it is.
-        with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as advance:
-            for done, row in enumerate(replay(groups, config, summary), 1):
-                sys.stdout.write(strict_json(row) + "\n")
-                if done % 100 == 0:
-                    advance(done, len(groups))
-        table.add_row(
-            estimator_label(config),
-            f"{summary.signal_ratio:.3f}",
-            str(summary.rescued),
-            f"{summary.mean_magnitude:.3f}",
-        )
-    sys.stdout.flush()
     return table

@@ -2,12 +2,11 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from moments_service.clusters import PromptSet, fit_clusters
 from moments_service.clusters.encoder import PromptEncoder
@@ -16,40 +15,10 @@ from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
+from moments_service.offline.logs import LogError, LoggedGroup
 from moments_service.progress import Progress, silent
 from moments_service.seeding import derive_seed
 from moments_service.state import MomentsState
-from moments_service.strict import first_problem
-
-
-class ReplayError(ValueError):
-    """A log cannot be read; the message names the line and what is wrong with it."""
-
-
-class LoggedGroup(BaseModel):
-    """One line of a log."""
-
-    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
-
-    step: int
-    group: Annotated[str, BeforeValidator(str)]
-    rewards: tuple[float | bool | None, ...] = Field(min_length=1)
-    prompt: str = ""
-    cluster: int = -1
-    """As the log gives it, or as the codebook assigned it."""
-    lengths: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-
-    @model_validator(mode="after")
-    def _fits(self) -> "LoggedGroup":
-        if len(self.model_fields_set & {"prompt", "cluster"}) != 1:
-            raise ValueError("give either a prompt or a cluster")
-        if self.lengths is not None and len(self.lengths) != len(self.rewards):
-            raise ValueError(f"there are {len(self.lengths)} lengths of {len(self.rewards)} completions")
-        return self
-
-    @property
-    def scored(self) -> bool:
-        return any(reward is not None for reward in self.rewards)
 
 
 @dataclass(slots=True)
@@ -78,31 +47,26 @@ class ReplaySummary:
         self.magnitudes += np.abs(own.values[~np.isnan(own.values)]).tolist()
 
 
-def read_log(
-    lines: Iterable[str], config: MomentsConfig, seed: int = 0, progress: Progress = silent
+def with_clusters(
+    groups: Sequence[LoggedGroup], config: MomentsConfig, seed: int = 0, progress: Progress = silent
 ) -> list[LoggedGroup]:
-    """Parse JSON lines {"step", "group", "prompt" | "cluster", "rewards", "lengths"?}, in order of their steps.
+    """The groups, each with a cluster. Where the log gives prompts, clusters are made of them as in a run.
 
-    Where lines give prompts, clusters are made of them as in a run; progress: of how many embedded prompts. Raises ReplayError for a line that is wrong.
+    progress: of how many embedded prompts. Raises LogError for a log that gives both, or none that the clusters are made by.
     """
-    groups = [_parse(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not groups:
-        raise ReplayError("the log is empty")
     by_prompt = [group for group in groups if "prompt" in group.model_fields_set]
-    if by_prompt:
-        if len(by_prompt) < len(groups):
-            raise ReplayError("some lines give a prompt and others a cluster; give the same in all of them")
-        if config.clusters.by != "embedding":
-            raise ReplayError(
-                f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead"
-            )
-        texts = tuple(sorted({group.prompt for group in groups}))
-        unknown = ("",) * len(texts)
-        prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, progress))
-        assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
-        clusters = dict(zip(texts, assigned.tolist(), strict=True))
-        groups = [group.model_copy(update={"cluster": clusters[group.prompt]}) for group in groups]
-    return sorted(groups, key=lambda group: group.step)
+    if not by_prompt:
+        return list(groups)
+    if len(by_prompt) < len(groups):
+        raise LogError("some lines give a prompt and others a cluster; give the same in all of them")
+    if config.clusters.by != "embedding":
+        raise LogError(f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead")
+    texts = tuple(sorted({group.prompt for group in groups}))
+    unknown = ("",) * len(texts)
+    prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, progress))
+    assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
+    clusters = dict(zip(texts, assigned.tolist(), strict=True))
+    return [group.model_copy(update={"cluster": clusters[group.prompt]}) for group in groups]
 
 
 def replay(groups: Sequence[LoggedGroup], config: MomentsConfig, summary: ReplaySummary) -> Iterator[dict[str, Any]]:
@@ -150,13 +114,17 @@ def _row(group: LoggedGroup, config: MomentsConfig, result: tuple[Advantages, in
     if result is not None:
         own, place = result
         values = own.values[place, : len(group.rewards)].tolist()
-        row["advantages"] = [None if value != value else value for value in values]
+        row["advantages"] = [_finite(value) for value in values]
         row |= {
-            "baseline": float(own.baseline[place]),
-            "scale": float(own.scale[place]),
-            "weight": float(own.weight[place]),
+            name: _finite(array[place])
+            for name, array in (("baseline", own.baseline), ("scale", own.scale), ("weight", own.weight))
         }
     return row
+
+
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return float(value) if math.isfinite(value) else None
 
 
 def estimator_label(config: MomentsConfig) -> str:
@@ -165,10 +133,3 @@ def estimator_label(config: MomentsConfig) -> str:
     if isinstance(estimator, BlendConfig) and estimator.variant != "safe":
         return f"bv_blend:{estimator.variant}"
     return estimator.kind
-
-
-def _parse(number: int, line: str) -> LoggedGroup:
-    try:
-        return LoggedGroup.model_validate_json(line)
-    except ValidationError as error:
-        raise ReplayError(f"line {number}: {first_problem(error)}") from None

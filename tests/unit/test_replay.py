@@ -20,8 +20,9 @@ from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
 from moments_service.moments.create import create_moments
 from moments_service.offline.explain import GroupNotFoundError, explain
+from moments_service.offline.logs import LogError, parse_groups
 from moments_service.offline.rebuild import rebuild
-from moments_service.offline.replay import ReplayError, ReplaySummary, estimator_label, read_log, replay
+from moments_service.offline.replay import ReplaySummary, estimator_label, replay, with_clusters
 from moments_service.service import MomentsService
 from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, PROMPTS, group, ids
 
@@ -114,7 +115,7 @@ def log_lines(**changes: Any) -> list[str]:
 def test_a_replay_is_what_training_would_have_done(variant: Any) -> None:
     config = MomentsConfig(estimator=BlendConfig(variant=variant))
     summary = ReplaySummary()
-    found = list(replay(read_log(log_lines(), config), config, summary))
+    found = list(replay(parse_groups(log_lines(), "log").groups, config, summary))
     moments, estimate = create_moments(config.blend, 2), config.blend.create()
     expected = []
     for step in range(4):
@@ -144,7 +145,7 @@ def test_prompts_of_a_log_become_clusters(tmp_path: Path) -> None:
     config = MomentsConfig(clusters=ClusterConfig(count=2, cache_dir=str(tmp_path)))
     texts = ["What is 3 + 4?", "What is 9 + 1?", "Spell 'house' backwards.", "Spell 'garden' backwards."]
     lines = [json.dumps({"step": 0, "group": str(i), "prompt": t, "rewards": [0, 1]}) for i, t in enumerate(texts)]
-    clusters = [row.cluster for row in read_log(lines, config)]
+    clusters = [row.cluster for row in with_clusters(parse_groups(lines, "log").groups, config)]
     assert clusters[0] == clusters[1] != clusters[2] == clusters[3]
 
 
@@ -171,8 +172,9 @@ def test_prompts_of_a_log_become_clusters(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_named(line: str, problem: str) -> None:
-    with pytest.raises(ReplayError, match=problem.replace("[", r"\[").replace("+", r"\+")):
-        read_log(['{"step": 0, "group": "a", "cluster": 1, "rewards": [1, 0]}', line], CONFIG)
+    good = '{"step": 0, "group": "a", "cluster": 1, "rewards": [1, 0]}'
+    with pytest.raises(LogError, match=problem.replace("[", r"\[").replace("+", r"\+")):
+        with_clusters(parse_groups([good, line], "log").groups, CONFIG)
 
 
 def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: Path) -> None:
