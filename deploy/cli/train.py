@@ -3,6 +3,7 @@
 import asyncio
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +19,7 @@ from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError
 from deploy.rundir.find import find_run, load_run_config, newest_checkpoint
 from deploy.rundir.layout import Ending, RunDirectory
+from deploy.rundir.owner import RunOwner
 from deploy.watching.trackers import TrackerName, chosen_trackers
 
 if TYPE_CHECKING:
@@ -29,6 +31,9 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
     override: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="With --resume: whoever ran it on another host is surely dead")
+    ] = False,
     warm_start: Annotated[
         Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
     ] = None,
@@ -50,23 +55,32 @@ def train(
         raise ConfigError("name a recipe, or a run to --resume, and not both")
     if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
         raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
-    checkpoint = None
-    if resume is not None:
-        directory = find_run(resume)
-        config = load_run_config(directory, override or ())
-        checkpoint = newest_checkpoint(directory)
-    else:
-        assert recipe is not None
-        config = load_recipe(recipe, override or ())
-    require_packages(config.rollout.engine.kind)
-    trackers = chosen_trackers(track, directory if resume is not None else None)
-    from deploy.run.warm_start import read_warm_start
+    with ExitStack() as owned:
+        directory, checkpoint = None, None
+        if resume is not None:
+            directory = find_run(resume)
+            config = load_run_config(directory, override or ())
+            owned.enter_context(RunOwner.acquire(directory.path, take_over))
+            checkpoint = newest_checkpoint(directory)
+        else:
+            assert recipe is not None
+            config = load_recipe(recipe, override or ())
+        require_packages(config.rollout.engine.kind)
+        trackers = chosen_trackers(track, directory)
+        from deploy.run.warm_start import read_warm_start
 
-    start = read_warm_start(config, warm_start, codebook, discount)
-    run = directory if resume is not None else None
-    _train(
-        config, run, checkpoint, address, start, dashboard=dashboard, trackers=trackers, wait_for_nodes=wait_for_nodes
-    )
+        start = read_warm_start(config, warm_start, codebook, discount)
+        _train(
+            config,
+            directory,
+            checkpoint,
+            address,
+            start,
+            owned,
+            dashboard=dashboard,
+            trackers=trackers,
+            wait_for_nodes=wait_for_nodes,
+        )
 
 
 def _train(
@@ -75,6 +89,7 @@ def _train(
     checkpoint: Path | None,
     address: str | None,
     start: "WarmStart | None",
+    owned: ExitStack,
     *,
     dashboard: str | None,
     trackers: Sequence[TrackerName],
@@ -98,7 +113,9 @@ def _train(
     pool = read_pool(config)
     refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)
-    directory = directory or RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    if directory is None:
+        directory = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+        owned.enter_context(RunOwner.acquire(directory.path))
     if start is not None:
         start.place(directory.moments)
     display = create_display(console, config.steps)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.owner import OWNER_FILES
 from moments_service.ledger.parts import is_finished, is_part
 from moments_service.ledger.schema import open_for_reading
 
@@ -72,7 +73,7 @@ def _files(directory: Path) -> list[Path]:
 def _walk(directory: Path) -> Iterator[Path]:
     for parent, inner, names in os.walk(directory):
         inner[:] = [name for name in inner if "partial" not in name]
-        yield from (Path(parent, name) for name in names if ".partial" not in name)
+        yield from (Path(parent, name) for name in names if ".partial" not in name and name not in OWNER_FILES)
 
 
 def _is_written_to(path: Path) -> bool:

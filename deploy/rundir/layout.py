@@ -37,6 +37,7 @@ class RunDirectory:
     trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
     summary.{json,md,png}
+    owner.json        which process runs it, while one does; owner.lock is what it holds
     error.txt         why the run ended early, if it did; ending.json says how
     """
 
