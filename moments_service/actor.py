@@ -21,7 +21,14 @@ class MomentsActor:
     """One per run; every call is the service's own, see there."""
 
     def __init__(
-        self, config: MomentsConfig, directory: str, seed: int, incarnation: int, snapshot: str | None
+        self,
+        config: MomentsConfig,
+        directory: str,
+        seed: int,
+        incarnation: int,
+        snapshot: str | None,
+        run_config: dict[str, Any] | None,
+        without_lost_groups: bool,
     ) -> None:
         self._service = MomentsService(
             config,
@@ -29,6 +36,8 @@ class MomentsActor:
             seed,
             incarnation,
             Path(snapshot) if snapshot is not None else None,
+            run_config=run_config,
+            without_lost_groups=without_lost_groups,
         )
 
     async def fit_clusters(self, prompts: PromptSet) -> int:
@@ -78,10 +87,17 @@ class MomentsActor:
 
 
 def spawn_moments_actor(
-    config: MomentsConfig, directory: Path, seed: int, incarnation: int, snapshot: Path | None
+    config: MomentsConfig,
+    directory: Path,
+    seed: int,
+    incarnation: int,
+    snapshot: Path | None,
+    run_config: dict[str, Any] | None = None,
+    without_lost_groups: bool = False,
 ) -> Any:
-    """Start the service of a run, on this node. It is not restarted by Ray: without its buffer the run must resume from a checkpoint."""
+    """Start the service of a run, on this node; see `MomentsService`. It is not restarted by Ray: without its buffer the run must resume from a checkpoint."""
     # Ray puts an actor that asks for no CPU on any node; the ledger must stay where its files are locked and fast.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(MomentsActor).options(num_cpus=0, max_restarts=0, max_concurrency=1000, scheduling_strategy=here)
-    return actor.remote(config, str(directory), seed, incarnation, str(snapshot) if snapshot is not None else None)
+    place = None if snapshot is None else str(snapshot)
+    return actor.remote(config, str(directory), seed, incarnation, place, run_config, without_lost_groups)

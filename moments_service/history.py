@@ -1,5 +1,6 @@
 """What a run knows: its clusters and the state of their moments; how both come back from a snapshot and the ledger."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,8 +44,9 @@ class RunHistory:
     ) -> None:
         """Do again what an incarnation committed in these steps, and how its clusters changed in between.
 
-        folded: called after every commit.
+        folded: called after every commit. Where the ledger knows the configuration that the incarnation ran with, it counts.
         """
+        self._go_on_under(configured(reader, incarnation, self._config))
         versions = ClusterVersions(self._directory, incarnation)
         changes = deque(versions.records())
 
@@ -60,6 +62,11 @@ class RunHistory:
             folded()
         change_before(last_step + 1)
 
+    def _go_on_under(self, config: MomentsConfig) -> None:
+        if self.state is not None and self.state.config != config:
+            self.state = self.state.under(config)
+        self._config = config
+
     def restore(self, snapshot: Path) -> SnapshotOrigin:
         """Go on from a snapshot. Raises ValueError where it does not fit the configuration, or its parts each other."""
         clusters = load_clusters(snapshot / CODEBOOK_FILE)
@@ -70,3 +77,9 @@ class RunHistory:
             raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")
         self.clusters, self.state = clusters, state
         return origin
+
+
+def configured(reader: LedgerReader, incarnation: int, fallback: MomentsConfig) -> MomentsConfig:
+    """What an incarnation ran with, as its ledger says; `fallback` where an older version wrote it, and said nothing."""
+    text = reader.configs().get(incarnation)
+    return fallback if text is None else MomentsConfig.model_validate(json.loads(text)["moments"])

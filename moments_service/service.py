@@ -18,12 +18,13 @@ from moments_service.clusters.adapting import adapted
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.config import MomentsConfig
 from moments_service.drawing import blend
+from moments_service.durable import strict_json
 from moments_service.held import Groups, committed_rewards
 from moments_service.history import RunHistory
 from moments_service.intake import Intake
 from moments_service.ledger import DEFAULT_LIMITS, Ledger, LedgerEnd, LedgerLimits, LedgerReader
 from moments_service.ledger.parts import part_paths
-from moments_service.ledger.seals import require
+from moments_service.ledger.seals import LedgerDamagedError, lost_end
 from moments_service.messages.batch import Batch
 from moments_service.messages.counts import Counts
 from moments_service.messages.groups import PolicyMove, ScoredGroup, Transcript
@@ -41,6 +42,8 @@ class MomentsService:
 
     directory: where the ledger and every version of the clusters live.    incarnation: which start of the run this is.
     snapshot: directory written by `snapshot`, to go on from; what this incarnation's ledger holds is replayed on top.
+    run_config: all that the run is configured with, for the ledger; its `moments` are `config`.    without_lost_groups: go on
+    where the ledger has lost its end since the snapshot was taken; else LedgerDamagedError is raised.
     """
 
     def __init__(
@@ -51,6 +54,8 @@ class MomentsService:
         incarnation: int = 0,
         snapshot: Path | None = None,
         limits: LedgerLimits = DEFAULT_LIMITS,
+        run_config: dict[str, Any] | None = None,
+        without_lost_groups: bool = False,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -70,9 +75,11 @@ class MomentsService:
         self._assigned = np.zeros(0, dtype=np.int64)
         self._history = RunHistory(config, directory)
         origin = None if snapshot is None else self._restore(snapshot)
-        self._ledger = Ledger(directory, incarnation, -1 if origin is None else origin.last_step, limits)
+        after_step = -1 if origin is None else origin.last_step
+        whole = strict_json({**(run_config or {}), "moments": config.model_dump(mode="json")})
+        self._ledger = Ledger(directory, incarnation, after_step, limits, whole)
         if origin is not None and origin.ledger is not None:
-            self._refuse_lost_end(origin.ledger)
+            self._miss_lost_end(origin.ledger, without_lost_groups)
         self._intake = self._replayed()
 
     async def fit_clusters(self, prompts: PromptSet | np.ndarray) -> int:
@@ -283,16 +290,12 @@ class MomentsService:
             self._counts_before += origin.counts
         return origin
 
-    def _refuse_lost_end(self, known: LedgerEnd) -> None:
-        paths = part_paths(self._directory)
-        if known.part >= len(paths):
-            # A mirror has closed parts only: the moments are whole without the rest, its history is not.
-            logger.warning(
-                "%s: part %d, which the snapshot knows, is missing; groups in it cannot be looked up or rebuilt",
-                self._directory, known.part,
-            )  # fmt: skip
-            return
-        require(paths, known)
+    def _miss_lost_end(self, known: LedgerEnd, accepted: bool) -> None:
+        lost = lost_end(self._directory, part_paths(self._directory), known)
+        if lost is not None and not accepted:
+            raise LedgerDamagedError(lost)
+        if lost is not None:
+            logger.warning("%s; groups in it cannot be looked up, and steps in it not be made again", lost)
 
     def _replayed(self) -> Intake:
         """Take in again what this incarnation acknowledged and committed before the service died."""

@@ -1,7 +1,7 @@
 """Everything that a commit changes, and nothing else: what a snapshot saves and a replay makes again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -123,20 +123,30 @@ class MomentsState:
     def load(self, directory: Path) -> SnapshotOrigin:
         """Go on from what `save` wrote. Raises ValueError if it does not fit."""
         path, origin = directory / MOMENTS_FILE, read_origin(directory)
+        self._take(load_file(path), origin.estimator, str(path))
+        self.last_step = origin.last_step
+        return origin
+
+    def under(self, config: MomentsConfig) -> "MomentsState":
+        """The same state as a start of the run under another configuration goes on with it. Raises ValueError if it cannot."""
+        other = MomentsState(config, len(self.moments))
+        other._take(self.arrays(), self.config.estimator.kind, "the state before")
+        other.heirs, other.last_step = self.heirs, self.last_step
+        return other
+
+    def _take(self, arrays: Mapping[str, np.ndarray], estimator: str, where: str) -> None:
         parts: dict[str, dict[str, np.ndarray]] = {"moments": {}, "health": {}, "estimator": {}}
-        for name, array in load_file(path).items():
+        for name, array in arrays.items():
             part, _, key = name.partition("/")
             parts[part][key] = array
         self.moments.load_state(parts["moments"])
         self.health.load_state(parts["health"])
         if isinstance(self.estimator, RememberingEstimator):
-            if origin.estimator != self.config.estimator.kind:
+            if estimator != self.config.estimator.kind:
                 raise ValueError(
-                    f"{path} was saved by estimator {origin.estimator}; {self.config.estimator.kind} needs a memory of its own"
+                    f"{where} was saved by estimator {estimator}; {self.config.estimator.kind} needs a memory of its own"
                 )
             self.estimator.load_state(parts["estimator"])
-        self.last_step = origin.last_step
-        return origin
 
 
 def read_origin(directory: Path) -> SnapshotOrigin:

@@ -69,8 +69,9 @@ class MadeRun:
         self._incarnation, self.step = incarnation, step
         config = self.config
         self._service = MomentsService(
-            config.moments, self.directory.moments, config.seed, incarnation, snapshot, limits=self._limits
-        )
+            config.moments, self.directory.moments, config.seed, incarnation, snapshot, self._limits,
+            config.model_dump(mode="json"),
+        )  # fmt: skip
         await self._service.fit_clusters(self.prompts)
         return self
 

@@ -32,7 +32,7 @@ def explain(
     except (GroupNotFoundError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
     for one in found:
-        console.print(explanation(one, estimator_label(config.moments)))
+        console.print(explanation(one, estimator_label(one.config)))
 
 
 @inspect_app.command()

@@ -17,10 +17,12 @@ from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError
-from deploy.rundir.find import find_run, load_run_config, newest_checkpoint
+from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import Ending, RunDirectory
 from deploy.rundir.owner import RunOwner
+from deploy.rundir.resume import ResumePoint, changed_since, refuse_what_cannot_go_on, resume_point
 from deploy.watching.trackers import TrackerName, chosen_trackers
+from moments_service import durable
 
 if TYPE_CHECKING:
     from deploy.report.live import Display
@@ -31,6 +33,15 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
     override: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
+    from_step: Annotated[
+        int | None, typer.Option(min=0, help="With --resume: from the checkpoint of this step, not the latest")
+    ] = None,
+    resume_from_older: Annotated[
+        bool, typer.Option("--resume-from-older", help="With --resume: where the latest is damaged, take an older one")
+    ] = False,
+    without_lost_groups: Annotated[
+        bool, typer.Option("--without-lost-groups", help="With --resume: though the ledger has lost its end")
+    ] = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="With --resume: whoever ran it on another host is surely dead")
     ] = False,
@@ -55,13 +66,15 @@ def train(
         raise ConfigError("name a recipe, or a run to --resume, and not both")
     if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
         raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
+    if resume is None and (from_step is not None or resume_from_older or without_lost_groups or take_over):
+        raise ConfigError("--from-step, --resume-from-older, --without-lost-groups and --take-over go with --resume")
     with ExitStack() as owned:
-        directory, checkpoint = None, None
+        directory, point = None, None
         if resume is not None:
             directory = find_run(resume)
             config = load_run_config(directory, override or ())
             owned.enter_context(RunOwner.acquire(directory.path, take_over))
-            checkpoint = newest_checkpoint(directory)
+            point = resume_point(directory, from_step, resume_from_older, without_lost_groups, _note)
         else:
             assert recipe is not None
             config = load_recipe(recipe, override or ())
@@ -73,7 +86,7 @@ def train(
         _train(
             config,
             directory,
-            checkpoint,
+            point,
             address,
             start,
             owned,
@@ -86,7 +99,7 @@ def train(
 def _train(
     config: RunConfig,
     directory: RunDirectory | None,
-    checkpoint: Path | None,
+    point: ResumePoint | None,
     address: str | None,
     start: "WarmStart | None",
     owned: ExitStack,
@@ -101,7 +114,7 @@ def _train(
     from deploy.cluster.placement import refuse_what_does_not_fit
     from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
-    from deploy.run.launch import read_pool, run_training
+    from deploy.run.launch import read_pool, refuse_other_prompts, run_training
     from deploy.run.prompt_lengths import refuse_long_prompts
     from deploy.run.ray_cluster import connect
 
@@ -110,18 +123,24 @@ def _train(
         from deploy.dashboard.actor import parse_address, start_dashboard
 
         show = partial(start_dashboard, *parse_address(dashboard))
+    if directory is not None and point is not None:
+        refuse_what_cannot_go_on(config, directory, point)
     pool = read_pool(config)
+    if point is not None:
+        refuse_other_prompts(config, pool, point)
     refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
         directory = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
         owned.enter_context(RunOwner.acquire(directory.path))
+    else:
+        _keep_changes(config, directory)
     if start is not None:
         start.place(directory.moments)
     display = create_display(console, config.steps)
     watchdog = None
-    if checkpoint is not None:
-        display.note(f"going on from {checkpoint}")
+    if point is not None:
+        display.note(f"going on from {point.checkpoint}")
     elif directory.metrics.exists():
         display.note("this run has no checkpoint yet; it begins again")
     try:
@@ -133,7 +152,7 @@ def _train(
         if show is not None:
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
-        result = asyncio.run(run_training(config, directory, pool, display, checkpoint, trackers))
+        result = asyncio.run(run_training(config, directory, pool, display, point, trackers))
     except Exception as error:
         how: Ending = "stopped" if isinstance(error, StoppedByHandError) else "failed"
         directory.end_early(how, redacted(traceback.format_exc()))
@@ -144,6 +163,17 @@ def _train(
         if watchdog is not None and watchdog.stdin is not None:
             watchdog.stdin.close()
     _show_end(result.summary, directory)
+
+
+def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:
+    """Say what the run goes on with otherwise than it was started last, and let its config.yaml say so too."""
+    for change in changed_since(directory, config):
+        _note(f"changed since the last start: {change}")
+    durable.write_text(directory.config, dump_config(config))
+
+
+def _note(line: str) -> None:
+    console.print(line, soft_wrap=True)
 
 
 def _show_end(summary: dict[str, Any], directory: RunDirectory) -> None:

@@ -1,9 +1,7 @@
 """Checkpoints of a run: everything that the next step depends on, complete or absent; and its moments at the end."""
 
 import asyncio
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from deploy.config.models import CheckpointConfig
@@ -61,9 +59,3 @@ class Checkpoints:
         durable.write_json(partial / "run.json", state)
         await asyncio.to_thread(self._directory.finish_checkpoint, partial, step, self._config.keep)
         self._last = step
-
-
-def driver_state(checkpoint: Path) -> dict[str, Any]:
-    """What `Checkpoints.write` was given as the driver's state."""
-    state: dict[str, Any] = json.loads((checkpoint / "run.json").read_text())
-    return state

@@ -17,7 +17,6 @@ from deploy.config.recipe import ConfigError
 from deploy.mirror.mirror import mirrored
 from deploy.report.live import Display
 from deploy.report.summary import summarise
-from deploy.run.checkpoints import driver_state
 from deploy.run.errors import StoppedByHandError
 from deploy.run.prompt_set import refuse_missing_difficulty
 from deploy.run.report import Reporter
@@ -25,6 +24,7 @@ from deploy.run.run import CLOSE_TIMEOUT_S, Run
 from deploy.run.services import start_services
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.resume import ResumePoint
 from deploy.train import train
 from deploy.watching.trackers import TrackerName
 from deploy.watching.watchers import Watchers
@@ -51,12 +51,26 @@ def read_pool(config: RunConfig) -> PromptPool:
     return pool
 
 
+def prompt_feed(config: RunConfig, pool: PromptPool) -> PromptFeed:
+    """What deals the prompts of a run out, from the beginning."""
+    seed = derive_seed(config.seed, "feed")
+    return PromptFeed(pool.train, seed, config.group_size, config.max_group_size, config.prompts.order)
+
+
+def refuse_other_prompts(config: RunConfig, pool: PromptPool, resume: ResumePoint) -> None:
+    """Raise ConfigError where the run was dealing other prompts, or in another order."""
+    try:
+        prompt_feed(config, pool).load_state(resume.state["feed"])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 async def run_training(
     config: RunConfig,
     directory: RunDirectory,
     pool: PromptPool,
     display: Display,
-    checkpoint: Path | None = None,
+    resume: ResumePoint | None = None,
     trackers: Sequence[TrackerName] = (),
 ) -> RunResult:
     """Train from the start or from a checkpoint to the end, and tell `trackers` about it. Ray must be connected.
@@ -65,7 +79,7 @@ async def run_training(
     """
     async with (
         mirrored(config, directory, display.note) as mirror,
-        _started(config, directory, pool, display, checkpoint, trackers) as run,
+        _started(config, directory, pool, display, resume, trackers) as run,
     ):
         run.mirror = mirror
         watched = _watched_prompts(config, pool)
@@ -105,27 +119,23 @@ async def _started(
     directory: RunDirectory,
     pool: PromptPool,
     display: Display,
-    checkpoint: Path | None,
+    resume: ResumePoint | None,
     trackers: Sequence[TrackerName],
 ) -> AsyncIterator[Run]:
     """A run with all of its parts, ended together."""
     display.note(f"{len(pool.train)} training prompts, {len(pool.held_out)} held out; run directory {directory.path}")
     display.note("starting the engine, the learner and the moments service")
-    snapshot = checkpoint / "moments" if checkpoint is not None else None
-    services = await start_services(config, directory, pool, snapshot, display.note)
+    services = await start_services(config, directory, pool, resume, display.note)
     display.name_clusters(services.cluster_names)
     try:
-        state = driver_state(checkpoint) if checkpoint is not None else {"step": 0}
-        feed_seed = derive_seed(config.seed, "feed")
-        feed = PromptFeed(pool.train, feed_seed, config.group_size, config.max_group_size, config.prompts.order)
-        watchers = Watchers.open(config, directory, state["step"], trackers, display.note)
-        run = Run(config, directory, services, feed, Reporter(directory, display, watchers))
+        watchers = Watchers.open(config, directory, 0 if resume is None else resume.step, trackers, display.note)
+        run = Run(config, directory, services, prompt_feed(config, pool), Reporter(directory, display, watchers))
     except BaseException:
         await services.close(CLOSE_TIMEOUT_S)
         raise
     try:
-        if checkpoint is not None:
-            await run.restore(checkpoint, state)
+        if resume is not None:
+            await run.restore(resume)
         await run.begin()
         yield run
     finally:

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 from actors.prompts.feed import PromptFeed
@@ -21,6 +20,7 @@ from deploy.run.sync import WeightSync
 from deploy.run.work import NothingScoredError, WorkBuffer
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.resume import ResumePoint
 from learner.errors import PayloadLostError
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove
@@ -56,12 +56,14 @@ class Run:
         """Time one phase of the step, and give its name to whatever goes wrong in it."""
         return self.clock.timed(name, self.step, passed=(PayloadLostError, HealthStopError))
 
-    async def restore(self, checkpoint: Path, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint. state: the driver's. The moments service restored its part when it started."""
-        await self.learner.load(str(checkpoint / "learner"))
-        self.step = state["step"]
+    async def restore(self, point: ResumePoint) -> None:
+        """Go on from a checkpoint. The moments service restored its part when it started."""
+        await self.learner.load(str(point.checkpoint / "learner"))
+        self.step = point.step
+        for left in self.directory.set_aside_after(self.step):
+            self.reporter.display.note(f"a later checkpoint, which this history leaves, is {left} now")
         self.checkpoints.restored(self.step)
-        self.work.restore(self.feed.load_state(state["feed"]), self.step)
+        self.work.restore(self.feed.load_state(point.state["feed"]), self.step)
         self.sync.start(self.step)
         await self.sync.settle()
 
@@ -146,6 +148,7 @@ class Run:
 
     def _state(self) -> dict[str, Any]:
         return {
+            "run": self.directory.identity(),
             "step": self.step,
             "policy_version": self.step,
             "incarnation": self.services.incarnation,

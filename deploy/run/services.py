@@ -20,6 +20,7 @@ from deploy.run.fleet import RolloutFleet
 from deploy.run.prompt_set import prompt_set
 from deploy.run.remote import Remote
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.resume import ResumePoint
 from learner.group import LearnerGroup
 from learner.job import LearnerJob
 from moments_service.actor import spawn_moments_actor
@@ -59,15 +60,27 @@ class Services:
 
 
 async def start_services(
-    config: RunConfig, directory: RunDirectory, pool: PromptPool, snapshot: Path | None, note: Callable[[str], None]
+    config: RunConfig,
+    directory: RunDirectory,
+    pool: PromptPool,
+    resume: ResumePoint | None,
+    note: Callable[[str], None],
 ) -> Services:
     """Start every service and make the clusters of the prompts. What was started ends again where anything fails.
 
-    snapshot: moments to go on from.    note: shows a line to people.
+    resume: what to go on from.    note: shows a line to people.
     """
     incarnation = _next_incarnation(directory.moments)
     moments = Remote(
-        spawn_moments_actor(config.moments, directory.moments, config.seed, incarnation, snapshot),
+        spawn_moments_actor(
+            config.moments,
+            directory.moments,
+            config.seed,
+            incarnation,
+            None if resume is None else resume.snapshot,
+            config.model_dump(mode="json"),
+            resume is not None and resume.without_lost_groups,
+        ),
         "the moments service",
         config.stall_timeout_s,
     )

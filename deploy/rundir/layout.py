@@ -4,8 +4,9 @@ import itertools
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,14 @@ Ending = Literal["stopped", "failed"]
 _CHECKPOINT = re.compile(r"step-(\d{6,})")
 _PARTIAL = ".partial-"
 _TAIL_BYTES = 2**18
+_EVALUATED = {"split", *(field.name for field in fields(Evaluation))}
 
 
 class RunDirectory:
     """Paths and small files of one run; `runs/latest` points at the newest.
 
-    config.yaml       the resolved configuration
+    config.yaml       the resolved configuration of the newest start; the ledger has that of every one
+    run_id            what tells it from every other run, also where directories were copied
     metrics.jsonl     one line a step
     evaluations.jsonl one line an evaluation
     alarms.jsonl      one line an alarm, if there was one; paused while a person has to look at it
@@ -44,6 +47,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()
         self.config = self.path / "config.yaml"
+        self.name_tag = self.path / "run_id"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
         self.alarms = self.path / "alarms.jsonl"
@@ -75,11 +79,16 @@ class RunDirectory:
         run = cls(path)
         run.checkpoints.mkdir()
         run.moments.mkdir()
+        durable.write_text(run.name_tag, uuid.uuid4().hex)
         durable.write_text(run.config, config)
         pointer = runs_dir / f".latest-{os.getpid()}"
         pointer.symlink_to(path.name)
         pointer.rename(runs_dir / "latest")
         return run
+
+    def identity(self) -> str | None:
+        """What tells this run from every other; None where an older version began it."""
+        return self.name_tag.read_text(encoding="utf-8") if self.name_tag.exists() else None
 
     def end_early(self, how: Ending, why: str) -> None:
         """The run ended before its last step. why: for people, a traceback."""
@@ -108,8 +117,8 @@ class RunDirectory:
 
     def read_evaluations(self, step: int) -> dict[str, Evaluation]:
         """The evaluations after `step` policy steps, by split."""
-        here = [row for row in lines.read(self.evaluations) if row.pop("step") == step]
-        return {row.pop("split"): Evaluation(**row) for row in here}
+        here = [row for row in lines.read(self.evaluations) if row.pop("step", None) == step]
+        return {str(row.pop("split")): Evaluation(**row) for row in here if row.keys() == _EVALUATED}
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that a complete checkpoint was written after, oldest first. Whatever else lies there is none."""
@@ -139,6 +148,16 @@ class RunDirectory:
         for old in self.checkpoint_steps()[:-keep]:
             shutil.rmtree(self.checkpoint(old))
         return final
+
+    def set_aside_after(self, step: int) -> list[Path]:
+        """The run goes on from `step`: checkpoints of later ones are of a history that it leaves. Returns where they are now."""
+        aside = []
+        for later in self.checkpoint_steps():
+            if later > step:
+                here, names = self.checkpoint(later), (f"left-{later:06d}-{n}" for n in itertools.count(1))
+                there = next(path for name in names if not (path := self.checkpoints / name).exists())
+                aside.append(here.rename(there))
+        return aside
 
     def sweep(self) -> None:
         """Before a run goes on: remove what killed attempts left, and put back what a kill left between two names."""

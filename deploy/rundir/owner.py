@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import uuid
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
@@ -91,6 +91,8 @@ class RunOwner:
     def acquire(cls, directory: Path, take_over: bool = False) -> Self:
         """Become the owner. Raises ConfigError, which names it, where there is another one that lives or may live.
 
+        One on another host that fell silent just now is waited for, until it beats again or counts as dead.
+
         take_over: an owner that cannot be seen from here is dead, somebody knows. One that is seen to live is never pushed out.
         """
         try:
@@ -100,6 +102,8 @@ class RunOwner:
         try:
             os.utime(lock)  # now, by the clock that dates the beats
             seen = _seen(directory, os.fstat(lock).st_mtime)
+            if seen is not None and seen.alive and not seen.owner.here and not take_over:
+                seen = _after_next_beat(directory, seen)
             if seen is not None and seen.alive and (seen.owner.here or not take_over):
                 raise ConfigError(_refusal(directory, seen))
             try:
@@ -160,8 +164,7 @@ def _refusal(directory: Path, seen: SeenOwner | None) -> str:
         return f"{directory} is run by {seen.owner}; wait until it ends, or stop it: kill {seen.owner.pid}"
     return (
         f"{directory} is run by {seen.owner}, which gave a sign of life {max(seen.silent_s, 0.0):.0f} s ago; stop it there. If it "
-        "surely is dead, wait for "
-        f"{DEAD_AFTER_S:g} s without one, or add --take-over"
+        "surely is dead, add --take-over"
     )
 
 
@@ -174,6 +177,19 @@ def _seen(directory: Path, now: float) -> SeenOwner | None:
     except FileNotFoundError:
         return None
     return SeenOwner(owner, _lives(owner) if owner.here else silent_s < DEAD_AFTER_S, silent_s)
+
+
+def _after_next_beat(directory: Path, seen: SeenOwner) -> SeenOwner | None:
+    """The owner after its next sign of life, or as dead."""
+    last = time.time() - seen.silent_s
+    left_s = max(DEAD_AFTER_S - seen.silent_s, 0.0)
+    deadline = time.monotonic() + left_s
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        again = _seen(directory, time.time())
+        if again is None or again.owner != seen.owner or time.time() - again.silent_s > last + 0.5:
+            return again
+    return replace(seen, alive=False)
 
 
 def _parsed(row: dict[str, Any]) -> Owner | None:

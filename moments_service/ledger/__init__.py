@@ -3,7 +3,7 @@
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits
 from moments_service.ledger.reader import FoldedGroup, LedgerReader, last_incarnation
 from moments_service.ledger.seals import LedgerDamagedError, LedgerEnd
-from moments_service.ledger.writer import Ledger
+from moments_service.ledger.writer import Ledger, checked_for_writing
 
 __all__ = [
     "DEFAULT_LIMITS",
@@ -13,5 +13,6 @@ __all__ = [
     "LedgerEnd",
     "LedgerLimits",
     "LedgerReader",
+    "checked_for_writing",
     "last_incarnation",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.ledger.parts import PartConnections, part_paths
-from moments_service.ledger.schema import DROPPED, Row
+from moments_service.ledger.schema import DROPPED, Row, tables_of
 from moments_service.ledger.seals import LedgerDamagedError
 from moments_service.messages.counts import Counts
 from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
@@ -92,6 +92,14 @@ class LedgerReader:
     def incarnations(self) -> dict[int, int]:
         """`after_step` of every incarnation: the last step of the earlier ones that it went on from."""
         return dict(self.query("SELECT incarnation, after_step FROM incarnations"))
+
+    def configs(self) -> dict[int, str]:
+        """The configuration of every incarnation, as JSON; none of those that an older version ran."""
+        found: dict[int, str] = {}
+        for path in part_paths(self.directory):
+            if "configs" in tables_of(self._connections.of(path)):
+                found |= dict(self._ask(path, "SELECT incarnation, config FROM configs", ()))
+        return found
 
     def last_incarnation(self) -> int:
         """The newest incarnation; -1 where none has begun."""

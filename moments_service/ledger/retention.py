@@ -7,7 +7,7 @@ from pathlib import Path
 from moments_service.durable import put_file
 from moments_service.ledger.checked import remember_checked
 from moments_service.ledger.parts import fresh_partial
-from moments_service.ledger.schema import COLUMNS, DROPPED, TEXTS, create_indexes, create_tables, open_for_reading
+from moments_service.ledger.schema import DROPPED, TEXTS, create_indexes, create_tables, open_for_reading, tables_of
 from moments_service.ledger.seals import Seal, verify
 
 
@@ -48,7 +48,7 @@ def drop_texts(path: Path) -> None:
         create_tables(connection)
         connection.execute("ATTACH ? AS whole", (f"{path.resolve().as_uri()}?mode=ro",))
         with connection:
-            for table in COLUMNS:
+            for table in tables_of(connection, "whole"):
                 if table != TEXTS:
                     connection.execute(f"INSERT INTO {table} SELECT * FROM whole.{table}")
             connection.execute(

@@ -13,6 +13,7 @@ folds        what a commit made of each group: its advantages, or NULL for a gro
              signal though GRPO would have wasted it), so that no search needs a join, not even over several parts
 commits      one row a policy step that became history
 incarnations one row a start of the run; `after_step` is the last step of the earlier incarnations that it goes on from
+configs      one row a start of the run: the configuration that it ran with, as JSON; parts of older versions have none
 seals        one row a transaction; `texts` is the checksum of its transcripts, '' for none, or 'dropped'
 
 A part gets its indexes when it is closed: built at once they cost a twentieth of what they cost row by row, and the open part
@@ -61,6 +62,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "log_ratio REAL",
     ),
     "incarnations": ("incarnation INTEGER NOT NULL", "after_step INTEGER NOT NULL"),
+    "configs": ("incarnation INTEGER NOT NULL", "config TEXT NOT NULL"),
 }  # fmt: skip
 """Every sealed table. The last column of each is `seal`, the transaction that wrote the row."""
 
@@ -73,6 +75,7 @@ KEYS = {
     "folds": "incarnation, step, sequence, group_id",
     "commits": "incarnation, step",
     "incarnations": "incarnation",
+    "configs": "incarnation",
 }
 """Always the first columns, so that sorted rows are in the order of their key."""
 
@@ -88,7 +91,7 @@ INDEXES = {
 """Of a closed part. What one finds comes in order of step and feed, and can be counted without a look at the rows."""
 
 SEALS = (
-    "CREATE TABLE seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL, "
+    "CREATE TABLE IF NOT EXISTS seals (seal INTEGER PRIMARY KEY, number_of_rows INTEGER NOT NULL, checksum TEXT NOT NULL, "
     "texts TEXT NOT NULL)"
 )
 HEADER_ONLY = "PRAGMA journal_mode=MEMORY"
@@ -101,11 +104,17 @@ DROPPED = "dropped"
 
 
 def create_tables(connection: sqlite3.Connection) -> None:
-    """Make the tables of a new part."""
+    """Make the tables of a part; in one that an older version began, those that it did not know."""
     for table, columns in COLUMNS.items():
         body = ", ".join((*columns, "seal INTEGER NOT NULL", f"PRIMARY KEY ({KEYS[table]})"))
-        connection.execute(f"CREATE TABLE {table} ({body}) WITHOUT ROWID")
+        connection.execute(f"CREATE TABLE IF NOT EXISTS {table} ({body}) WITHOUT ROWID")
     connection.execute(SEALS)
+
+
+def tables_of(connection: sqlite3.Connection, schema: str = "main") -> list[str]:
+    """Which of the sealed tables a part has: one that an older version closed may lack some."""
+    present = {name for (name,) in connection.execute(f"SELECT name FROM {schema}.sqlite_master WHERE type = 'table'")}
+    return [table for table in COLUMNS if table in present]
 
 
 def create_indexes(connection: sqlite3.Connection) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from moments_service.ledger.checked import remember_checked, was_checked
 from moments_service.ledger.schema import (
-    COLUMNS,
     DROPPED,
     KEYS,
     Row,
@@ -17,6 +16,7 @@ from moments_service.ledger.schema import (
     is_finished,
     open_for_reading,
     open_for_writing,
+    tables_of,
 )
 
 
@@ -103,11 +103,16 @@ def _known(connection: sqlite3.Connection, before: Seal) -> LedgerReport:
     return LedgerReport(number - before.number, Seal(number, checksum))
 
 
-def require(paths: Sequence[Path], known: LedgerEnd) -> None:
-    """Raise LedgerDamagedError unless the ledger holds a transaction that was on its disk once: then nothing before it is gone.
+def lost_end(directory: Path, paths: Sequence[Path], known: LedgerEnd) -> str | None:
+    """What a ledger has lost of what was on its disk once; None where it holds that transaction: then nothing before it is gone.
 
-    paths: of the parts from 0 on, the one that it stood in among them.
+    paths: its parts from 0 on. Raises LedgerDamagedError where it is another run's.
     """
+    if known.part >= len(paths):
+        return (
+            f"{directory}: part {known.part} of the ledger is missing, and it was there when the checkpoint was written; restore it "
+            "from a copy"
+        )
     path = paths[known.part]
     connection = open_for_reading(path)
     try:
@@ -116,12 +121,13 @@ def require(paths: Sequence[Path], known: LedgerEnd) -> None:
     finally:
         connection.close()
     if found is None:
-        raise LedgerDamagedError(
-            f"{path} ends with transaction {newest}, and number {known.seal} was on the disk when the snapshot was taken: "
+        return (
+            f"{path} ends with transaction {newest}, and number {known.seal} was on the disk when the checkpoint was written: "
             f"the end of the file or its log {path.name}-wal is lost; restore both from a copy"
         )
     if found != (known.checksum,):
         raise LedgerDamagedError(f"{path} is the ledger of another run: its transaction {known.seal} is another one")
+    return None
 
 
 def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bool = False) -> LedgerReport:
@@ -132,7 +138,7 @@ def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bo
     """
     try:
         found: dict[int, TransactionHash] = defaultdict(TransactionHash)
-        for table in COLUMNS:
+        for table in tables_of(connection):
             for *row, seal in connection.execute(f"SELECT * FROM {table} ORDER BY {KEYS[table]}"):
                 found[seal].add(table, [tuple(row)])
         sealed = {seal: tuple(rest) for seal, *rest in connection.execute("SELECT * FROM seals")}
@@ -148,7 +154,7 @@ def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bo
         raise LedgerDamagedError(f"{path} is damaged in transaction {damaged[0]}: {_place(connection, damaged[0])}")
     if damaged:
         with connection:
-            for table in (*COLUMNS, "seals"):
+            for table in (*tables_of(connection), "seals"):
                 connection.execute(f"DELETE FROM {table} WHERE seal >= ?", (damaged[0],))
     newest = seals.stop - 1 - len(damaged)
     return LedgerReport(len(seals) - len(damaged), Seal(newest, str(sealed[newest][1])), len(damaged))

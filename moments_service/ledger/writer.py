@@ -22,8 +22,16 @@ from moments_service.ledger.closed import ClosedParts
 from moments_service.ledger.outcomes import mean_rewards, outcomes, wasted_by_grpo
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
-from moments_service.ledger.schema import RepeatedRows, Row, drop_indexes, json_rows, open_for_reading, open_for_writing
-from moments_service.ledger.seals import LedgerEnd, Seal, check_parts, write_transaction
+from moments_service.ledger.schema import (
+    RepeatedRows,
+    Row,
+    create_tables,
+    drop_indexes,
+    json_rows,
+    open_for_reading,
+    open_for_writing,
+)
+from moments_service.ledger.seals import LedgerEnd, LedgerReport, Seal, check_parts, write_transaction
 from moments_service.ledger.seen import SeenPlaces
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove, Transcript
@@ -42,31 +50,36 @@ class Ledger:
     """
 
     def __init__(
-        self, directory: Path, incarnation: int, after_step: int = -1, limits: LedgerLimits = DEFAULT_LIMITS
+        self,
+        directory: Path,
+        incarnation: int,
+        after_step: int = -1,
+        limits: LedgerLimits = DEFAULT_LIMITS,
+        config: str | None = None,
     ) -> None:
-        """after_step: the last step of the earlier incarnations that this one goes on from."""
+        """after_step: the last step of the earlier incarnations that this one goes on from.    config: what it runs with, JSON."""
         self.directory = directory
         self.incarnation = incarnation
         self._limits = limits
-        remove_partials(directory)
-        paths = part_paths(directory) or [begin_part(directory, 0, Seal())[0]]
-        paths[-1].chmod(0o644)  # read-only since the ledger was closed
-        report = check_parts(paths, writing=True)
-        if report.cut:
-            logger.warning("%s: cut an unfinished write (%d transactions)", paths[-1], report.cut)
+        if not part_paths(directory):
+            remove_partials(directory)
+            begin_part(directory, 0, Seal())
+        paths, report = checked_for_writing(directory)
         self._last = report.last
         self._closed = ClosedParts(paths[:-1], incarnation, limits.texts_bytes)
         self._closed.finish()
         self._number = len(paths) - 1
         self.path = paths[-1]
         self.connection = open_for_writing(self.path)
+        create_tables(self.connection)
         drop_indexes(self.connection)
         # A second connection sees only what is committed, so what it finds is on the disk.
         self._reader = open_for_reading(self.path)
         self._full_at = limits.part_bytes
         begun, self._seen = _begun(directory, incarnation)
         if not begun:
-            self._transact([[("incarnations", [(incarnation, after_step)])]])
+            configs: list[Row] = [] if config is None else [(incarnation, config)]
+            self._transact([[("incarnations", [(incarnation, after_step)]), ("configs", configs)]])
         self._reward_texts, self._truncated_texts, self._turn_texts = RepeatedRows(), RepeatedRows(), RepeatedRows()
         # Producer: submit and commit calls. Consumer: _write_batches. Bounded by the driver's slot budget.
         self._pending: asyncio.Queue[tuple[Write, asyncio.Future[None]] | None] = asyncio.Queue()
@@ -262,6 +275,22 @@ class Ledger:
                 if added:
                     rows[table] += added
         self._last = write_transaction(self.connection, self._last.number + 1, rows)
+
+
+def checked_for_writing(directory: Path) -> tuple[list[Path], LedgerReport]:
+    """Check all of a ledger before it is written to: its parts, and what was found. Only for who owns it.
+
+    What a killed writer left unfinished at its very end is removed. Raises LedgerDamagedError.
+    """
+    remove_partials(directory)
+    paths = part_paths(directory)
+    if not paths:
+        return [], LedgerReport(0, Seal())
+    paths[-1].chmod(0o644)  # read-only since the ledger was closed
+    report = check_parts(paths, writing=True)
+    if report.cut:
+        logger.warning("%s: cut an unfinished write (%d transactions)", paths[-1], report.cut)
+    return paths, report
 
 
 def _parts_json(parts: Sequence[dict[str, float] | None]) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
+from moments_service.history import configured
 from moments_service.ledger import LedgerReader
 from moments_service.messages.groups import ScoredGroup, Transcript
 from moments_service.messages.table import GroupTable
@@ -42,6 +43,8 @@ class ClusterPast:
 class Explanation:
     """Everything the ledger knows of one group. The last four are None for a group that was never trained on."""
 
+    config: MomentsConfig
+    """What the run was configured with when the group was sampled."""
     group: ScoredGroup
     incarnation: int
     cluster: int
@@ -63,7 +66,7 @@ class Explanation:
 def explain(config: MomentsConfig, directory: Path, group_id: str) -> list[Explanation]:
     """Explain every time that the group was submitted; oldest incarnation first.
 
-    directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
+    config: of the run, for what an older version wrote.    directory: of the ledger. Raises GroupNotFoundError for an id that is not in it.
     """
     with LedgerReader(directory) as reader:
         found = reader.find(group_id)
@@ -83,12 +86,13 @@ def _explain(
     cluster: int,
     step: int | None,
 ) -> Explanation:
+    config = configured(reader, incarnation, config)
     own = (incarnation, group.sequence, group.group_id)
     texts, dropped = reader.transcript(*own), reader.texts_were_dropped(*own)
     batch = [] if step is None else [entry for entry in reader.batch(incarnation, step) if entry.advantages is not None]
     row = next((row for row, entry in enumerate(batch) if entry.group.group_id == group.group_id), None)
     if row is None:
-        return Explanation(group, incarnation, cluster, step, texts, dropped, None, None, None, None)
+        return Explanation(config, group, incarnation, cluster, step, texts, dropped, None, None, None, None)
     assert step is not None
     table = GroupTable.of([entry.group for entry in batch])
     state = rebuild(config, directory, incarnation, before_step=step).state
@@ -110,6 +114,7 @@ def _explain(
     assert entry.advantages is not None and entry.baseline is not None
     assert entry.scale is not None and entry.weight is not None
     return Explanation(
+        config=config,
         group=group,
         incarnation=incarnation,
         cluster=cluster,

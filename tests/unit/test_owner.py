@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import IO
@@ -95,9 +96,15 @@ def test_an_owner_on_another_host_lives_as_long_as_it_beats(tmp_path: Path) -> N
     elsewhere(tmp_path, silent_s=4.0)
     seen = read_owner(tmp_path)
     assert seen is not None and seen.alive
-    with pytest.raises(ConfigError, match=r"process 1 on node-7 .*a sign of life 4 s ago.*--take-over"):
+    beat = threading.Timer(0.3, elsewhere, (tmp_path, 0.0))
+    beat.start()
+    with pytest.raises(ConfigError, match=r"process 1 on node-7 .*a sign of life 0 s ago.*--take-over"):
         RunOwner.acquire(tmp_path)
+    beat.join()
     with RunOwner.acquire(tmp_path, take_over=True):
+        pass
+    elsewhere(tmp_path, silent_s=DEAD_AFTER_S - 0.5)
+    with RunOwner.acquire(tmp_path):  # half a second later it is dead
         pass
     elsewhere(tmp_path, silent_s=DEAD_AFTER_S + 1)
     seen = read_owner(tmp_path)

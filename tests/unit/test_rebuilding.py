@@ -35,14 +35,14 @@ def run(recipe: Path) -> RunDirectory:
     return made_run(recipe, [1.0, 0.0, 1.0, 1.0])
 
 
-def resume(run: RunDirectory, steps: range, save_after: int) -> None:
+def resume(run: RunDirectory, steps: range, save_after: int, lost: bool = False) -> None:
     """A second start of the run, from its newest checkpoint, with many parts; it is killed after its last commit."""
     config = load_recipe(run.config)
 
     async def train() -> None:
         snapshot = run.checkpoint(run.checkpoint_steps()[-1]) / "moments"
         limits = LedgerLimits(part_bytes=48 * 2**10, texts_bytes=160 * 2**10)
-        service = MomentsService(config.moments, run.moments, 0, 1, snapshot, limits)
+        service = MomentsService(config.moments, run.moments, 0, 1, snapshot, limits, without_lost_groups=lost)
         await service.fit_clusters(prompt_set(config, read_pool(config).train))
         for step in steps:
             for number in range(3):
@@ -110,7 +110,7 @@ def test_what_is_missing_is_named_with_the_remedy(run: RunDirectory, tmp_path: P
     # As after the loss of a machine: the mirror has the closed parts, and a later start went on without the last.
     for path in part_paths(run.moments)[2:]:
         path.unlink()
-    resume(run, range(9, 12), save_after=0)
+    resume(run, range(9, 12), save_after=0, lost=True)
     with pytest.raises(ConfigError, match=r"has no commits of steps \d+ to 8: a part of it was lost.*restore the part"):
         call("moments", "rebuild", run.path)
     change(part_path(run.moments, 0), "UPDATE commits SET policy_version = 9 WHERE step = 1")

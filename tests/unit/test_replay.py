@@ -21,7 +21,7 @@ from moments_service.moments import CommittedRewards
 from moments_service.moments.create import create_moments
 from moments_service.offline.explain import GroupNotFoundError, explain
 from moments_service.offline.logs import LogError, parse_groups
-from moments_service.offline.rebuild import rebuild
+from moments_service.offline.rebuild import differing_arrays, rebuild
 from moments_service.offline.replay import ReplaySummary, estimator_label, replay, with_clusters
 from moments_service.service import MomentsService
 from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, PROMPTS, group, ids
@@ -31,8 +31,11 @@ pytestmark = pytest.mark.unit
 TEXT = Transcript("2+2=", ("[b]4",) * 4, ({"[i]right": 0.75, "form": 0.25}, None, None, None))
 
 
-async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsService:
-    """Three steps in incarnation 0, then a resume from after the second and two more steps."""
+async def a_run(directory: Path, config: MomentsConfig = CONFIG, then: MomentsConfig | None = None) -> MomentsService:
+    """Three steps in incarnation 0, then a resume from after the second and two more steps.
+
+    then: what the resume is configured with, if not the same.
+    """
     service = MomentsService(config, directory, seed=0)
     await service.fit_clusters(PROMPTS)
     generator = np.random.default_rng(0)
@@ -52,7 +55,7 @@ async def a_run(directory: Path, config: MomentsConfig = CONFIG) -> MomentsServi
         if number == 1:
             await service.snapshot(snapshot)
     await service.close()
-    service = MomentsService(config, directory, seed=0, incarnation=1, snapshot=snapshot)
+    service = MomentsService(then or config, directory, seed=0, incarnation=1, snapshot=snapshot)
     await service.fit_clusters(PROMPTS)
     for number in (2, 3):
         await step(number)
@@ -97,6 +100,23 @@ async def test_an_explanation_recomputes_what_the_learner_was_given(tmp_path: Pa
     assert lost.step == 0 and lost.recorded is None
     with pytest.raises(GroupNotFoundError, match="nobody:0:0:0"):
         explain(CONFIG, tmp_path, "nobody:0:0:0")
+
+
+async def test_each_start_of_a_run_is_explained_by_what_it_was_configured_with(tmp_path: Path) -> None:
+    """A resume with `--set` or an edited config.yaml: both sides of it are honest."""
+    then = configured(CONFIG, "bv_blend:retention=0.5:temperature=3")
+    service = await a_run(tmp_path, then=then)
+    snapshot = tmp_path / "end"
+    snapshot.mkdir()
+    await service.snapshot(snapshot)
+    await service.close()
+    for asked_with in (CONFIG, then):
+        for sequence, config in ((0, CONFIG), (5, CONFIG), (8, CONFIG), (12, then)):
+            found = explain(asked_with, tmp_path, group(sequence).group_id)
+            assert found[0].config == config
+            assert all(one.recorded is not None and one.recomputed == one.recorded for one in found)
+        rebuilt = rebuild(asked_with, tmp_path).state
+        assert rebuilt is not None and differing_arrays(rebuilt, snapshot) == []
 
 
 def log_lines(**changes: Any) -> list[str]:

@@ -13,13 +13,15 @@ from rich.console import Console
 from actors.prompts.sources import PromptPool
 from deploy.cluster.environment import check_packages
 from deploy.cluster.plan import arithmetic_table, plan_rows, policy_parameters
-from deploy.config.recipe import ConfigError, load_recipe
+from deploy.config.recipe import load_recipe
 from deploy.report.live import LiveDisplay, PlainDisplay, create_display, sparkline
 from deploy.report.summary import summarise
 from deploy.run.evaluation import measure
 from deploy.rundir.evaluation import Evaluation
-from deploy.rundir.find import newest_checkpoint
 from deploy.rundir.layout import RunDirectory
+from moments_service.clusters.labels import LabelClusters
+from moments_service.clusters.versions import LOG_FILE, ClusterVersions
+from moments_service.health import Alarm
 from tests.conftest import ROOT
 from tests.unit.test_work import PROMPTS
 
@@ -129,19 +131,30 @@ def test_half_a_line_is_no_line_and_swallows_no_other(tmp_path: Path) -> None:
     assert [line["step"] for line in run.last_metrics(5)] == [0, 1]
 
 
-def test_a_checkpoint_is_what_was_written_or_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [1, 9, -2, -1])
+def test_every_log_that_a_power_cut_left_in_the_middle_of_a_line_goes_on(tmp_path: Path, cut: int) -> None:
     run = RunDirectory.create(tmp_path, "test", "config")
-    for step in (1, 2):
-        partial_directory = run.begin_checkpoint(step)
-        (partial_directory / "weights").write_bytes(bytes(1000))
-        run.finish_checkpoint(partial_directory, step, keep=2)
-    (run.checkpoints / "step-000002.bak").mkdir()
-    assert newest_checkpoint(run) == run.checkpoint(2)
-    with (run.checkpoint(2) / "weights").open("r+b") as file:
-        file.seek(500)
-        file.write(b"\x01")
-    with pytest.raises(ConfigError, match=r"step-000002/weights is damaged.*go on from the checkpoint before it"):
-        newest_checkpoint(run)
+    clusters = ClusterVersions(run.moments, incarnation=0)
+    alarm = Alarm("reward fell", 0, 0.5, 0.1)
+    for step in (0, 1):
+        run.append_metrics({"step": step})
+        run.append_evaluation(step, "train", Evaluation(0.5, {"sums": 0.5}, 2, 0))
+        run.append_alarm(step, alarm)
+        clusters.record(LabelClusters("source", ("a", "b")[: step + 1]), step)
+    logs = (run.metrics, run.evaluations, run.alarms, run.moments / LOG_FILE)
+    whole = [log.read_bytes() for log in logs]
+    for log, text in zip(logs, whole, strict=True):
+        log.write_bytes(text + text.splitlines()[-1][:cut])
+    assert [row["step"] for row in run.read_metrics()] == [0, 1]
+    assert run.read_evaluations(1) == {"train": Evaluation(0.5, {"sums": 0.5}, 2, 0)} and run.read_evaluations(2) == {}
+    assert len(clusters.all_records()) == 2
+    run.append_metrics({"step": 2})
+    run.append_evaluation(2, "train", Evaluation(0.6, {}, 2, 0))
+    run.append_alarm(2, alarm)
+    clusters.record(LabelClusters("source", ("a", "b", "c")), 2)
+    for log, text in zip(logs, whole, strict=True):
+        assert log.read_bytes().startswith(text) and len(log.read_bytes().splitlines()) == 3
+    assert run.read_evaluations(2)["train"].pass_at_1 == 0.6 and len(clusters.all_records()) == 3
 
 
 def test_two_attempts_at_one_checkpoint_write_into_places_of_their_own(tmp_path: Path) -> None:
@@ -189,7 +202,8 @@ def test_a_checkpoint_that_a_kill_left_between_two_names_is_put_back(tmp_path: P
         (written / "part").write_text(str(step))
         run.finish_checkpoint(written, step, keep=2)
     run.checkpoint(2).rename(run.checkpoint(2).with_name("step-000002.replaced"))
-    assert newest_checkpoint(run) == run.checkpoint(2)
+    run.sweep()
+    assert run.checkpoint_steps() == [1, 2]
     assert (run.checkpoint(2) / "part").read_text() == "2"
 
 
