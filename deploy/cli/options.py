@@ -10,7 +10,7 @@ Recipe = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", help="Override a key: --set learner.optimizer.lr=1e-5", show_default=False),
+    typer.Option("--set", metavar="K=V", help="Override a key: learner.optimizer.lr=1e-5", show_default=False),
 ]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; without it RAY_ADDRESS, else Ray is started here")

@@ -32,19 +32,15 @@ if TYPE_CHECKING:
 def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
     override: Overrides = None,
-    resume: Annotated[Path | None, typer.Option(help="Go on with this run from its latest checkpoint")] = None,
-    from_step: Annotated[
-        int | None, typer.Option(min=0, help="With --resume: from the checkpoint of this step, not the latest")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Go on with a run from its latest checkpoint")] = None,
+    from_step: Annotated[int | None, typer.Option(metavar="STEP", help="Resume from this step's checkpoint")] = None,
     resume_from_older: Annotated[
-        bool, typer.Option("--resume-from-older", help="With --resume: where the latest is damaged, take an older one")
+        bool, typer.Option("--resume-from-older", help="Resume from an older one if damaged")
     ] = False,
     without_lost_groups: Annotated[
-        bool, typer.Option("--without-lost-groups", help="With --resume: though the ledger has lost its end")
+        bool, typer.Option("--without-lost-groups", help="Resume though the ledger lost its end")
     ] = False,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="With --resume: whoever ran it on another host is surely dead")
-    ] = False,
+    take_over: Annotated[bool, typer.Option("--take-over", help="Resume: its owner is surely dead")] = False,
     warm_start: Annotated[
         Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
     ] = None,
