@@ -4,11 +4,13 @@ A file or directory is made under a temporary name beside its place, synchronise
 power cut at any moment leaves what was there before, or what was to come.
 """
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -21,6 +23,8 @@ from safetensors.numpy import save
 CHECKSUMS = "checksums.json"
 """In a directory: blake2b of each of its files, by path."""
 _NEW, _OLD = ".partial", ".replaced"
+_READERS = min(8, os.cpu_count() or 1)
+"""Files whose checksums are made at once: a core does .7 GB a second, and a disk often more."""
 
 
 class DamagedFileError(ValueError):
@@ -55,15 +59,22 @@ def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Map
 def append_line(path: Path, line: bytes) -> None:
     """Add one line to a log: one call to the system, and on the disk when it returns. Only for the one who writes that log.
 
-    What a crash left of a line that was never whole is cut off first.
+    What a crash left of a line that was never whole is cut off first. Raises OSError where it cannot be written, and nothing of it
+    is left then: a disk may have room for the half of it.
     """
     new = not path.exists()
     with path.open("ab+", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
         if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
-            file.truncate(path.read_bytes().rfind(b"\n") + 1)
-        file.write(line + b"\n")
-        os.fsync(file.fileno())
+            end = file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        data = line + b"\n"
+        try:
+            if (written := os.write(file.fileno(), data)) < len(data):
+                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes of a line fit", str(path))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(end)
+            raise
     if new:
         _sync_directory(path.parent)
 
@@ -125,11 +136,14 @@ def settle_all(parent: Path) -> None:
 
 def seal_directory(directory: Path) -> None:
     """Synchronise every file of a directory and write down their checksums."""
-    sums = {}
-    for file in _files(directory):
+
+    def sealed(file: Path) -> tuple[str, str]:
         with file.open("rb") as opened:
-            sums[file.relative_to(directory).as_posix()] = _digest(opened)
             os.fsync(opened.fileno())
+            return file.relative_to(directory).as_posix(), _digest(opened)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        sums = dict(pool.map(sealed, _files(directory)))
     write_json(directory / CHECKSUMS, sums, indent=1)
     for inner in (directory, *(path for path in directory.rglob("*") if path.is_dir())):
         _sync_directory(inner)
@@ -138,16 +152,27 @@ def seal_directory(directory: Path) -> None:
 def verify_directory(directory: Path) -> None:
     """Raise DamagedFileError for the first file that is missing, damaged or not from here."""
     try:
-        sums = json.loads((directory / CHECKSUMS).read_text())
+        sums = json.loads((directory / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DamagedFileError(f"{directory / CHECKSUMS}: {error}") from None
+    if not isinstance(sums, dict):
+        raise DamagedFileError(f"{directory / CHECKSUMS}: it holds no checksums")
     present = {file.relative_to(directory).as_posix(): file for file in _files(directory)}
-    for name, wanted in sums.items():
+
+    def problem(name: str) -> str | None:
         if name not in present:
-            raise DamagedFileError(f"{directory / name} is missing")
-        with present[name].open("rb") as opened:
-            if _digest(opened) != wanted:
-                raise DamagedFileError(f"{directory / name} is damaged: its checksum is not the one that was written")
+            return f"{directory / name} is missing"
+        try:
+            with present[name].open("rb") as opened:
+                whole = _digest(opened) == sums[name]
+        except OSError as error:  # a sector that the disk cannot read any more
+            return f"{directory / name} cannot be read: {error.strerror}"
+        return None if whole else f"{directory / name} is damaged: its checksum is not the one that was written"
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for found in pool.map(problem, sums):
+            if found is not None:
+                raise DamagedFileError(found)
     if strangers := sorted(present.keys() - sums.keys()):
         raise DamagedFileError(f"{directory / strangers[0]} does not belong there: checksums.json does not know it")
 

@@ -21,6 +21,7 @@ def explain(
 ) -> None:
     """Print every number behind a group's advantages, and compute them again. Example: bvblend explain 3f…:0:0:0"""
     from deploy.report.explain import explanation
+    from moments_service.ledger import LedgerDamagedError
     from moments_service.offline.explain import GroupNotFoundError
     from moments_service.offline.explain import explain as explain_group
     from moments_service.offline.replay import estimator_label
@@ -29,7 +30,7 @@ def explain(
     config = load_run_config(directory)
     try:
         found = explain_group(config.moments, directory.moments, group_id)
-    except (GroupNotFoundError, FileNotFoundError) as error:
+    except (GroupNotFoundError, FileNotFoundError, LedgerDamagedError) as error:
         raise ConfigError(str(error)) from None
     for one in found:
         console.print(explanation(one, estimator_label(one.config)))

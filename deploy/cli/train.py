@@ -164,8 +164,9 @@ def _train(
 def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:
     """Say what the run goes on with otherwise than it was started last, and let its config.yaml say so too."""
     for change in changed_since(directory, config):
-        _note(f"changed since the last start: {change}")
-    durable.write_text(directory.config, dump_config(config))
+        _note(redacted(f"changed since the last start: {change}"))
+    if config != load_run_config(directory):
+        durable.write_text(directory.config, dump_config(config))
 
 
 def _note(line: str) -> None:

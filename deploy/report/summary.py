@@ -31,13 +31,18 @@ _shown = partial(shown, form=".3f")
 
 
 def summarise(
-    directory: RunDirectory, start: dict[str, Evaluation], end: dict[str, Evaluation], estimator: str
+    directory: RunDirectory,
+    start: dict[str, Evaluation],
+    end: dict[str, Evaluation],
+    estimator: str,
+    steps: int = 2**62,
 ) -> dict[str, Any]:
     """Write all three files and return what summary.json holds.
 
-    start, end: evaluations by split; without those that have no prompts. What was not measured is null.
+    start, end: evaluations by split; without those that have no prompts.    steps: that the policy was trained for; rows of later ones are
+    of a history that a resume left. What was not measured is null.
     """
-    rows = directory.read_metrics()
+    rows = [row for row in directory.read_metrics() if row["step"] < steps]
     summary = {
         "estimator": estimator,
         **{split: _before_after(start, end, split) for split in SPLITS},

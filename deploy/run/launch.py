@@ -94,7 +94,7 @@ async def run_training(
         display.note("writing the final policy")
         await run.checkpoints.keep_moments()
         await run.learner.export_hf(str(directory.policy))
-        return RunResult(directory, summarise(directory, start, end, config.moments.estimator.kind))
+        return RunResult(directory, summarise(directory, start, end, config.moments.estimator.kind, run.step))
 
 
 async def _evaluated_training(
@@ -134,6 +134,8 @@ async def _started(
         await services.close(CLOSE_TIMEOUT_S)
         raise
     try:
+        for left in directory.set_aside_after(0 if resume is None else resume.step):
+            display.note(f"saved later, by a history that the run leaves: {left}")
         if resume is not None:
             await run.restore(resume)
         await run.begin()

@@ -60,8 +60,6 @@ class Run:
         """Go on from a checkpoint. The moments service restored its part when it started."""
         await self.learner.load(str(point.checkpoint / "learner"))
         self.step = point.step
-        for left in self.directory.set_aside_after(self.step):
-            self.reporter.display.note(f"a later checkpoint, which this history leaves, is {left} now")
         self.checkpoints.restored(self.step)
         self.work.restore(self.feed.load_state(point.state["feed"]), self.step)
         self.sync.start(self.step)

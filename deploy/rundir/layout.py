@@ -18,7 +18,7 @@ from moments_service.health import Alarm
 
 Ending = Literal["stopped", "failed"]
 """How a run can end before its last step: by hand, or by an error."""
-_CHECKPOINT = re.compile(r"step-(\d{6,})")
+_CHECKPOINT = re.compile(r"step-([0-9]{6,})")
 _PARTIAL = ".partial-"
 _TAIL_BYTES = 2**18
 _EVALUATED = {"split", *(field.name for field in fields(Evaluation))}
@@ -124,8 +124,10 @@ class RunDirectory:
         """Steps that a complete checkpoint was written after, oldest first. Whatever else lies there is none."""
         if not self.checkpoints.is_dir():
             return []
-        names = (_CHECKPOINT.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
-        return sorted(int(name[1]) for name in names if name)
+        there = [path for path in self.checkpoints.iterdir() if path.is_dir() and not path.is_symlink()]
+        steps = {int(name[1]) for path in there if (name := _CHECKPOINT.fullmatch(path.name))}
+        # Of two names of one step, step-0000050 say, only the one that is written here counts.
+        return sorted(step for step in steps if self.checkpoint(step) in there)
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:06d}"
@@ -150,14 +152,14 @@ class RunDirectory:
         return final
 
     def set_aside_after(self, step: int) -> list[Path]:
-        """The run goes on from `step`: checkpoints of later ones are of a history that it leaves. Returns where they are now."""
-        aside = []
-        for later in self.checkpoint_steps():
-            if later > step:
-                here, names = self.checkpoint(later), (f"left-{later:06d}-{n}" for n in itertools.count(1))
-                there = next(path for name in names if not (path := self.checkpoints / name).exists())
-                aside.append(here.rename(there))
-        return aside
+        """The run goes on from `step`: checkpoints of later ones, and the moments of its end, are of a history that it leaves.
+
+        Returns where they are now.
+        """
+        left = {self.checkpoint(later): f"left-{later:06d}" for later in self.checkpoint_steps() if later > step}
+        if self.final_moments.exists():
+            left[self.final_moments] = "left-final"
+        return [here.rename(_free(here.parent, stem)) for here, stem in left.items()]
 
     def sweep(self) -> None:
         """Before a run goes on: remove what killed attempts left, and put back what a kill left between two names."""
@@ -165,6 +167,11 @@ class RunDirectory:
             shutil.rmtree(partial, ignore_errors=True)
         durable.settle_all(self.checkpoints)
         durable.settle_all(self.moments)
+
+
+def _free(parent: Path, stem: str) -> Path:
+    """A path that nothing stands at."""
+    return next(path for n in itertools.count(1) if not (path := parent / f"{stem}-{n}").exists())
 
 
 def _lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

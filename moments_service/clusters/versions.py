@@ -1,15 +1,17 @@
 """Every version of a run's clusters on disk, and the log of when each came into force."""
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors import safe_open
 
 from moments_service.clusters.base import Clusters, Transfer
-from moments_service.durable import append_line, strict_json
+from moments_service.durable import DamagedFileError, append_line, strict_json
 
 LOG_FILE = "clusters.jsonl"
+_VERSION = re.compile(r"codebook-[0-9]{3,}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,12 @@ class ClusterVersions:
     def all_records(self) -> list[ClusterRecord]:
         """Every line in order."""
         found = []
-        for line in self._whole_lines().splitlines():
-            row = json.loads(line)
-            found.append(ClusterRecord(**row | {"transfers": tuple(Transfer(**move) for move in row["transfers"])}))
+        for number, line in enumerate(self._whole_lines().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                found.append(ClusterRecord(**row | {"transfers": tuple(Transfer(**move) for move in row["transfers"])}))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DamagedFileError(f"{self._log}, line {number}: no version of the clusters ({error})") from None
         return found
 
     def path(self, version: str) -> Path:
@@ -67,7 +72,7 @@ class ClusterVersions:
         return max((record.incarnation for record in self.all_records()), default=-1)
 
     def _write(self, clusters: Clusters) -> str:
-        files = sorted(self._directory.glob("codebook-*.safetensors"))
+        files = sorted(path for path in self._directory.iterdir() if _VERSION.fullmatch(path.name))
         for path in files:
             with safe_open(path, framework="numpy") as file:
                 if (file.metadata() or {}).get("fingerprint") == clusters.fingerprint:

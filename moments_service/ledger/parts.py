@@ -3,6 +3,7 @@
 `ledger-000000.sqlite` and so on stand in one directory; the newest is open, all others are closed and never get another row.
 """
 
+import re
 import sqlite3
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from moments_service.ledger.schema import HEADER_ONLY, create_indexes, create_ta
 from moments_service.ledger.seals import LedgerDamagedError, Seal, write_transaction
 
 _PREFIX, _SUFFIX = "ledger-", ".sqlite"
+_PART = re.compile(rf"{_PREFIX}[0-9]{{6,}}{re.escape(_SUFFIX)}")
+"""A copy that somebody put beside a part is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def part_path(directory: Path, number: int) -> Path:
 
 def part_paths(directory: Path) -> list[Path]:
     """Every part, oldest first; the last one is open. Raises LedgerDamagedError if one between them is missing."""
-    found = sorted(directory.glob(f"{_PREFIX}*{_SUFFIX}"))
+    found = sorted(path for path in directory.glob(f"{_PREFIX}*{_SUFFIX}") if is_part(path))
     for number, path in enumerate(found):
         if path != (expected := part_path(directory, number)):
             raise LedgerDamagedError(f"{expected} is missing, and {path.name} is there; restore the file from a copy")
@@ -43,7 +46,7 @@ def part_paths(directory: Path) -> list[Path]:
 
 def is_part(path: Path) -> bool:
     """Whether a file is a part of a ledger, by its name."""
-    return path.name.startswith(_PREFIX) and path.suffix == _SUFFIX
+    return _PART.fullmatch(path.name) is not None
 
 
 def begin_part(directory: Path, number: int, last: Seal) -> tuple[Path, Seal]:

@@ -4,6 +4,7 @@ A group and its fold may stand in two parts: the fold always in the same part or
 """
 
 import json
+import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from moments_service.ledger.parts import PartConnections, part_paths
-from moments_service.ledger.schema import DROPPED, Row, tables_of
-from moments_service.ledger.seals import LedgerDamagedError
+from moments_service.ledger.schema import DROPPED, Row
+from moments_service.ledger.seals import LedgerDamagedError, unreadable
 from moments_service.messages.counts import Counts
 from moments_service.messages.groups import GroupStatus, PolicyMove, ScoredGroup, Transcript
 from moments_service.messages.table import padded
@@ -97,7 +98,7 @@ class LedgerReader:
         """The configuration of every incarnation, as JSON; none of those that an older version ran."""
         found: dict[int, str] = {}
         for path in part_paths(self.directory):
-            if "configs" in tables_of(self._connections.of(path)):
+            if self._ask(path, "SELECT 1 FROM sqlite_master WHERE name = 'configs'", ()):
                 found |= dict(self._ask(path, "SELECT incarnation, config FROM configs", ()))
         return found
 
@@ -219,7 +220,12 @@ class LedgerReader:
         return bool(self.query(query, (incarnation, sequence, group_id, DROPPED)))
 
     def _ask(self, path: Path, sql: str, values: Sequence[Any]) -> list[Row]:
-        return self._connections.of(path).execute(sql, values).fetchall()
+        try:
+            return self._connections.of(path).execute(sql, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+                raise unreadable(path, error) from None
+            raise
 
     def _groups(self, which: tuple[str, str], values: Sequence[Any]) -> list[FoldedGroup]:
         paths = part_paths(self.directory)

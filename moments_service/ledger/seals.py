@@ -79,7 +79,7 @@ def check_parts(paths: Sequence[Path], writing: bool = False) -> LedgerReport:
         try:
             connection = open_for_writing(path) if writing and not closed else open_for_reading(path)
         except sqlite3.DatabaseError as error:
-            raise _unreadable(path, error) from None
+            raise unreadable(path, error) from None
         try:
             if closed or not writing:
                 connection.execute("BEGIN")  # all tables as they are at one moment, while others write
@@ -118,6 +118,8 @@ def lost_end(directory: Path, paths: Sequence[Path], known: LedgerEnd) -> str | 
     try:
         found = connection.execute("SELECT checksum FROM seals WHERE seal = ?", (known.seal,)).fetchone()
         newest = connection.execute("SELECT MAX(seal) FROM seals").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        raise unreadable(path, error) from None
     finally:
         connection.close()
     if found is None:
@@ -143,7 +145,7 @@ def verify(connection: sqlite3.Connection, path: Path, before: Seal, cut_end: bo
                 found[seal].add(table, [tuple(row)])
         sealed = {seal: tuple(rest) for seal, *rest in connection.execute("SELECT * FROM seals")}
     except sqlite3.DatabaseError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     first = before.number + 1
     seals = range(min([first, *sealed, *found]), max([first, *sealed, *found]) + 1)
     whole = {seal: _matches(sealed.get(seal), found[seal].seal()) for seal in seals}
@@ -169,7 +171,7 @@ def _refuse_other_beginning(connection: sqlite3.Connection, path: Path, number: 
     try:
         begins = connection.execute("SELECT * FROM parts").fetchall()
     except sqlite3.DatabaseError as error:
-        raise _unreadable(path, error) from None
+        raise unreadable(path, error) from None
     if begins != [(number, last.number, last.checksum, last.number + 1)]:
         before = f"where part {number - 1} ends, with transaction {last.number}" if number else "as a first part does"
         raise LedgerDamagedError(
@@ -177,7 +179,8 @@ def _refuse_other_beginning(connection: sqlite3.Connection, path: Path, number: 
         )
 
 
-def _unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
+def unreadable(path: Path, error: sqlite3.DatabaseError) -> LedgerDamagedError:
+    """What a part is refused with that SQLite cannot make sense of."""
     return LedgerDamagedError(f"{path} is damaged: {error}; restore the file from a copy")
 
 

@@ -49,10 +49,13 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
     # The copy that the mirror made is as good as the run itself.
     assert files(mirror / run.name) == files(run)
     shutil.copytree(mirror / run.name, again)
-    shutil.rmtree(again / "checkpoints" / "step-000004")
     shutil.rmtree(again / "policy")
-    resumed = bvblend("train", "--resume", again)
+    resumed = bvblend("train", "--resume", again, "--from-step", 2)
     assert resumed.wait(START_S) == 0, resumed.output()
+    # What the straight run saved after that is no part of this one, and stays.
+    assert {path.name for path in (again / "checkpoints").iterdir()} == {"step-000002", "step-000004", "left-000004-1"}
+    assert (again / "moments" / "left-final-1").is_dir()
+    assert json.loads((again / "summary.json").read_text())["steps"] == 4
 
     expected = load_file(run / "policy" / "model.safetensors")
     found = load_file(again / "policy" / "model.safetensors")

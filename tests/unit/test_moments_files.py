@@ -1,12 +1,16 @@
 """Files of the moments service: strict JSON, whole or not at all, and the last good one stays until the next is there."""
 
+import errno
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moments_service import durable
 from moments_service.adapters.clusters import NamedClusters
 from moments_service.adapters.local import LocalMoments
 from moments_service.clusters import Codebook
@@ -105,6 +109,35 @@ def test_a_log_is_cut_only_where_its_end_is_not_whole(tmp_path: Path) -> None:
     log.write_text("half")
     append_line(log, b"first")
     assert log.read_text() == "first\n"
+
+
+def test_a_line_that_does_not_fit_on_the_disk_leaves_nothing_of_itself(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    fill = f"""
+import resource
+from pathlib import Path
+from moments_service.durable import append_line
+resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # a write past it is cut short, as on a full disk
+for number in range(9):
+    append_line(Path({str(log)!r}), str(number).encode() * 29)
+"""
+    done = subprocess.run([sys.executable, "-c", fill], capture_output=True, text=True, check=False)
+    assert "OSError: [Errno 28] only 10 of 30 bytes of a line fit" in done.stderr
+    assert log.read_bytes() == b"".join(str(number).encode() * 29 + b"\n" for number in range(3))
+
+
+def test_a_sector_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = tmp_path / "saved"
+    with durable.whole_directory(directory) as partial:
+        (partial / "weights").write_bytes(bytes(100))
+    durable.verify_directory(directory)
+
+    def bad_sector(_: object) -> str:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(durable, "_digest", bad_sector)
+    with pytest.raises(DamagedFileError, match=r"saved/weights cannot be read: Input/output error"):
+        durable.verify_directory(directory)
 
 
 def test_tensors_keep_their_shapes(tmp_path: Path) -> None:

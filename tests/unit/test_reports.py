@@ -195,6 +195,38 @@ def test_steps_of_a_history_that_a_resume_left_are_no_part_of_the_run(tmp_path: 
     assert run.last_metrics(10) == run.read_metrics()
 
 
+def test_a_summary_leaves_out_steps_past_the_policy(tmp_path: Path) -> None:
+    """A run of twelve steps that went back to its seventh and ended there."""
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step in range(12):
+        run.append_metrics(row(step))
+    ends = {"train": Evaluation(0.6, {"sums": 0.6}, 4, 0)}
+    assert summarise(run, ends, ends, "bv_blend", steps=7)["steps"] == 7
+    assert json.loads(run.summary.read_text())["seconds"] == pytest.approx(
+        summarise(run, ends, ends, "bv_blend")["seconds"] * 7 / 12
+    )
+
+
+def test_whatever_else_lies_beside_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    strangers = ["step-000001.bak", "step-0000001", "step-٠٠٠٠٠١", "step-1", "old"]
+    for name in strangers:
+        (run.checkpoints / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (run.checkpoints / "step-000002").symlink_to(tmp_path / "elsewhere")
+    (run.checkpoints / "step-000003").write_text("a file")
+    for step in (5, 6, 7):
+        run.finish_checkpoint(run.begin_checkpoint(step), step, keep=1)
+    run.sweep()
+    assert run.checkpoint_steps() == [7]
+    assert {path.name for path in run.checkpoints.iterdir()} == {
+        *strangers,
+        "step-000002",
+        "step-000003",
+        "step-000007",
+    }
+
+
 def test_a_checkpoint_that_a_kill_left_between_two_names_is_put_back(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "test", "config")
     for step in (1, 2):

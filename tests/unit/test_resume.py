@@ -15,7 +15,11 @@ from deploy.cli.main import app
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.resume import changed_since, refuse_what_cannot_go_on, resume_point
+from deploy.rundir.saved_moments import newest_snapshot
+from moments_service.clusters.labels import LabelClusters
+from moments_service.clusters.versions import ClusterVersions
 from moments_service.durable import seal_directory, write_json
+from moments_service.ledger import LedgerDamagedError, LedgerReader
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -237,6 +241,42 @@ def test_a_checkpoint_of_a_left_history_is_set_aside_and_not_taken_again(run: Ru
     assert (aside[0] / "run.json").exists()
     assert run.checkpoint_steps() == [2]
     assert (point := resume_point(run)) is not None and point.step == 2
+
+
+def test_the_moments_of_a_left_end_are_not_taken_for_the_newest(run: RunDirectory) -> None:
+    shutil.copytree(run.checkpoint(6) / "moments", run.final_moments)
+    run.append_metrics({"step": 6})
+    assert newest_snapshot(run) == run.final_moments
+    assert [path.name for path in run.set_aside_after(2)] == ["left-000004-1", "left-000006-1", "left-final-1"]
+    assert newest_snapshot(run) == run.checkpoint(2) / "moments"
+
+
+def test_copies_that_somebody_put_beside_the_files_of_a_run_change_nothing(run: RunDirectory) -> None:
+    shutil.copy(min(run.moments.glob("ledger-*.sqlite")), run.moments / "ledger-000000 (copy).sqlite")
+    (run.moments / "codebook-old.safetensors").write_bytes(b"")
+    point = resume_point(run)
+    assert point is not None and point.step == 6
+    made = ClusterVersions(run.moments, incarnation=1).record(LabelClusters("source", ("a", "b")), after_step=5)
+    assert (run.moments / made.version).exists() and made.version != "codebook-old.safetensors"
+
+
+def test_a_damaged_page_is_named_by_whoever_reads_it(run: RunDirectory) -> None:
+    path = min(run.moments.glob("ledger-*.sqlite"))
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        pages = [page for (page,) in connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'folds'")]
+        (size,) = connection.execute("PRAGMA page_size").fetchone()
+    connection.close()
+    data = bytearray(path.read_bytes())
+    data[(pages[0] - 1) * size : pages[0] * size] = b"\xff" * size
+    path.write_bytes(bytes(data))
+    with (
+        LedgerReader(run.moments) as reader,
+        pytest.raises(LedgerDamagedError, match=r"ledger-000000\.sqlite is damaged"),
+    ):
+        reader.batch(0, 1)
+    with pytest.raises(ConfigError, match=r"ledger-000000\.sqlite is damaged"):
+        resume_point(run)
 
 
 def test_the_command_refuses_before_anything_is_started(run: RunDirectory) -> None:
