@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError
 
-from deploy.config.recipe import ConfigError, load_recipe
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.cluster_map import Points, projected, pushed_apart, spiral
 from deploy.dashboard.group_view import listed
 from deploy.dashboard.shown_text import excerpt
 from deploy.report.clusters import main_sources
+from deploy.rundir.find import load_run_config
 from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 from deploy.rundir.saved_moments import newest_snapshot
@@ -136,7 +137,7 @@ def _saved_moments(run: OpenRun) -> tuple[dict[str, list[Any]], int | None]:
         return {}, None
     try:
         clusters = load_clusters(snapshot / "codebook.safetensors")
-        state = MomentsState(load_recipe(run.directory.config).moments, len(clusters))
+        state = MomentsState(load_run_config(run.directory).moments, len(clusters))
         state.load(snapshot)
     except (ConfigError, ValueError, KeyError, SafetensorError):
         return {}, None  # of an older version; the map says that it has no moments

@@ -26,7 +26,7 @@ async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
     """
     run.followers += 1
     try:
-        seen: tuple[int, ...] | None = None
+        seen: object = None
         sent = 0.0
         while True:
             done = await asyncio.to_thread(run.catch_up, _BUDGET_S)

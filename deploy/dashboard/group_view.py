@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from deploy.config.recipe import ConfigError, load_recipe
+from deploy.config.recipe import ConfigError
 from deploy.dashboard.shown_text import MORE_CHARS, excerpt
+from deploy.rundir.find import load_run_config
 from deploy.rundir.groups import Incarnation, Place, RunGroups, Wanted
 from deploy.rundir.open_run import OpenRun
 from moments_service.ledger import FoldedGroup
@@ -124,7 +125,7 @@ def recomputed(run: OpenRun, group_id: str, incarnation: int | None, patient: bo
         return {"state": "untrained"}
     if row.step > RECOMPUTED_UNASKED and not patient:
         return {"state": "ask", "commits": row.step}
-    config = load_recipe(run.directory.config)
+    config = load_run_config(run.directory)
     try:
         # Each one folds the history of a whole run: side by side they would only take each other's memory and time.
         with _one_at_a_time:

@@ -1,23 +1,24 @@
 """What the page shows of a run beside its curves, all at once: a page that follows a run should cost next to nothing."""
 
+import re
 from typing import Any
 
 from deploy.report.live import PHASES
-from deploy.rundir import lines
 from deploy.rundir.open_run import OpenRun
 
 LAST_STEPS = 10
 """Steps that phases and histograms are averaged over."""
 HISTOGRAMS = {"mismatch": "learner/mismatch_share/", "staleness": "staleness/"}
 """Series that are the bins of one histogram, by what they begin with."""
+_BIN = re.compile(r"[<>]?=?[0-9]{1,9}(\.[0-9]{1,9})?(e-?[0-9]{1,2})?")
 ALARMS_SHOWN = 6
 EVALUATIONS_SHOWN = 12
 
 
 def overview(run: OpenRun) -> dict[str, Any]:
     """The run's status, the names of its series, its phases, its newest alarms and evaluations."""
-    alarms = lines.read(run.directory.alarms)
-    evaluations = [row for row in lines.read(run.directory.evaluations) if isinstance(row.get("pass_at_1"), float)]
+    alarms = run.alarms()
+    evaluations = [row for row in run.evaluations() if isinstance(row.get("pass_at_1"), float)]
     return run.status() | {
         "series": run.metrics.names(),
         "phases": phases(run),
@@ -40,7 +41,7 @@ def phases(run: OpenRun) -> dict[str, float]:
 
 def shares(run: OpenRun, prefix: str) -> dict[str, float]:
     """Mean share of each bin of a histogram over the last steps, in their order; none where the run does not say."""
-    means = _means(run, prefix)
+    means = {name: mean for name, mean in _means(run, prefix).items() if _BIN.fullmatch(name)}
     bins = sorted(means, key=lambda name: (name.startswith(">"), float(name.lstrip("<>="))))
     return {name: means[name] for name in bins}
 

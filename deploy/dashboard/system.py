@@ -7,6 +7,7 @@ from typing import Any
 
 from deploy.cluster.environment import versions
 from deploy.cluster.processes import processes_here
+from deploy.rundir.config_file import whole_number
 from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import NoLedgerError, OpenRun
 
@@ -19,10 +20,10 @@ def overview(run: OpenRun) -> dict[str, Any]:
         "incarnations": _incarnations(run),
         "services": _services(live),
         "processes": _processes(live),
-        "age_s": max(0.0, time.time() - live["written_at"]) if isinstance(live.get("written_at"), float) else None,
-        "policy_version": run.metrics.last_row.get("policy_version"),
-        "versions": summary.get("versions") or _versions(),
-        "machine": summary.get("machine"),
+        "age_s": max(0.0, time.time() - live["written_at"]) if "written_at" in live else None,
+        "policy_version": whole_number(run.metrics.last_row.get("policy_version")),
+        "versions": _flat(summary.get("versions")) or _versions(),
+        "machine": _flat(summary.get("machine")),
         "checkpoints": run.directory.checkpoint_steps(),
     }
 
@@ -31,6 +32,13 @@ def overview(run: OpenRun) -> dict[str, Any]:
 def _versions() -> dict[str, str]:
     """Looked up once: the metadata of some twenty packages takes 20 ms to read."""
     return versions()
+
+
+def _flat(found: Any) -> dict[str, Any] | None:
+    """Names and single values; None where there are none."""
+    if not isinstance(found, dict):
+        return None
+    return {name: value for name, value in found.items() if value is None or type(value) in (str, int, float, bool)}
 
 
 def _services(live: dict[str, Any]) -> dict[str, Any]:

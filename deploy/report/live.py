@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live view in a terminal, one readable line a step anywhere else."""
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report.numbers import shown
+from deploy.report.numbers import mean_of_known, shown
 from deploy.report.visible import one_line, visible
 
 PHASES = ("generate", "score", "moments", "learn", "publish")
@@ -19,6 +19,7 @@ _SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 60
 """Steps that the curves show."""
 _CLUSTERS_SHOWN = 12
+SHOWN_MOMENTS = ("mean", "variance", "mass", "weight")
 
 
 class Display(Protocol):
@@ -59,9 +60,10 @@ class PlainDisplay:
 
     def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
         self._print(
-            f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {row['reward/pass_at_1']:.3f}  "
-            f"reward {row['reward/mean']:.3f}  signal {row['signal/own']:.0%} (GRPO {row['signal/grpo']:.0%})  "
-            f"entropy {shown(row['learner/entropy'])}  {row['tokens_per_s']:.0f} tok/s  {row['seconds']:.2f} s"
+            f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {_of(row, 'reward/pass_at_1', '.3f')}  "
+            f"reward {_of(row, 'reward/mean', '.3f')}  signal {_of(row, 'signal/own', '.0%')} "
+            f"(GRPO {_of(row, 'signal/grpo', '.0%')})  entropy {_of(row, 'learner/entropy')}  "
+            f"{_of(row, 'tokens_per_s', '.0f')} tok/s  {_of(row, 'seconds')} s"
         )
 
     def close(self) -> None: ...
@@ -103,15 +105,15 @@ class RunView:
         """What each cluster holds, in a few words."""
         self._steps = steps
         self._row: dict[str, Any] = {}
-        self._pass_at_1: deque[float] = deque(maxlen=HISTORY)
-        self._sources: dict[str, deque[float]] = {}
-        self._signal: deque[tuple[float, float]] = deque(maxlen=HISTORY)
+        self._pass_at_1: deque[Any] = deque(maxlen=HISTORY)
+        self._sources: dict[str, deque[Any]] = {}
+        self._signal: deque[tuple[Any, Any]] = deque(maxlen=HISTORY)
 
     def add(self, row: dict[str, Any]) -> None:
-        """A step ended. row: its line of metrics.jsonl."""
+        """A step ended. row: its line of metrics.jsonl; what it does not have, and NaN, is shown as a dash."""
         self._row = row
-        self._pass_at_1.append(row["reward/pass_at_1"])
-        self._signal.append((row["signal/own"], row["signal/grpo"]))
+        self._pass_at_1.append(row.get("reward/pass_at_1"))
+        self._signal.append((row.get("signal/own"), row.get("signal/grpo")))
         for key, value in row.items():
             if key.startswith("pass_at_1/"):
                 self._sources.setdefault(key.removeprefix("pass_at_1/"), deque(maxlen=10)).append(value)
@@ -132,23 +134,21 @@ class RunView:
         )
 
     def _head(self, row: dict[str, Any]) -> RenderableType:
-        own = sum(own for own, _ in self._signal) / len(self._signal)
-        grpo = sum(grpo for _, grpo in self._signal) / len(self._signal)
+        own, grpo = (shown(mean_of_known(values), ".0%") for values in zip(*self._signal, strict=True))
+        phases = row["phases"] if isinstance(row.get("phases"), dict) else {}
         grid = Table.grid(expand=True, padding=(0, 2))
         grid.add_column(width=10, style="bold")
         grid.add_column(ratio=1)
         grid.add_row("progress", ProgressBar(total=self._steps, completed=row["step"] + 1))
-        grid.add_row("pass@1", Text(f"{sparkline(self._pass_at_1)} {row['reward/pass_at_1']:.2f}", style="green"))
-        signal = Text.assemble(
-            (f"{own:.0%} of groups teach", "cyan"), f"   GRPO would use {grpo:.0%} of the same groups"
-        )
+        grid.add_row("pass@1", Text(f"{sparkline(self._pass_at_1)} {_of(row, 'reward/pass_at_1')}", style="green"))
+        signal = Text.assemble((f"{own} of groups teach", "cyan"), f"   GRPO would use {grpo} of the same groups")
         grid.add_row("signal", signal)
-        phases = "  ".join(f"{name} {row['phases'].get(name, 0.0):.2f}" for name in PHASES)
-        grid.add_row("seconds", f"{row['seconds']:.2f}  =  {phases}")
+        parts = "  ".join(f"{name} {_of({name: 0.0} | phases, name)}" for name in PHASES)
+        grid.add_row("seconds", f"{_of(row, 'seconds')}  =  {parts}")
         grid.add_row(
             "policy",
-            f"{row['tokens_per_s']:.0f} tok/s   entropy {shown(row['learner/entropy'])}   "
-            f"grad {shown(row['learner/grad_norm'])}",
+            f"{_of(row, 'tokens_per_s', '.0f')} tok/s   entropy {_of(row, 'learner/entropy')}   "
+            f"grad {_of(row, 'learner/grad_norm')}",
         )
         return grid
 
@@ -157,8 +157,8 @@ class RunView:
         for column in ("left", "left", "right"):
             table.add_column(justify=column)
         for source, values in sorted(self._sources.items()):
-            mean = sum(values) / len(values)
-            table.add_row(one_line(source), ProgressBar(total=1.0, completed=mean, width=16), f"{mean:.2f}")
+            mean = mean_of_known(values)
+            table.add_row(one_line(source), ProgressBar(total=1.0, completed=mean or 0.0, width=16), shown(mean))
         return table
 
     def _clusters(self, stats: dict[str, Any]) -> Table:
@@ -170,11 +170,22 @@ class RunView:
         heaviest = sorted(range(len(moments["mass"])), key=lambda k: -moments["mass"][k])[:_CLUSTERS_SHOWN]
         for k in sorted(heaviest):  # by number, so that rows stay where they are
             name = one_line(self.names[k]) if k < len(self.names) else ""
-            numbers = (moments["mean"][k], moments["variance"][k] ** 0.5, moments["mass"][k], moments["weight"][k])
-            table.add_row(f"{k:>2} {name}", *(f"{n:.2f}" if n < 10 else f"{n:.0f}" for n in numbers))
+            mean, variance, mass, weight = (moments[column][k] for column in SHOWN_MOMENTS)
+            numbers = (mean, max(variance, 0.0) ** 0.5, mass, weight)
+            table.add_row(f"{k:>2} {name}", *(shown(n, ".2f" if n < 10 else ".0f") for n in numbers))
         return table
 
 
-def sparkline(values: Sequence[float] | deque[float]) -> str:
-    """Values in [0, 1] as a line of bars."""
-    return "".join(_SPARKS[min(int(value * len(_SPARKS)), len(_SPARKS) - 1)] for value in values)
+def sparkline(values: Sequence[Any] | deque[Any]) -> str:
+    """Values in [0, 1] as a line of bars, with a gap where there is none."""
+    return "".join(map(_spark, values))
+
+
+def _spark(value: Any) -> str:
+    if shown(value) == "–":
+        return " "
+    return _SPARKS[min(int(min(max(value, 0.0), 1.0) * len(_SPARKS)), len(_SPARKS) - 1)]
+
+
+def _of(row: Mapping[str, Any], name: str, form: str = ".2f") -> str:
+    return shown(row.get(name), form)

@@ -1,11 +1,23 @@
 """Numbers as people read them."""
 
+from collections.abc import Iterable
 from typing import Any
 
 
 def shown(value: Any, form: str = ".2f") -> str:
-    """A number, or a dash: files have null where there is none, and files of others anything."""
-    return format(value, form) if isinstance(value, int | float) else "–"
+    """A number, or a dash: NaN and null are none, and files of others have anything there."""
+    return format(value, form) if is_number(value) else "–"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it can be computed with and written as a float."""
+    return value == value if type(value) is float else isinstance(value, float | int) and abs(value) < 2**63
+
+
+def mean_of_known(values: Iterable[Any]) -> float | None:
+    """Mean of those that are numbers; None where none is."""
+    known = [value for value in values if is_number(value)]
+    return sum(known) / len(known) if known else None
 
 
 def duration(seconds: float) -> str:

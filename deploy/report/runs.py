@@ -22,11 +22,14 @@ def runs_table(rows: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="right", no_wrap=True, width=width)
     for row in rows:
         state = row["state"]
+        run = Text(one_line(row["name"]))
+        if row["problem"] is not None:
+            run.append(f"\n{one_line(row['problem'])}", style="red")
         table.add_row(
-            one_line(row["name"]),
+            run,
             Text(state, style=COLORS[state]),
             one_line(row["estimator"]),
-            f"{row['steps']}/{row['planned']}",
+            f"{row['steps']}/{row['planned'] or '–'}",
             shown(row["pass_at_1"]),
             "→".join(map(shown, row["held_out"])) if row["held_out"] else "–",
         )

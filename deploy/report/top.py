@@ -9,17 +9,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from deploy.report.live import HISTORY, RunView
-from deploy.report.numbers import duration
+from deploy.report.live import HISTORY, SHOWN_MOMENTS, RunView
+from deploy.report.numbers import duration, shown
 from deploy.report.visible import one_line, visible
-from deploy.rundir import lines
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.health import Alarm
 
 REFRESH_S = 1.0
 ALARMS_SHOWN = 3
-COLORS = {"running": "green", "done": "cyan", "paused": "yellow", "failed": "red", "stopped": "yellow"}
+COLORS = {
+    "running": "green",
+    "done": "cyan",
+    "paused": "yellow",
+    "failed": "red",
+    "stopped": "yellow",
+    "killed": "red",
+    "broken": "red",
+}
 
 
 def watch(directory: RunDirectory, console: Console, once: bool) -> None:
@@ -39,20 +46,22 @@ def _draw(run: OpenRun) -> RenderableType:
     run.catch_up(ALL_OF_IT_S)
     status, live = run.status(), run.live()
     parts: list[RenderableType] = [_head(status)]
-    rows = run.directory.last_metrics(HISTORY)
-    stats = live.get("moments", {})
-    if rows and "clusters" in stats:
+    if status["problem"] is not None:
+        parts.append(Text(visible(status["problem"]), style="red"))
+    rows = [] if run.metrics.problem else run.directory.last_metrics(HISTORY)
+    moments = _columns(live)
+    if rows:
         view = RunView(status["planned"] or 0)
         view.names = live.get("cluster_names", ())
         for row in rows:
             view.add(row)
-        parts.append(view.draw(_numbers(stats)))
+        parts.append(view.draw({"clusters": moments}))
     if live:
         parts.append(_services(live))
-    alarms = lines.read(run.directory.alarms)
-    for alarm in alarms[-ALARMS_SHOWN:]:
-        step = alarm.pop("step")
-        parts.append(Text(visible(f"alarm at step {step + 1}: {Alarm(**alarm)}"), style="red"))
+    for row in run.alarms()[-ALARMS_SHOWN:]:
+        expected, found = (nan if row[name] is None else row[name] for name in ("expected", "found"))
+        alarm = Alarm(row["kind"], row["cluster"], expected, found)
+        parts.append(Text(visible(f"alarm at step {row['step'] + 1}: {alarm}"), style="red"))
     return Group(*parts)
 
 
@@ -63,7 +72,7 @@ def _head(status: dict[str, Any]) -> Text:
         (one_line(status["name"]), "bold"),
         "   ",
         (state, COLORS[state]),
-        f"   step {status['steps']} of {status['planned']}{left}",
+        f"   step {status['steps']} of {status['planned'] or '–'}{left}",
     )
 
 
@@ -71,23 +80,34 @@ def _services(live: dict[str, Any]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold")
     grid.add_column()
-    counts = live["moments"]["counts"]
-    serving = sum(actor["serving"] for actor in live["actors"])
+    moments, actors = live.get("moments", {}), live.get("actors", [])
+    counts = moments.get("counts", {})
+    serving = sum(actor.get("serving", False) for actor in actors)
+
+    def of(found: dict[str, Any], name: str) -> str:
+        return shown(found.get(name), ".0f")
+
     grid.add_row(
         "rollout",
-        f"{serving} of {len(live['actors'])} actors serve   {live['in_flight']} of {live['slots']} groups in flight   "
-        f"{live['scored']} scored   {live['restarts']} restarts",
+        f"{serving} of {len(actors)} actors serve   {of(live, 'in_flight')} of {of(live, 'slots')} groups in flight   "
+        f"{of(live, 'scored')} scored   {of(live, 'restarts')} restarts",
     )
     grid.add_row(
         "moments",
-        f"{counts['groups']} groups   {counts['completions']} completions   {counts['errors']} without reward   "
-        f"{counts['lost']} lost   policy version {live['policy_version']}",
+        f"{of(counts, 'groups')} groups   {of(counts, 'completions')} completions   {of(counts, 'errors')} without reward   "
+        f"{of(counts, 'lost')} lost   policy version {of(live, 'policy_version')}",
     )
-    grid.add_row("as of", f"{duration(max(0.0, time.time() - live['written_at']))} ago")
+    if "written_at" in live:
+        grid.add_row("as of", f"{duration(max(0.0, time.time() - live['written_at']))} ago")
     return grid
 
 
-def _numbers(stats: dict[str, Any]) -> dict[str, Any]:
-    """Moments as they are read from JSON, which has no NaN."""
-    columns = stats["clusters"].items()
-    return {"clusters": {name: [nan if value is None else value for value in values] for name, values in columns}}
+def _columns(live: dict[str, Any]) -> dict[str, list[float]]:
+    """The moments of every cluster, as they are read from JSON, which has no NaN; cut to the shortest of their columns."""
+    columns = live.get("moments", {}).get("clusters", {})
+    found = [columns.get(name, []) for name in SHOWN_MOMENTS]
+    rows = min(map(len, found))
+    return {
+        name: [nan if value is None else value for value in values[:rows]]
+        for name, values in zip(SHOWN_MOMENTS, found, strict=True)
+    }

@@ -1,12 +1,17 @@
 """JSON lines: how the logs of a run directory are written and read. One object a line; a line is whole or it is not there."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from deploy.rundir.reading import open_file
 from moments_service.durable import append_line
+
+_MOST_OBJECT_BYTES = 2**28
+"""Of a file that is one object. Moments of a million clusters are a fifth of that."""
 
 # NumPy's numbers are written like Python's.
 _encoder = msgspec.json.Encoder(enc_hook=lambda value: value.item())
@@ -19,18 +24,32 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Every line that holds an object; none where there is no file."""
-    return list(objects(path.read_bytes().splitlines())) if path.exists() else []
+    """Every line that holds an object; none where there is no file. Raises OSError where it is no file."""
+    try:
+        with open_file(path) as file:
+            return list(objects(file.read().splitlines()))
+    except FileNotFoundError:
+        return []
 
 
 def tail(path: Path, most_bytes: int) -> list[dict[str, Any]]:
-    """Objects of the whole lines in the last `most_bytes` of a file; none where there is no file."""
-    if not path.exists():
+    """Objects of the whole lines in the last `most_bytes` of a file; none where there is no file. Raises as `read`."""
+    try:
+        with open_file(path) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - most_bytes))
+            # The first line of the tail may be cut, the last not yet be whole.
+            return list(objects(file.read(most_bytes).rpartition(b"\n")[0].splitlines()))
+    except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - most_bytes))
-        # The first line of the tail may be cut, the last not yet be whole.
-        return list(objects(file.read().rpartition(b"\n")[0].splitlines()))
+
+
+def head(path: Path, most_bytes: int) -> list[dict[str, Any]]:
+    """The same of the first `most_bytes`."""
+    try:
+        with open_file(path) as file:
+            return list(objects(file.read(most_bytes).rpartition(b"\n")[0].splitlines()))
+    except FileNotFoundError:
+        return []
 
 
 def objects(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
@@ -52,6 +71,7 @@ def parsed(line: bytes) -> dict[str, Any] | None:
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a JSON file holds; empty where there is no file, or it holds something else."""
     try:
-        return parsed(path.read_bytes()) or {}
+        with open_file(path) as file:
+            return parsed(file.read(_MOST_OBJECT_BYTES)) or {}
     except OSError:
         return {}

@@ -1,5 +1,6 @@
 """metrics.jsonl as columns: read once, followed while it grows, a few bytes a number."""
 
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 
 from deploy.rundir.lines import parsed
+from deploy.rundir.reading import open_file, reason
 from deploy.rundir.thinning import MOST_POINTS, Floats, Places, Thinning, rounded
 
 _CHUNK_BYTES = 2 * 2**20
+_MOST_BYTES = 2**30
+"""Of the columns of one file; a million steps of 250 series."""
 _MOST_SERIES = 2000
 """A file with more names than this is no metrics file; what comes after them is left out."""
 
@@ -60,6 +64,18 @@ class MetricsIndex:
         return self._bad_lines
 
     @property
+    def problem(self) -> str | None:
+        """Why the file cannot be read; None where it can."""
+        return self._problem
+
+    @property
+    def cut(self) -> str | None:
+        """That not all of the file is in here; None where it is."""
+        if not self._cut:
+            return None
+        return f"{self._path.name}: only its first {self._rows:,} steps are shown; the rest would take too much memory"
+
+    @property
     def nbytes(self) -> int:
         return self._steps.nbytes + sum(column.nbytes for column in self._columns.values())
 
@@ -101,30 +117,50 @@ class MetricsIndex:
         self._steps: Places = np.zeros(0, dtype=np.int64)
         self._columns: dict[str, Floats] = {}
         self._last_row: dict[str, Any] = {}
+        self._in_long_line = False
+        self._problem: str | None = None
+        self._cut = False
 
     def _read_chunk(self) -> bool:
         with self._lock:
             try:
-                self._size = self._path.stat().st_size
+                chunk = self._new_bytes()
             except FileNotFoundError:
                 return True
-            if self._size < self._offset:
-                self._clear()  # another file of the same name
-                return False
-            if self._size == self._offset:
+            except OSError as error:
+                self._problem = reason(error)
                 return True
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                chunk = file.read(_CHUNK_BYTES)
-                if b"\n" not in chunk:
-                    chunk += file.readline()
+            if chunk is None:
+                return False
             whole = chunk[: chunk.rfind(b"\n") + 1]
+            if not whole and len(chunk) < _CHUNK_BYTES:
+                return True  # nothing, or half a line: its writer is not done
+            if self.nbytes > _MOST_BYTES:
+                self._cut = True
+                return True
             if not whole:
-                return True  # half a line: its writer is not done
+                whole = chunk  # in a line that is longer than any that a run writes
+                self._in_long_line = True
+            else:
+                first, self._in_long_line = (1 if self._in_long_line else 0), False
+                self._bad_lines += first
+                rows = [row for line in whole.splitlines()[first:] if (row := self._parsed(line)) is not None]
+                self._take(rows)
             self._offset += len(whole)
-            self._take([row for line in whole.splitlines() if (row := self._parsed(line)) is not None])
             self._version += 1
             return self._offset >= self._size
+
+    def _new_bytes(self) -> bytes | None:
+        """What comes next in the file, at most a chunk; None where another file has its name, and all is read anew."""
+        with open_file(self._path) as file:
+            found = os.fstat(file.fileno())
+            self._problem = None
+            self._size = found.st_size
+            if self._size < self._offset:
+                self._clear()
+                return None
+            file.seek(self._offset)
+            return file.read(_CHUNK_BYTES)
 
     def _parsed(self, line: bytes) -> dict[str, Any] | None:
         row = parsed(line)
@@ -163,8 +199,13 @@ class MetricsIndex:
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a line of metrics.jsonl by name; other values are left out."""
-    flat = {name: value for name, value in row.items() if type(value) in (int, float)}
+    flat = {name: value for name, value in row.items() if _is_number(value)}
     phases = row.get("phases")
     if isinstance(phases, dict):
-        flat |= {f"phases/{name}": value for name, value in phases.items() if type(value) in (int, float)}
+        flat |= {f"phases/{name}": value for name, value in phases.items() if _is_number(value)}
     return flat
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a column can hold it: one of float32, in range."""
+    return type(value) in (int, float) and abs(value) < 3.4e38

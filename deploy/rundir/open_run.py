@@ -1,24 +1,26 @@
 """One run that somebody looks at: its files, followed while they grow."""
 
-import time
+import threading
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from deploy.rundir import lines
+from deploy.rundir.config_file import ConfigUnreadableError, estimator_of, read_config, whole_number
 from deploy.rundir.groups import RunGroups
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.lines import read_object
 from deploy.rundir.metrics_index import MetricsIndex
+from deploy.rundir.reading import NO_FILE, Stamp, reason, stamp_of
+from deploy.rundir.shapes import AlarmRow, EvaluationRow, Live, fits
+from deploy.rundir.state import BROKEN, state_of
 
-QUIET_AFTER_S = 120.0
-"""A run whose files have not changed for so long, and for twenty of its steps, is taken for ended."""
 RECENT = 50
 """Steps that the speed of a run is averaged over."""
 ALL_OF_IT_S = 60.0
 """What reading a whole run may take, where somebody waits for all of it."""
 REQUEST_BUDGET_S = 0.2
 """What one request may spend on reading what is new, where no page follows the run."""
+_LOG_BYTES = 4 * 2**20
+"""Of the ends of alarms and evaluations that are read."""
 
 
 class NoLedgerError(LookupError):
@@ -31,10 +33,23 @@ class OpenRun:
     def __init__(self, directory: RunDirectory) -> None:
         self.directory = directory
         self.name = directory.path.name
-        self.config = read_config(directory)
         self.metrics = MetricsIndex(directory.metrics)
         self.followers = 0
         """Pages that are being told what is new; they read it, requests need not."""
+        self._lock = threading.Lock()
+        self._config: tuple[Stamp, dict[str, Any], str | None] = (NO_FILE, {}, None)
+        self._logs: dict[Path, tuple[Stamp, list[dict[str, Any]], str | None]] = {}
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration; empty where it cannot be read, and `problem` says why."""
+        return self._read_config()[0]
+
+    @property
+    def problem(self) -> str | None:
+        """Why a file of the run cannot be read; None where all can."""
+        logs = self._log(self.directory.evaluations, EvaluationRow), self._log(self.directory.alarms, AlarmRow)
+        return self._read_config()[1] or self.metrics.problem or logs[0][1] or logs[1][1]
 
     def groups(self) -> RunGroups:
         """Its groups. Raises NoLedgerError."""
@@ -53,21 +68,30 @@ class OpenRun:
             self.catch_up(REQUEST_BUDGET_S)
 
     @property
-    def version(self) -> tuple[int, int]:
+    def version(self) -> tuple[int, Stamp]:
         """Changes whenever anything of the run did."""
-        return self.metrics.version, _changed_ns(self.directory.live)
+        return self.metrics.version, stamp_of(self.directory.live)
 
     def live(self) -> dict[str, Any]:
-        """What the driver last said of its services; empty where it never did."""
-        return read_object(self.directory.live)
+        """What the driver last said of its services; empty where it never did, or something else stands there."""
+        found = lines.read_object(self.directory.live)
+        return found if fits(found, Live) else {}
+
+    def alarms(self) -> list[dict[str, Any]]:
+        """Its alarms, oldest first; of very many the last ones."""
+        return self._log(self.directory.alarms, AlarmRow)[0]
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Its evaluations, oldest first; of very many the last ones."""
+        return self._log(self.directory.evaluations, EvaluationRow)[0]
 
     def status(self) -> dict[str, Any]:
         """What the head of the page says."""
-        metrics = self.metrics
+        metrics, config, problem = self.metrics, self.config, self.problem
         steps = int(metrics.last_row["step"]) + 1 if metrics.last_row else 0
-        planned = whole_number(self.config.get("steps"))
+        planned = whole_number(config.get("steps"))
         seconds = metrics.mean_of_last("seconds", RECENT)
-        state = state_of(self.directory, steps, seconds)
+        state = BROKEN if problem is not None else state_of(self.directory, seconds)
         left = None if seconds is None or planned is None else max(planned - steps, 0) * seconds
         recent = {
             name: metrics.mean_of_last(name, 10)
@@ -76,57 +100,33 @@ class OpenRun:
         return {
             "name": self.name,
             "state": state,
+            "problem": problem or metrics.cut,
             "steps": steps,
             "planned": planned,
-            "estimator": estimator_of(self.config),
+            "estimator": estimator_of(config),
             "recent": recent,
             "eta_s": left if state == "running" else None,
             "read": metrics.share_read,
             "bad_lines": metrics.bad_lines,
         }
 
+    def _read_config(self) -> tuple[dict[str, Any], str | None]:
+        stamp = stamp_of(self.directory.config)
+        with self._lock:
+            if self._config[0] != stamp or stamp == NO_FILE:
+                try:
+                    self._config = stamp, read_config(self.directory), None
+                except (OSError, ConfigUnreadableError) as error:
+                    self._config = stamp, {}, reason(error)
+            return self._config[1:]
 
-def read_config(directory: RunDirectory) -> dict[str, Any]:
-    """The run's configuration as it stands in the file, whatever version wrote it; empty where it cannot be read."""
-    try:
-        config = yaml.safe_load(directory.config.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return config if isinstance(config, dict) else {}
-
-
-def estimator_of(config: dict[str, Any]) -> str:
-    """How a run's estimator is called, with its variant where it is not the preset; "" where the configuration does not say."""
-    moments = config.get("moments")
-    if not isinstance(moments, dict):
-        return ""
-    estimator = moments.get("estimator", "")
-    if not isinstance(estimator, dict):
-        return str(estimator)
-    name, variant = str(estimator.get("kind", "")), str(estimator.get("variant", "safe"))
-    return name if variant == "safe" else f"{name}:{variant}"
-
-
-def whole_number(value: Any) -> int | None:
-    return value if type(value) is int else None
-
-
-def state_of(directory: RunDirectory, steps: int, seconds_a_step: float | None) -> str:
-    """`done`, `paused`, `running`, `failed` or `stopped`, as far as its files tell."""
-    newest = max(_changed_ns(path) for path in (directory.metrics, directory.live, directory.config)) / 1e9
-    quiet = time.time() - newest > max(QUIET_AFTER_S, 20.0 * (seconds_a_step or 0.0))
-    summary = _changed_ns(directory.summary) / 1e9
-    if summary and summary >= newest - QUIET_AFTER_S:
-        return "done"
-    if _changed_ns(directory.ending) / 1e9 >= newest:
-        return str(read_object(directory.ending).get("ending", "failed"))
-    if directory.paused.exists():
-        return "paused"
-    return "stopped" if quiet else "running"
-
-
-def _changed_ns(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+    def _log(self, path: Path, kind: type) -> tuple[list[dict[str, Any]], str | None]:
+        stamp = stamp_of(path)
+        with self._lock:
+            if path not in self._logs or self._logs[path][0] != stamp:
+                try:
+                    rows = [row for row in lines.tail(path, _LOG_BYTES) if fits(row, kind)]
+                    self._logs[path] = stamp, rows, None
+                except OSError as error:
+                    self._logs[path] = stamp, [], reason(error)
+            return self._logs[path][1:]

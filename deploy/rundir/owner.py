@@ -204,7 +204,7 @@ def _lives(owner: Owner) -> bool:
         process = psutil.Process(owner.pid)
         # The clock that dates processes may have been set in between; a pid is not used again within seconds.
         return abs(process.create_time() - owner.begun) < 5.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, ValueError, OverflowError):  # or it never was the number of one
         return False
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from deploy.config.recipe import ConfigError, load_recipe
+from deploy.config.recipe import ConfigError
+from deploy.rundir.find import load_run_config
 from deploy.rundir.layout import RunDirectory
 from moments_service.offline.portable import PortableMoments
 
@@ -28,7 +29,7 @@ def read_saved(source: Path) -> PortableMoments:
             raise ConfigError(f"{source} is neither a run nor a checkpoint of one")
     if snapshot is None:
         raise ConfigError(f"{source}: nothing is saved yet; a run saves its moments in every checkpoint and at its end")
-    config = load_recipe(run.config)
+    config = load_run_config(run)
     try:
         return PortableMoments.from_snapshot(snapshot, config.moments, config.policy, run.path.name)
     except ValueError as error:

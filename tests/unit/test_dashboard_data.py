@@ -21,7 +21,7 @@ from deploy.rundir.groups import NEWEST_FIRST, PLACE, Incarnation, Place, RunGro
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.live_file import LiveFile
 from deploy.rundir.metrics_index import MetricsIndex
-from deploy.rundir.open_run import state_of
+from deploy.rundir.state import state_of
 from deploy.rundir.thinning import Thinning, rounded
 from moments_service.ledger import LedgerLimits, LedgerReader
 from moments_service.ledger.parts import is_finished, part_paths
@@ -347,18 +347,18 @@ def test_live_json_is_whole_and_does_not_cost_more_than_its_share(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["live.json"]
 
 
-def test_the_state_of_a_run_as_its_files_tell(tmp_path: Path) -> None:
+def test_the_state_of_a_run_that_never_said_who_runs_it_as_its_files_tell(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     run.config.write_text("steps: 1")
-    assert state_of(run, 0, None) == "running"
+    assert state_of(run, None) == "running"
     os.utime(run.config, (1, 1))
-    assert state_of(run, 0, None) == "stopped"
-    assert state_of(run, 0, 1e9) == "running", "slow steps take longer than any fixed time"
+    assert state_of(run, None) == "stopped"
+    assert state_of(run, 1e9) == "running", "slow steps take longer than any fixed time"
     run.paused.write_text("reward fell")
-    assert state_of(run, 0, None) == "paused"
+    assert state_of(run, None) == "paused"
     run.end_early("failed", "PhaseError: step 1")
-    assert state_of(run, 0, None) == "failed"
+    assert state_of(run, None) == "failed"
     run.end_early("stopped", "stopped after 1 steps")
-    assert state_of(run, 0, None) == "stopped"
+    assert state_of(run, None) == "stopped"
     run.summary.write_text("{}")
-    assert state_of(run, 0, None) == "done"
+    assert state_of(run, None) == "done"

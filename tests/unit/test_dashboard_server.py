@@ -17,8 +17,9 @@ from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.events import changes
 from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, is_loopback, listen
 from deploy.rundir.catalog import Catalog
+from deploy.rundir.config_file import estimator_of
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.open_run import OpenRun, estimator_of
+from deploy.rundir.open_run import OpenRun
 from tests.conftest import Command
 from tests.made_runs import MadeRun
 

@@ -36,13 +36,13 @@ export async function listView(place) {
     }
     fill(body, table("Runs", [[h("span", { class: "unseen" }, "Compare")], ["Run"], ["State"], ["Estimator"], ["Steps", "num"], ["pass@1", "num"], ["Held out, start → end", "num"], ["Started"]], runs.map((run) => [
       h("input", { type: "checkbox", "aria-label": `Compare ${run.name}`, "data-run": run.name, checked: chosen.has(run.name), onchange: (event) => tick(run.name, event.target) }),
-      h("a", { href: address("run", { name: run.name }) }, run.name),
+      h("div", {}, h("a", { href: address("run", { name: run.name }) }, run.name), run.problem ? h("div", { class: "problem" }, run.problem) : null),
       h("span", { class: "state", "data-state": run.state }, run.state),
       run.estimator,
       `${count(run.steps)}${run.planned ? ` / ${count(run.planned)}` : ""}`,
       fixed(run.pass_at_1),
       run.held_out ? run.held_out.map((value) => fixed(value)).join(" → ") : NONE,
-      h("span", { class: "soft" }, date(run.started)),
+      h("span", { class: "soft" }, run.started === null ? NONE : date(run.started)),
     ])));
     if (focused) [...body.querySelectorAll("input")].find((box) => box.dataset.run === focused)?.focus();
   }

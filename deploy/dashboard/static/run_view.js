@@ -28,6 +28,7 @@ class RunPage {
     this.stop = () => {};
     this.tiles = new Tiles();
     this.alarms = h("section", { class: "card alarms", hidden: true });
+    this.problem = h("p", { class: "card problem", role: "alert", hidden: true });
     this.grid = h("div", { class: "charts" });
     this.sources = h("div", { class: "sources" });
     this.sourcesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "pass@1 by source"), this.sources);
@@ -37,7 +38,7 @@ class RunPage {
     this.evaluations = h("section", { class: "card section narrow", hidden: true });
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
-    this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.alarms,
+    this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.problem, this.alarms,
       h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
       this.grid, this.sourcesCard, this.phasesCard, this.histograms, this.evaluations);
@@ -66,6 +67,8 @@ class RunPage {
     this.ensureCharts(run.series);
     this.showPhases(run.phases);
     this.showHistograms(run.histograms);
+    this.problem.hidden = run.problem === null;
+    setText(this.problem, run.problem ?? "");
     this.showAlarms(run.alarms, run.alarm_count);
     this.showEvaluations(run.evaluations);
   }
