@@ -35,13 +35,16 @@ class LearnerActor:
         self.open_timeout_s = config.step_timeout_s
         self.updates: list[list[ScoredSamples]] = []
 
-    def listen(self, timeout_s: float) -> tuple[str, int]:
-        """Address of this node and the port that the ranks meet at."""
-        address = ray.util.get_node_ip_address()
-        return address, self.rank.listen(address, timeout_s)
+    def node_address(self) -> str:
+        """Address of the node that this rank is on."""
+        return str(ray.util.get_node_ip_address())
 
-    def setup(self, master_addr: str, master_port: int, timeout_s: float) -> None:
-        self.rank.setup(master_addr, master_port, timeout_s, own_address=ray.util.get_node_ip_address())
+    def listen(self, address: str, timeout_s: float) -> int:
+        """The port of `address` that the ranks meet at."""
+        return self.rank.listen(address, timeout_s)
+
+    def setup(self, master_addr: str, master_port: int, timeout_s: float, own_address: str) -> None:
+        self.rank.setup(master_addr, master_port, timeout_s, own_address)
 
     def open(self, updates: Sequence[Sequence[Share]]) -> tuple[str, ...]:
         """Fetch the tokens of the next step; returns the ids of groups whose payload is lost. Not collective."""

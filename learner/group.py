@@ -22,6 +22,8 @@ from moments_service.messages.batch import Batch
 DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
+LOOPBACK = "127.0.0.1"
+
 
 def learner_part(config: LearnerConfig) -> Part:
     """What the learner ranks ask of the cluster."""
@@ -51,15 +53,25 @@ class LearnerGroup:
         group = cls(config, await reserve(learner_part(config), start_timeout_s), [])
         try:
             group.ranks = [_start_rank(config, job, rank, group.places) for rank in range(config.world_size)]
-            (address, port), *_ = await _gather(
-                [group.ranks[0].listen.remote(start_timeout_s)], "opening the rendezvous", start_timeout_s
-            )
-            doing = "meeting and loading the policy"
-            await group._all("setup", doing, start_timeout_s, address, port, start_timeout_s)
+            await group._meet(start_timeout_s)
         except BaseException:
             await group.close()
             raise
         return group
+
+    async def _meet(self, timeout_s: float) -> None:
+        """Form the process group. Ranks that share a node meet on its loopback, where nobody else can reach them."""
+        doing = "starting"
+        nodes = await self._all("node_address", doing, timeout_s)
+        own = [LOOPBACK] * len(nodes) if len(set(nodes)) == 1 else nodes
+        port = 0
+        if len(own) > 1:
+            doing = "opening the rendezvous"
+            (port,) = await _gather([self.ranks[0].listen.remote(own[0], timeout_s)], doing, timeout_s)
+        setups = [
+            rank.setup.remote(own[0], port, timeout_s, address) for rank, address in zip(self.ranks, own, strict=True)
+        ]
+        await _gather(setups, "meeting and loading the policy", timeout_s)
 
     async def step(self, batch: Batch) -> dict[str, float]:
         """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`.
@@ -140,9 +152,14 @@ async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -
     if not refs:
         return []
     waiting = [asyncio.wrap_future(ref.future()) for ref in refs]
-    done, late = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
-    if late and any(future.exception() for future in done):
-        done, late = await asyncio.wait(waiting, timeout=DEATH_NOTICE_S)
+    try:
+        done, late = await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        if late and any(future.exception() for future in done):
+            done, late = await asyncio.wait(waiting, timeout=DEATH_NOTICE_S)
+    except asyncio.CancelledError:
+        for future in waiting:  # nobody is left to hear that the ranks were ended
+            future.cancel()
+        raise
     failures = [(i, error) for i, f in enumerate(waiting) if f in done and (error := f.exception()) is not None]
     late_ones = [i for i, future in enumerate(waiting) if future in late]
     for future in late:

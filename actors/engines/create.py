@@ -5,6 +5,7 @@ import os
 
 from actors.config import RolloutConfig
 from actors.engines.protocol import Engine
+from actors.import_path import put_own_packages_first
 from moments_service.seeding import derive_seed
 
 ENGINE_ENV = {
@@ -40,6 +41,7 @@ def create_engine(config: RolloutConfig, policy: str, seed: int, index: int) -> 
     policy: directory or hub id of a Hugging Face checkpoint.    seed: the run's.    index: this engine's place among
     the rollout actors.
     """
+    put_own_packages_first()  # vLLM's child processes get this process's path
     for name, value in engine_environment(config).items():
         os.environ.setdefault(name, value)
     module, _, name = config.engine.implementation.partition(":")

@@ -1,12 +1,9 @@
 """Rollouts on vLLM's `AsyncLLM`: one engine an actor, on CPU or GPU, that takes new weights between two tokens."""
 
 import asyncio
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -28,10 +25,8 @@ from actors.engines.kinds import VllmConfig
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.engines.vllm_weight_transfer import BACKEND
+from actors.engines.weight_file import path_of, write_weights
 from actors.weights.offer import WeightError, WeightOffer
-
-_SHARED_MEMORY = Path("/dev/shm")
-_SPARE_BYTES = 2**24
 
 
 class VllmEngine:
@@ -131,11 +126,9 @@ class VllmEngine:
         llm, blob = self._llm, offer.address
         assert llm is not None and self._files is not None
         await asyncio.to_thread(verify_offer, offer, self._files)
-        folder = await asyncio.to_thread(_weight_folder, blob.nbytes)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="bvblend-weights-") as file:
-            await asyncio.to_thread(_write, file, blob)
+        with await asyncio.to_thread(write_weights, blob) as file:
             tensors = [asdict(entry) for entry in offer.manifest]
-            info = WeightTransferUpdateRequest({"path": file.name, "size": blob.nbytes, "tensors": tensors})
+            info = WeightTransferUpdateRequest({"path": path_of(file), "size": blob.nbytes, "tensors": tensors})
             with _our_errors():
                 await llm.pause_generation(mode=running, clear_cache=False)
                 await _load(llm, info, offer.version)
@@ -218,18 +211,6 @@ def _shut_down(llm: AsyncLLM) -> None:
     for process in processes:
         # vLLM kills what does not end in time, and does not wait for that.
         process.join()
-
-
-def _weight_folder(size: int) -> Path:
-    """Shared memory where it has room: containers often have 64 MB of it."""
-    if _SHARED_MEMORY.is_dir() and shutil.disk_usage(_SHARED_MEMORY).free > size + _SPARE_BYTES:
-        return _SHARED_MEMORY
-    return Path(tempfile.gettempdir())
-
-
-def _write(file: Any, blob: np.ndarray) -> None:
-    file.write(blob.data)
-    file.flush()
 
 
 @contextmanager

@@ -13,12 +13,12 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from actors.import_path import module_command, module_environment
 from actors.prompts.prompt import Prompt
 from actors.rewards.child import GRACE_S, Request
 from actors.rewards.protocol import MAX_NAME, MAX_PARTS, MAX_REASON, Attempt, Verdict
@@ -63,12 +63,12 @@ class VerifierProcess:
         with far_end:
             handle = far_end.fileno()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "actors.rewards.child", str(handle), str(timeout_s)],
+                module_command("actors.rewards.child", str(handle), str(timeout_s)),
                 pass_fds=(handle,),
                 stdin=subprocess.DEVNULL,
                 # What verifiers print is hostile text, too; errors travel through the pipe.
                 stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+                env=module_environment(),
                 # A group of its own, so that whatever a verifier starts is killed with it.
                 start_new_session=True,
             )

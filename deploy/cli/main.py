@@ -3,7 +3,6 @@
 Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 130 stopped by hand.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
 from deploy.cli.options import Overrides, Recipe
 from deploy.cli.train import train
+from deploy.cluster.address import named_address
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
@@ -54,7 +54,7 @@ def plan(
     refuse_long_prompts(config, pool)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))
-    if address is not None or os.environ.get("RAY_ADDRESS"):
+    if named_address(address) is not None:
         _plan_places(config, address)
 
 

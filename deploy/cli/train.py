@@ -134,16 +134,16 @@ def _train(
     if start is not None:
         start.place(directory.moments)
     display = create_display(console, config.steps)
-    watchdog = None
+    own_ray = None
     if point is not None:
         display.note(f"going on from {point.checkpoint}")
     elif directory.metrics.exists():
         display.note("this run has no checkpoint yet; it begins again")
     try:
-        watchdog = connect(config, address)
+        own_ray = connect(config, address)
         if not wait_for_nodes:
             refuse_what_does_not_fit(config, alive_nodes())
-        if watchdog is None:
+        if own_ray is None:
             _note_wait(config, display)
         if show is not None:
             _keep, page = show(directory.path.parent)
@@ -156,8 +156,8 @@ def _train(
     finally:
         display.close()
         ray.shutdown()
-        if watchdog is not None and watchdog.stdin is not None:
-            watchdog.stdin.close()
+        if own_ray is not None:
+            own_ray.close()
     _show_end(result.summary, directory)
 
 

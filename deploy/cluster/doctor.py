@@ -14,6 +14,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
+from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import PackageCheck
 
 DISK_GIB = 5.0
@@ -113,13 +114,13 @@ def _gpus() -> MachineCheck:
 
 
 def _ray() -> MachineCheck:
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    address = named_address(None)
+    if address is None:
         return MachineCheck("Ray", "no RAY_ADDRESS: a run starts a Ray of its own")
     import ray
 
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=ray_to_join(None), log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         return MachineCheck("Ray", address, f"cannot be reached: {error}")
     try:

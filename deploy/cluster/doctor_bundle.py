@@ -5,7 +5,6 @@ the run's processes on this machine, read by py-spy. Prompts and completions sta
 """
 
 import io
-import os
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ import psutil
 from deploy.cluster.doctor import MachineCheck
 from deploy.cluster.environment import PackageCheck, machine, versions
 from deploy.cluster.processes import processes_here
+from deploy.cluster.ray_home import base, homes
 from deploy.cluster.redaction import redacted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
@@ -104,8 +104,9 @@ def stacks(pid: int) -> str:
 
 def _logs(pid: int) -> list[Path]:
     """What a process wrote into Ray's session directories."""
-    root = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray"
-    return sorted(root.glob(f"session_2*/logs/worker-*-{pid}.*"))
+    # Of a Ray that a run started, and of one that was there.
+    roots = [*homes(base()), base() / "ray"]
+    return sorted(path for root in roots for path in root.glob(f"session_2*/logs/worker-*-{pid}.*"))
 
 
 def _small_files(directory: RunDirectory) -> list[Path]:

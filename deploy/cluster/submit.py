@@ -13,6 +13,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from rich.console import Console
 
+from deploy.cluster.address import dashboard_of
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
@@ -102,6 +103,7 @@ class Job:
     @classmethod
     def submit(cls, address: str, command: str, environment: dict[str, Any], driver: DriverResources) -> "Job":
         """Hand the command over. Raises EnvironmentProblemError where the cluster cannot be reached or does not take it."""
+        address = dashboard_of(address)
         try:
             client = JobSubmissionClient(address)
             job_id = client.submit_job(

@@ -1,7 +1,6 @@
 """The same recipe under several estimators, settings and seeds: equal samples, curves with their spread, one table."""
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from actors.import_path import module_command, module_environment
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config
 from deploy.report.progress import bar
@@ -108,12 +108,15 @@ class Comparison:
     def _train(self, recipe: Path, variant: Variant, seed: int) -> None:
         name = _run_name(variant, seed)
         own = (f"name={name}", f"seed={seed}", f"runs_dir={self.out / 'runs'}", "checkpoint.every=0")
-        command = [sys.executable, "-m", "deploy.cli", "train", str(recipe)]
+        command = module_command("deploy.cli", "train", str(recipe))
         for setting in (*variant.overrides, *own):
             command += ["--set", setting]
         log = self.out / f"{name}.log"
         with log.open("w") as file:
-            code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+            environment = module_environment()
+            code = subprocess.run(
+                command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+            ).returncode
         if code != 0:
             raise RuntimeError(f"the run of {variant.name} with seed {seed} ended with code {code}; see {log}")
 

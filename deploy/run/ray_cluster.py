@@ -3,39 +3,83 @@
 import logging
 import os
 import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import ray
+import ray.cloudpickle
+from ray._private import ray_constants
+from ray.exceptions import AuthenticationError, RpcError
 
+from actors import import_path
+from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import EnvironmentProblemError
+from deploy.cluster.ray_home import RayHome, keep_token_private
 from deploy.config.models import RunConfig
 from deploy.run.watchdog import start_watchdog
+
+LONG_NAME = 60
+"""Bytes of TMPDIR beyond which the engine's own sockets, and those of Python's multiprocessing, get no name below it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnRay:
+    """A Ray that was started here; keep it for as long as the driver lives."""
+
+    home: RayHome
+    watchdog: "subprocess.Popen[bytes]"
+
+    def close(self) -> None:
+        """Let the watchdog end what is left of it, and remove its directory."""
+        if self.watchdog.stdin is not None:
+            self.watchdog.stdin.close()
 
 
 def join(address: str | None) -> None:
     """Connect to the Ray cluster at `address`, or at RAY_ADDRESS. Raises EnvironmentProblemError where there is none."""
+    where = ray_to_join(address)
+    keep_token_private()
     try:
-        ray.init(address=address or "auto", log_to_driver=False, logging_level=logging.WARNING)
-    except ConnectionError as error:
-        raise EnvironmentProblemError(f"no Ray cluster at {address or os.environ['RAY_ADDRESS']}: {error}") from None
+        _init(address=where)
+    except (ConnectionError, RuntimeError, ValueError, AuthenticationError, RpcError) as error:
+        raise EnvironmentProblemError(f"the Ray cluster at {where} cannot be joined from here: {error}") from None
 
 
-def connect(config: RunConfig, address: str | None) -> "subprocess.Popen[bytes] | None":
-    """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if there is neither.
-
-    Returns the watchdog of a Ray that was started here; keep it for as long as the driver lives.
-    """
-    # A private Ray on loopback needs no lecture about its token.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    if address is not None or os.environ.get("RAY_ADDRESS"):
+def connect(config: RunConfig, address: str | None) -> OwnRay | None:
+    """Join the Ray cluster at `address` or RAY_ADDRESS; start one on this machine if neither is named, whoever else runs one."""
+    if named_address(address) is not None:
         join(address)
         return None
     wanted = config.rollout.actors * config.rollout.cpus + config.learner.world_size * config.learner.cpus
-    watchdog = start_watchdog()
+    return start_own(max(os.cpu_count() or 1, int(np.ceil(wanted))))
+
+
+def start_own(cpus: int) -> OwnRay:
+    """Start a Ray that listens on loopback only, with a directory and a token of its own."""
+    home = RayHome.create()
+    if "RAY_AUTH_TOKEN" not in os.environ and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(home.write_token())
+    keep_token_private()
+    if len(os.fsencode(tempfile.gettempdir())) > LONG_NAME:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(home.path)
+    # The mode in which Ray runs on desktops: the node's address is 127.0.0.1, and every port is bound to it. Said to the
+    # processes that Ray starts, and to this one, which has read it.
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    watchdog = start_watchdog(home.path)
+    _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(home.path))
+    return OwnRay(home, watchdog)
+
+
+def _init(**options: Any) -> None:
+    # A Ray with a token needs no lecture about it.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    ray.cloudpickle.register_pickle_by_value(import_path)
     ray.init(
-        num_cpus=max(os.cpu_count() or 1, int(np.ceil(wanted))),
-        include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,
+        runtime_env={"worker_process_setup_hook": import_path.load_own_packages},
+        **options,
     )
-    return watchdog

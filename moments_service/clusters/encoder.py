@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import logging
 import sqlite3
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -11,6 +12,8 @@ import numpy as np
 
 from moments_service.config import ClusterConfig
 from moments_service.progress import Progress, silent
+
+logger = logging.getLogger(__name__)
 
 _CHUNK = 500
 """Texts embedded, or looked up, at once; below SQLite's limit of bound values."""
@@ -72,13 +75,9 @@ class PromptEncoder:
 
         progress: how many of those have been embedded. They are kept as they come: an interruption costs the last few hundred.
         """
-        self._cache.parent.mkdir(parents=True, exist_ok=True)
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-        connection = sqlite3.connect(self._cache, timeout=60)
+        connection = _open_cache(self._cache)
         try:
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS embeddings (text_hash TEXT PRIMARY KEY, embedding BLOB NOT NULL)"
-            )
             known = _look_up(connection, sorted(set(keys)))
             missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
             done = 0
@@ -107,6 +106,21 @@ class PromptEncoder:
                 [texts[key] for key in chunk], batch_size=64, normalize_embeddings=True, show_progress_bar=False
             )
             yield dict(zip(chunk, np.asarray(embedded, dtype=np.float32), strict=True))
+
+
+def _open_cache(path: Path) -> sqlite3.Connection:
+    """The cache at `path`; one that ends with this call where nothing can be written there, as in a read-only home."""
+    table = "CREATE TABLE IF NOT EXISTS embeddings (text_hash TEXT PRIMARY KEY, embedding BLOB NOT NULL)"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        connection = sqlite3.connect(path, timeout=60)
+        connection.execute("BEGIN IMMEDIATE")
+    except (OSError, sqlite3.OperationalError) as error:
+        logger.warning("embeddings are not kept: %s: %s (moments.clusters.cache_dir)", path.parent, error)
+        connection = sqlite3.connect(":memory:")
+    connection.execute(table)
+    connection.commit()
+    return connection
 
 
 def _look_up(connection: sqlite3.Connection, keys: list[str]) -> dict[str, np.ndarray]:

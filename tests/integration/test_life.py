@@ -3,6 +3,7 @@ ends. Whatever watches a run watches this one: `top`, the dashboard, `doctor` as
 Prometheus, and every tracker that is installed.
 """
 
+import ipaddress
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from deploy.cluster.environment import EnvironmentProblemError
@@ -118,6 +120,23 @@ def test_top_and_runs_show_that_it_runs(live: Live, bvblend: Callable[..., Comma
     assert top.wait(60) == 0, top.output()
     assert "running" in top.output() and "1 of 1 actors serve" in top.output() and "pass@1" in top.output()
     assert runs.wait(60) == 0 and "running" in runs.output(), runs.output()
+
+
+def test_it_listens_on_loopback_only_and_on_no_port_that_is_not_documented(live: Live) -> None:
+    page = (ROOT / "docs" / "cluster.md").read_text().partition("## Which ports are open")[2].partition("\n## ")[0]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    documented = [re.findall("`(.*?)`", row) for row in rows]
+    assert len(documented) > 8
+    driver = psutil.Process(live.command.process.pid)
+    silent = set(range(len(documented)))
+    for process in (driver, *driver.children(recursive=True)):
+        name = " ".join(process.cmdline())
+        for port in (each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN):
+            assert ipaddress.ip_address(port.laddr.ip.removeprefix("::ffff:")).is_loopback, f"{port.laddr}: {name}"
+            known = {row for row, names in enumerate(documented) if any(each in name for each in names)}
+            assert known, f"{port.laddr} of {name} is not in docs/cluster.md"
+            silent -= known
+    assert not silent, f"these listen on nothing: {[documented[row] for row in silent]}"
 
 
 def test_its_own_dashboard_answers(live: Live) -> None:

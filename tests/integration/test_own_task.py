@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.import_path import PACKAGES
 from tests.conftest import Command, settings
 from tests.hub import cache_as
 
@@ -39,16 +40,21 @@ def test_own_prompts_and_verifier_in_ten_lines(
     (tmp_path / "my_recipe.yaml").write_text(RECIPE)
     lines = [{"question": f"{a} + {b} = ", "answer": f"Add them. #### {a + b}"} for a in range(5) for b in range(5)]
     (tmp_path / "sums.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    taken = {
+        f"{name}.py" for name in PACKAGES if name != "deploy"
+    }  # with that one, `python -m deploy.cli` is not our command
+    for name in taken:
+        (tmp_path / name).write_text("raise SystemExit('a file of the user was taken for ours')")
     plan = bvblend("plan", "my_recipe.yaml", cwd=tmp_path)
     assert plan.wait(120) == 0 and "21 for training, 4 held out" in plan.output(), plan.output()
     command = bvblend("train", "my_recipe.yaml", *settings(evaluation__train_prompts=4), cwd=tmp_path)
     assert command.wait(300) == 0, command.output()
     rows = [json.loads(line) for line in (tmp_path / "runs" / "latest" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["reward/errors"] == 0 for row in rows)
-    # Beside the run directory there are the cache of embeddings, Ray's token and what matplotlib keeps for itself.
-    own = {"my_task.py", "my_recipe.yaml", "sums.jsonl", "output-0.log", "output-1.log"}
+    # Beside the run directory there are the cache of embeddings and what matplotlib keeps for itself.
+    own = taken | {"my_task.py", "my_recipe.yaml", "sums.jsonl", "output-0.log", "output-1.log"}
     assert {path.name for path in tmp_path.iterdir()} - own - {"__pycache__"} == {"runs", "home"}
-    assert {path.name for path in (tmp_path / "home").iterdir()} <= {".cache", ".ray", ".config"}
+    assert {path.name for path in (tmp_path / "home").iterdir()} <= {".cache", ".config"}
     assert (tmp_path / "home" / ".cache" / "bvblend" / "embeddings").is_dir()
     trained = tmp_path / "runs" / "latest" / "policy"
     assert {"config.json", "tokenizer.json", "model.safetensors"} <= {path.name for path in trained.iterdir()}

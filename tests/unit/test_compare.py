@@ -40,8 +40,8 @@ def test_only_what_is_missing_is_run_and_each_run_gets_its_estimator(
     started: list[RunConfig] = []
 
     def train(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        recipe, overrides = Path(command[4]), command[6::2]
-        started.append(load_recipe(recipe, overrides))
+        recipe, *settings = command[command.index("train") + 1 :]
+        started.append(load_recipe(Path(recipe), settings[1::2]))
         finish(Path(started[-1].runs_dir) / f"{started[-1].name}-20260101-000000", end=0.5)
         return subprocess.CompletedProcess(command, 0)
 
@@ -85,7 +85,8 @@ def test_settings_are_varied_with_every_estimator(
     started: list[RunConfig] = []
 
     def train(command: list[str], **_: Any) -> subprocess.CompletedProcess[bytes]:
-        started.append(load_recipe(Path(command[4]), command[6::2]))
+        recipe, *settings = command[command.index("train") + 1 :]
+        started.append(load_recipe(Path(recipe), settings[1::2]))
         finish(Path(started[-1].runs_dir) / f"{started[-1].name}-20260101-000000", end=len(started) / 10)
         return subprocess.CompletedProcess(command, 0)
 
