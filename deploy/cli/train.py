@@ -20,12 +20,12 @@ from deploy.run.errors import StoppedByHandError
 from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import Ending, RunDirectory
 from deploy.rundir.owner import RunOwner
-from deploy.rundir.resume import ResumePoint, changed_since, refuse_what_cannot_go_on, resume_point
 from deploy.watching.trackers import TrackerName, chosen_trackers
 from moments_service import durable
 
 if TYPE_CHECKING:
     from deploy.report.live import Display
+    from deploy.rundir.resume import ResumePoint
     from moments_service.offline.portable import WarmStart
 
 
@@ -69,14 +69,17 @@ def train(
         if resume is not None:
             directory = find_run(resume)
             config = load_run_config(directory, override or ())
-            owned.enter_context(RunOwner.acquire(directory.path, take_over))
-            point = resume_point(directory, from_step, resume_from_older, without_lost_groups, _note)
         else:
             assert recipe is not None
             config = load_recipe(recipe, override or ())
         require_packages(config.rollout.engine.kind)
-        trackers = chosen_trackers(track, directory)
         from deploy.run.warm_start import read_warm_start
+        from deploy.rundir.resume import resume_point
+
+        if directory is not None:
+            owned.enter_context(RunOwner.acquire(directory.path, take_over))
+            point = resume_point(directory, from_step, resume_from_older, without_lost_groups, _note)
+        trackers = chosen_trackers(track, directory)
 
         start = read_warm_start(config, warm_start, codebook, discount)
         _train(
@@ -95,7 +98,7 @@ def train(
 def _train(
     config: RunConfig,
     directory: RunDirectory | None,
-    point: ResumePoint | None,
+    point: "ResumePoint | None",
     address: str | None,
     start: "WarmStart | None",
     owned: ExitStack,
@@ -113,6 +116,7 @@ def _train(
     from deploy.run.launch import read_pool, refuse_other_prompts, run_training
     from deploy.run.prompt_lengths import refuse_long_prompts
     from deploy.run.ray_cluster import connect
+    from deploy.rundir.resume import refuse_what_cannot_go_on
 
     show = None
     if dashboard is not None:
@@ -163,6 +167,8 @@ def _train(
 
 def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:
     """Say what the run goes on with otherwise than it was started last, and let its config.yaml say so too."""
+    from deploy.rundir.resume import changed_since
+
     for change in changed_since(directory, config):
         _note(redacted(f"changed since the last start: {change}"))
     if config != load_run_config(directory):
