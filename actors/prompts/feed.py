@@ -103,24 +103,31 @@ class PromptFeed:
             ],
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> tuple[Ticket, ...]:
+    def fingerprints(self) -> dict[str, str]:
+        """What each prompt asks and how it is judged, by its id: what `load_state` knows the prompts of before by."""
+        return {prompt.prompt_id: _fingerprint(prompt) for prompt in self._prompts}
+
+    def load_state(self, state: Mapping[str, Any], before: Mapping[str, str] | None = None) -> tuple[Ticket, ...]:
         """Go on from a saved state. Returns the tickets that were in flight, to be dispatched again as they were.
 
-        They keep their attempt: nothing of those groups is in the state past the checkpoint.
+        They keep their attempt: nothing of those groups is in the state past the checkpoint. before: the `fingerprints` of the
+        feed that was saved; where all of them are still here beside new ones, an epoch of the larger pool begins at once.
+        Raises ValueError for other prompts, and for another seed or order.
         """
-        if state["pool"] != self._pool_hash():
-            raise ValueError(
-                "the checkpoint's prompt feed was dealing other prompts (pool "
-                f"{state['pool']}, now {self._pool_hash()}: {len(self._prompts)} prompts); "
-                "resume with the same `prompts`, or start a new run"
-            )
+        grown = state["pool"] != self._pool_hash()
+        if grown:
+            self._refuse_other_prompts(before)
         if state["seed"] != self._seed:
             raise ValueError(
                 f"the checkpoint's prompt feed has seed {state['seed']}, this run has {self._seed}; "
                 "resume with the same seed, or start a new run"
             )
-        self._order.load_state(state)
+        known = sorted(before) if grown and before is not None else list(self._rows)
+        self._order.load_state(state, np.array([self._rows[one] for one in known], dtype=np.int64))
         self._sequence = state["sequence"]
+        if grown:
+            # An epoch that has not begun: the number of the one under way stands in ids of groups that may be in flight.
+            self._sequence = -(-self._sequence // len(known)) * len(self._prompts)
         return tuple(
             Ticket(
                 group_id=saved["group_id"],
@@ -131,6 +138,22 @@ class PromptFeed:
             )
             for saved in state["in_flight"]
         )
+
+    def _refuse_other_prompts(self, before: Mapping[str, str] | None) -> None:
+        if before is None:
+            raise ValueError(
+                "the checkpoint's prompt feed was dealing other prompts, and it does not say which; resume with the same "
+                "`prompts`, or start a new run"
+            )
+        now = self.fingerprints()
+        gone = [one for one in before if one not in now]
+        changed = [one for one in before if one in now and now[one] != before[one]]
+        if gone or changed:
+            raise ValueError(
+                f"the checkpoint's prompt feed was dealing other prompts: of its {len(before)}, {len(gone)} are not among the "
+                f"{len(now)} of this run, and {len(changed)} have another answer or verifier now ({', '.join((gone + changed)[:3])}); "
+                "a run can go on with more prompts, not without some; resume with those of before, or start a new run"
+            )
 
     def _ticket(self, prompt: Prompt, place: int, size: int, occurrence: int) -> Ticket:
         epoch = place // len(self._prompts)
@@ -149,3 +172,7 @@ class PromptFeed:
         """Hash of what is asked and how it is judged; the order of the pool does not matter."""
         lines = sorted(f"{p.prompt_id}\x1f{p.answer}\x1f{p.verifier}" for p in self._prompts)
         return hashlib.sha256("\x1e".join(lines).encode()).hexdigest()[:16]
+
+
+def _fingerprint(prompt: Prompt) -> str:
+    return hashlib.blake2b(f"{prompt.answer}\x1f{prompt.verifier}".encode(), digest_size=8).hexdigest()

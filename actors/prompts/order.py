@@ -30,8 +30,9 @@ class PromptOrder(Protocol):
         """What a checkpoint needs besides the place, as JSON."""
         ...
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. Raises ValueError for what another order saved."""
+    def load_state(self, state: Mapping[str, Any], rows: Rows) -> None:
+        """Go on from `state`. rows: [n] of the prompts that it is of, by id; more may have come. Raises ValueError for what
+        another order saved."""
         ...
 
 
@@ -57,7 +58,7 @@ class ShuffledOrder:
     def state(self) -> dict[str, Any]:
         return {"order": "shuffled"}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any], rows: Rows) -> None:
         refuse_other_order(state, "shuffled")
 
 
@@ -111,10 +112,11 @@ class SignalOrder:
     def state(self) -> dict[str, Any]:
         return {"order": "signal", "dealt": self._dealt.tolist(), "occurrences": self._occurrences.tolist()}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any], rows: Rows) -> None:
+        """Prompts that have come since were never dealt, and wait as if they had been there from the beginning."""
         refuse_other_order(state, "signal")
-        self._dealt[:] = state["dealt"]
-        self._occurrences[:] = state["occurrences"]
+        self._dealt[rows] = state["dealt"]
+        self._occurrences[rows] = state["occurrences"]
 
     def _longest_ago(self) -> int:
         return int(self._dealt.argmin())

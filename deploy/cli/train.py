@@ -126,8 +126,8 @@ def _train(
     if directory is not None and point is not None:
         refuse_what_cannot_go_on(config, directory, point)
     pool = read_pool(config)
-    if point is not None:
-        refuse_other_prompts(config, pool, point)
+    if point is not None and (new := refuse_other_prompts(config, pool, point)):
+        _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
     refuse_long_prompts(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:

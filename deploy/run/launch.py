@@ -57,12 +57,14 @@ def prompt_feed(config: RunConfig, pool: PromptPool) -> PromptFeed:
     return PromptFeed(pool.train, seed, config.group_size, config.max_group_size, config.prompts.order)
 
 
-def refuse_other_prompts(config: RunConfig, pool: PromptPool, resume: ResumePoint) -> None:
-    """Raise ConfigError where the run was dealing other prompts, or in another order."""
+def refuse_other_prompts(config: RunConfig, pool: PromptPool, resume: ResumePoint) -> int:
+    """How many prompts have come since. Raises ConfigError where the run was dealing other prompts, or in another order."""
+    before = resume.prompts
     try:
-        prompt_feed(config, pool).load_state(resume.state["feed"])
+        prompt_feed(config, pool).load_state(resume.state["feed"], before)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    return 0 if before is None else len(pool.train) - len(before)
 
 
 async def run_training(

@@ -61,7 +61,7 @@ class Run:
         await self.learner.load(str(point.checkpoint / "learner"))
         self.step = point.step
         self.checkpoints.restored(self.step)
-        self.work.restore(self.feed.load_state(point.state["feed"]), self.step)
+        self.work.restore(self.feed.load_state(point.state["feed"], point.prompts), self.step)
         self.sync.start(self.step)
         await self.sync.settle()
 
@@ -133,7 +133,7 @@ class Run:
 
     async def checkpoint(self) -> None:
         """Write everything that the next step depends on, unless that was done. Only between two steps."""
-        await self.checkpoints.write(self.step, self._state)
+        await self.checkpoints.write(self.step, self._state, self.feed.fingerprints)
 
     async def close(self) -> None:
         """End every part of the run. Safe after errors."""

@@ -15,6 +15,9 @@ from moments_service.ledger import LedgerDamagedError, LedgerReader, checked_for
 from moments_service.ledger.seals import lost_end
 from moments_service.state import read_origin
 
+PROMPTS_FILE = "prompts.json"
+"""In a checkpoint: fingerprints of the prompts that were dealt, by id."""
+
 
 @dataclass(frozen=True, slots=True)
 class ResumePoint:
@@ -30,6 +33,12 @@ class ResumePoint:
     def step(self) -> int:
         """How many steps were done."""
         return int(self.state["step"])
+
+    @property
+    def prompts(self) -> dict[str, str] | None:
+        """Fingerprints of the prompts that were dealt; None where an older version wrote the checkpoint."""
+        path = self.checkpoint / PROMPTS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @property
     def snapshot(self) -> Path:

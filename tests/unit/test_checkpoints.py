@@ -52,12 +52,12 @@ async def settle() -> None:
 async def test_a_checkpoint_whose_asker_is_cancelled_is_finished_and_not_begun_again(
     checkpoints: Checkpoints, parts: Parts, tmp_path: Path
 ) -> None:
-    asking = asyncio.create_task(checkpoints.write(2, lambda: {"step": 2}))
+    asking = asyncio.create_task(checkpoints.write(2, lambda: {"step": 2}, dict))
     await settle()
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    again = asyncio.create_task(checkpoints.write(2, lambda: {"step": 2}))
+    again = asyncio.create_task(checkpoints.write(2, lambda: {"step": 2}, dict))
     await settle()
     assert parts.writing == 1
     parts.may_end.set()
@@ -70,7 +70,7 @@ async def test_a_checkpoint_whose_asker_is_cancelled_is_finished_and_not_begun_a
 async def test_a_step_has_one_checkpoint(checkpoints: Checkpoints, parts: Parts) -> None:
     parts.may_end.set()
     assert [checkpoints.due(step) for step in (1, 2, 3, 4)] == [False, True, False, True]
-    await checkpoints.write(2, lambda: {"step": 2})
-    await checkpoints.write(2, lambda: {"step": 2})
-    await checkpoints.write(4, lambda: {"step": 4})
+    await checkpoints.write(2, lambda: {"step": 2}, dict)
+    await checkpoints.write(2, lambda: {"step": 2}, dict)
+    await checkpoints.write(4, lambda: {"step": 4}, dict)
     assert len(parts.saved) == 2

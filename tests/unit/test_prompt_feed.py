@@ -3,12 +3,14 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from actors.prompts.feed import PromptFeed
 from actors.prompts.prompt import Prompt, Ticket, prompt_id
+from moments_service.moments.expected_signal import ExpectedSignal
 
 pytestmark = pytest.mark.unit
 
@@ -106,9 +108,46 @@ def test_seeds_and_epochs_give_other_orders() -> None:
     ids=["prompt missing", "other answer", "other verifier"],
 )
 def test_resume_with_other_prompts_is_refused(other: list[Prompt]) -> None:
-    saved = feed_of(pool(5), 0).state()
-    with pytest.raises(ValueError, match="other prompts"):
-        feed_of(other, 0).load_state(saved)
+    first = feed_of(pool(5), 0)
+    with pytest.raises(ValueError, match="other prompts, and it does not say which"):
+        feed_of(other, 0).load_state(first.state())
+    for more in ([], [pool(7)[6]]):
+        with pytest.raises(
+            ValueError, match=r"of its 5, (1|0) are not among the \d of this run, and (0|1) have another answer"
+        ):
+            feed_of([*other, *more], 0).load_state(first.state(), first.fingerprints())
+
+
+@pytest.mark.parametrize("order", ["shuffled", "signal"])
+@given(sizes, st.integers(1, 9), seeds, steps, st.data())
+def test_a_pool_that_grew_begins_an_epoch_of_all_of_it(
+    order: str, size: int, more: int, seed: int, before: int, data: st.DataObject
+) -> None:
+    def fresh(prompts: list[Prompt]) -> PromptFeed:
+        feed = PromptFeed(prompts, seed, 4, order=order)
+        alike = np.zeros(len(prompts), dtype=np.int64)
+        feed.learn(ExpectedSignal(alike, np.ones(1), np.ones(1)))
+        return feed
+
+    first = fresh(pool(size))
+    dealt = deal(first, before)
+    in_flight = dealt[-2:]
+    saved = json.loads(json.dumps(first.state(in_flight)))
+    grown = pool(size + more)
+    resumed, same = fresh(grown[::-1]), fresh(grown)
+    known = json.loads(json.dumps(first.fingerprints()))
+    assert list(resumed.load_state(saved, known)) == list(same.load_state(saved, known)) == in_flight
+
+    epoch = deal(resumed, len(grown))
+    assert epoch == deal(same, len(grown))
+    assert not {ticket.group_id for ticket in epoch} & {ticket.group_id for ticket in dealt}
+    places = [ticket.sequence for ticket in (*dealt, *epoch)]
+    assert places == sorted(set(places)) and epoch[0].sequence % len(grown) == 0
+    if order == "shuffled":
+        assert {ticket.prompt.prompt_id for ticket in epoch} == {prompt.prompt_id for prompt in grown}
+    else:  # nobody waits longer than four epochs
+        dealt_to = {ticket.prompt.prompt_id for ticket in (*epoch, *deal(resumed, 3 * len(grown)))}
+        assert dealt_to == {prompt.prompt_id for prompt in grown}
 
 
 def test_resume_with_another_seed_is_refused() -> None:
