@@ -1,5 +1,6 @@
 """Who may read: loopback without a question, everybody else with the token. And what a browser may do with a page."""
 
+import asyncio
 import hashlib
 import hmac
 from http.cookies import CookieError, SimpleCookie
@@ -35,13 +36,14 @@ class Guard:
     """ASGI layer around the whole application.
 
     hosts: names that a request may be addressed to, so that no page elsewhere reaches a loopback server under a name of its
-    own; empty for any.    token: None where none is asked for.
+    own; empty for any.    token: None where none is asked for.    body_s: how long a request's body may take.
     """
 
-    def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, token: str | None, hosts: frozenset[str], body_s: float) -> None:
         self._app = app
         self._token = token
         self._hosts = hosts
+        self._body_s = body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -80,7 +82,11 @@ class Guard:
         page = files("deploy.dashboard").joinpath("static/login.html").read_text()
         if scope["method"] != "POST":
             return HTMLResponse(page)
-        form = parse_qs((await _body(receive)).decode(errors="replace"))
+        try:
+            async with asyncio.timeout(self._body_s):
+                form = parse_qs((await _body(receive)).decode(errors="replace"))
+        except TimeoutError:
+            return PlainTextResponse(f"no whole form in {self._body_s:g} s", 408, headers={"connection": "close"})
         if not _same(form.get("token", [""])[0], self._token):
             return HTMLResponse(page.replace("hidden", ""), 403)
         answer = RedirectResponse("/", 303)

@@ -1,38 +1,40 @@
 """The application: what can be asked, and what is answered. Every answer comes from run directories and changes nothing."""
 
-import sqlite3
+import asyncio
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
-from fastapi import FastAPI, Query, Request
-from fastapi.exceptions import RequestValidationError
-from sse_starlette import EventSourceResponse
+from fastapi import FastAPI, Query
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from deploy.config.recipe import ConfigError
 from deploy.dashboard import group_view, system
 from deploy.dashboard.access import Guard
-from deploy.dashboard.clusters import ClusterUnknownError, ClusterViews
-from deploy.dashboard.events import changes
-from deploy.dashboard.group_view import GroupUnknownError
-from deploy.dashboard.run_view import overview
-from deploy.rundir.catalog import Catalog, NoRunError
+from deploy.dashboard.answers import Answers
+from deploy.dashboard.clusters import ClusterViews
+from deploy.dashboard.connections import LIMITS, Limits
+from deploy.dashboard.events import changes, told
+from deploy.dashboard.problems import add_problems, answer, problem
+from deploy.dashboard.streams import BoundedStream, Streams
+from deploy.rundir.catalog import Catalog
 from deploy.rundir.groups import Wanted
-from deploy.rundir.open_run import NoLedgerError, OpenRun
+from deploy.rundir.open_run import OpenRun
 from deploy.rundir.thinning import MOST_POINTS
-from moments_service.ledger import LedgerDamagedError
 
 STATIC = Path(__file__).parent / "static"
 MOST_COMPARED = 8
+PATIENCE_S = 3.0
+"""How long a request waits for its turn to be worked out before it is told to come again."""
 
 RunName = Annotated[str, Query(max_length=255)]
 Step = Annotated[int, Query(ge=0, lt=2**62)]
 GroupId = Annotated[str, Query(min_length=1, max_length=400)]
 
 
-def create_app(runs_dir: Path, token: str | None = None, hosts: frozenset[str] = frozenset()) -> Guard:
+def create_app(
+    runs_dir: Path, token: str | None = None, hosts: frozenset[str] = frozenset(), limits: Limits = LIMITS
+) -> Guard:
     """The dashboard of a directory of runs, or of one run. Raises ConfigError where there is no directory.
 
     token: asked for in a header or a cookie; None for nobody.    hosts: names that it answers to; empty for any.
@@ -41,30 +43,28 @@ def create_app(runs_dir: Path, token: str | None = None, hosts: frozenset[str] =
 
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    _add_runs(app, catalog)
-    _add_moments(app, catalog)
-    _add_groups(app, catalog)
-    _add_problems(app)
-    return Guard(app, token, hosts)
+    answers = Answers(at_once=4, wait_s=PATIENCE_S)
+    _add_runs(app, catalog, answers, Streams(limits))
+    _add_moments(app, catalog, answers)
+    _add_groups(app, catalog, answers)
+    add_problems(app)
+    return Guard(app, token, hosts, limits.body_s)
 
 
-def answer(content: Any, status: int = 200) -> Response:
-    """A JSON answer; NaN becomes null."""
-    return Response(msgspec.json.encode(content), status, media_type="application/json")
-
-
-def _add_runs(app: FastAPI, catalog: Catalog) -> None:
+def _add_runs(app: FastAPI, catalog: Catalog, answers: Answers, streams: Streams) -> None:
     @app.get("/")
     def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/api/runs")
     def runs() -> Response:
-        return answer({"directory": catalog.directory.name, "runs": catalog.rows()})
+        # Files of every run are looked at: once a second, however many ask.
+        now = int(time.monotonic())
+        return _json(answers.get("runs", now, lambda: {"directory": catalog.directory.name, "runs": catalog.rows()}))
 
     @app.get("/api/run")
     def run(name: RunName) -> Response:
-        return answer(overview(_opened(catalog, name)))
+        return _json(told(_opened(catalog, name), answers))
 
     @app.get("/api/series")
     def series(
@@ -74,7 +74,9 @@ def _add_runs(app: FastAPI, catalog: Catalog) -> None:
         last: Step = 2**62 - 1,
         points: Annotated[int, Query(ge=2, le=MOST_POINTS)] = MOST_POINTS,
     ) -> Response:
-        return answer(_opened(catalog, name).metrics.series(series, first, last, points))
+        run = _opened(catalog, name)
+        key = ("series", name, *series, first, last, points)
+        return _json(answers.get(key, run.metrics.version, lambda: run.metrics.series(series, first, last, points)))
 
     @app.get("/api/compare")
     def compare(
@@ -84,30 +86,47 @@ def _add_runs(app: FastAPI, catalog: Catalog) -> None:
         last: Step = 2**62 - 1,
     ) -> Response:
         opened = [_opened(catalog, one) for one in dict.fromkeys(name)]
-        return answer([{"run": one.status()} | one.metrics.series(series, first, last) for one in opened])
+        statuses = [one.status() for one in opened]
+
+        def work() -> list[dict[str, Any]]:
+            return [
+                {"run": status} | one.metrics.series(series, first, last)
+                for one, status in zip(opened, statuses, strict=True)
+            ]
+
+        stamp = [
+            (one.metrics.version, status["state"], status["eta_s"])
+            for one, status in zip(opened, statuses, strict=True)
+        ]
+        return _json(answers.get(("compare", *name, *series, first, last), tuple(stamp), work))
 
     @app.get("/api/system")
     def the_system(name: RunName) -> Response:
         return answer(system.overview(_opened(catalog, name)))
 
     @app.get("/api/events")
-    async def events(name: RunName) -> EventSourceResponse:
-        return EventSourceResponse(changes(catalog.open(name)))
+    async def events(name: RunName) -> BoundedStream:
+        return BoundedStream(streams, changes(await asyncio.to_thread(catalog.open, name), answers))
 
 
-def _add_moments(app: FastAPI, catalog: Catalog) -> None:
+def _add_moments(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
     views = ClusterViews()
 
     @app.get("/api/clusters")
     def clusters(name: RunName) -> Response:
-        return answer(views.overview(catalog.open(name)))
+        run = catalog.open(name)
+        return _json(answers.get(("clusters", name), run.moments_stamp, lambda: views.overview(run)))
 
     @app.get("/api/cluster")
     def cluster(name: RunName, cluster: Annotated[int, Query(ge=0, lt=2**31)]) -> Response:
-        return answer(views.detail(catalog.open(name), cluster))
+        run = catalog.open(name)
+        return _json(answers.get(("cluster", name, cluster), run.moments_stamp, lambda: views.detail(run, cluster)))
 
 
-def _add_groups(app: FastAPI, catalog: Catalog) -> None:
+def _add_groups(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
+    # Each one folds the history of a whole run: side by side they would only take each other's memory and time.
+    histories = Answers(at_once=1, wait_s=PATIENCE_S)
+
     @app.get("/api/groups")
     def groups(
         name: RunName,
@@ -119,9 +138,11 @@ def _add_groups(app: FastAPI, catalog: Catalog) -> None:
         before: Annotated[str | None, Query(max_length=500, pattern=r"^(\d{1,18}\.){3}.+$")] = None,
     ) -> Response:
         if outcome and outcome not in group_view.outcome_names():
-            return _problem(422, f"outcome: {outcome!r}; there are {', '.join(group_view.outcome_names())}")
+            return problem(422, f"outcome: {outcome!r}; there are {', '.join(group_view.outcome_names())}")
         wanted = Wanted(id.strip(), cluster, step, source, outcome)
-        return answer(group_view.search(catalog.open(name), wanted, before))
+        run = catalog.open(name)
+        key = ("groups", name, wanted, before)
+        return _json(answers.get(key, run.moments_stamp, lambda: group_view.search(run, wanted, before)))
 
     @app.get("/api/group")
     def group(name: RunName, id: GroupId, incarnation: Annotated[int | None, Query(ge=0, lt=2**31)] = None) -> Response:
@@ -144,34 +165,12 @@ def _add_groups(app: FastAPI, catalog: Catalog) -> None:
         incarnation: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
         patient: bool = False,
     ) -> Response:
-        return answer(group_view.recomputed(catalog.open(name), id, incarnation, patient))
-
-
-def _add_problems(app: FastAPI) -> None:
-    """Errors that have a name get a status and one sentence; any other is a bug and stays a 500."""
-
-    statuses: dict[type[Exception], int] = {
-        NoRunError: 404,
-        NoLedgerError: 404,
-        GroupUnknownError: 404,
-        ClusterUnknownError: 404,
-        ConfigError: 409,
-        LedgerDamagedError: 409,
-        sqlite3.OperationalError: 409,
-        sqlite3.DatabaseError: 409,
-    }
-
-    def problem(_: Request, error: Exception) -> Response:
-        what = f"the ledger cannot be read: {error}" if isinstance(error, sqlite3.Error) else str(error)
-        return _problem(statuses[type(error)], what)
-
-    for kind in statuses:
-        app.add_exception_handler(kind, problem)
-
-    @app.exception_handler(RequestValidationError)
-    def refused(_: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        return _problem(422, f"{'.'.join(str(part) for part in first['loc'][1:])}: {first['msg']}")
+        run = catalog.open(name)
+        row = group_view.find(run, id, incarnation)
+        # What was folded stays as it is, whatever the run goes on to.
+        stamp = (run.config_stamp, row.incarnation, row.step, run.ledger_stamp)
+        key = (name, id, incarnation, patient)
+        return _json(histories.get(key, stamp, lambda: group_view.recomputed(run, row, patient)))
 
 
 def _opened(catalog: Catalog, name: str) -> OpenRun:
@@ -181,5 +180,5 @@ def _opened(catalog: Catalog, name: str) -> OpenRun:
     return run
 
 
-def _problem(status: int, sentence: str) -> Response:
-    return answer({"problem": sentence}, status)
+def _json(encoded: bytes) -> Response:
+    return Response(encoded, media_type="application/json")

@@ -1,12 +1,13 @@
 """What a page is told while it follows a run: that there is more, and the head of it."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
 
-import msgspec
 from sse_starlette import ServerSentEvent
 
+from deploy.dashboard.answers import Answers, BusyError
 from deploy.dashboard.run_view import overview
 from deploy.rundir.open_run import OpenRun
 
@@ -19,10 +20,16 @@ _STATUS_EVERY_S = 10.0
 """How often the head is sent where nothing changed: a run can end without a word."""
 
 
-async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
+def told(run: OpenRun, answers: Answers) -> bytes:
+    """What `run_view.overview` says, worked out once for all who follow the run. Raises BusyError."""
+    stamp = (run.version, run.state(), run.problem)
+    return answers.get(("run", run.name), stamp, lambda: overview(run))
+
+
+async def changes(run: OpenRun, answers: Answers) -> AsyncIterator[ServerSentEvent]:
     """Consumes: the run's files. Waits for: them to grow. Ends: when the page goes or the server stops (cancelled).
 
-    Each event is what `run_view.overview` says.
+    Each event is what `run_view.overview` says; one that the server has no time for comes with the next change.
     """
     run.followers += 1
     try:
@@ -33,8 +40,9 @@ async def changes(run: OpenRun) -> AsyncIterator[ServerSentEvent]:
             now = time.monotonic()
             if run.version != seen or now - sent > _STATUS_EVERY_S:
                 seen, sent = run.version, now
-                status = await asyncio.to_thread(overview, run)
-                yield ServerSentEvent(msgspec.json.encode(status).decode(), event="status")
+                with contextlib.suppress(BusyError):
+                    status = await asyncio.to_thread(told, run, answers)
+                    yield ServerSentEvent(status.decode(), event="status")
             if done:
                 await asyncio.sleep(POLL_S)
             else:

@@ -1,6 +1,5 @@
 """What the page shows of groups: rows of a search, and one group in full with its advantages computed again."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -20,8 +19,6 @@ PAGE = 50
 """Groups a page."""
 RECOMPUTED_UNASKED = 2000
 """Commits that are folded again without being asked for; more take a while, and the page asks first."""
-
-_one_at_a_time = threading.Lock()
 
 
 class GroupUnknownError(LookupError):
@@ -114,22 +111,19 @@ def more_text(run: OpenRun, group_id: str, incarnation: int | None, completion: 
     return excerpt(texts.prompt if completion < 0 else texts.completions[completion], offset, MORE_CHARS)
 
 
-def recomputed(run: OpenRun, group_id: str, incarnation: int | None, patient: bool) -> dict[str, Any]:
+def recomputed(run: OpenRun, row: FoldedGroup, patient: bool) -> dict[str, Any]:
     """The group's advantages computed again from the rewards in the ledger alone, and what GRPO would have made of it.
 
-    patient: also where many commits have to be folded for it. Raises GroupUnknownError, and ConfigError for a run that
-    this version cannot compute again.
+    patient: also where many commits have to be folded for it. Raises ConfigError for a run that this version cannot compute
+    again.
     """
-    row = find(run, group_id, incarnation)
     if row.advantages is None:
         return {"state": "untrained"}
     if row.step > RECOMPUTED_UNASKED and not patient:
         return {"state": "ask", "commits": row.step}
     config = load_run_config(run.directory)
     try:
-        # Each one folds the history of a whole run: side by side they would only take each other's memory and time.
-        with _one_at_a_time:
-            found = explain(config.moments, run.directory.moments, row.group.group_id)
+        found = explain(config.moments, run.directory.moments, row.group.group_id)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     one = next(entry for entry in found if entry.incarnation == row.incarnation)

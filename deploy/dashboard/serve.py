@@ -6,13 +6,16 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
 from deploy.config.recipe import ConfigError
 from deploy.dashboard.access import LEAST_TOKEN_CHARS
 from deploy.dashboard.app import create_app
+from deploy.dashboard.connections import LIMITS, BoundedProtocol, Connections, Limits
 
 TOKEN_VARIABLE = "BVBLEND_DASHBOARD_TOKEN"
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -73,12 +76,21 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-def create_server(runs_dir: Path, access: Access) -> uvicorn.Server:
+def create_server(runs_dir: Path, access: Access, limits: Limits = LIMITS) -> uvicorn.Server:
     """The server of a directory of runs, not started. Lines of requests are not logged."""
-    app = create_app(runs_dir, access.token, access.hosts)
+    protocol: Any = partial(BoundedProtocol, Connections(limits))
     return uvicorn.Server(
         uvicorn.Config(
-            app, access_log=False, log_level="warning", server_header=False, timeout_graceful_shutdown=2, lifespan="on"
+            create_app(runs_dir, access.token, access.hosts, limits),
+            http=protocol,
+            ws="none",
+            h11_max_incomplete_event_size=limits.header_bytes,
+            timeout_keep_alive=limits.keep_alive_s,
+            access_log=False,
+            log_level="error",
+            server_header=False,
+            timeout_graceful_shutdown=2,
+            lifespan="on",
         )
     )
 

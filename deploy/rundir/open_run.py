@@ -68,9 +68,34 @@ class OpenRun:
             self.catch_up(REQUEST_BUDGET_S)
 
     @property
-    def version(self) -> tuple[int, Stamp]:
+    def version(self) -> tuple[int, Stamp, Stamp, Stamp]:
         """Changes whenever anything of the run did."""
-        return self.metrics.version, stamp_of(self.directory.live)
+        files = self.directory
+        return self.metrics.version, stamp_of(files.live), stamp_of(files.alarms), stamp_of(files.evaluations)
+
+    @property
+    def ledger_stamp(self) -> int:
+        """Inode of the ledger's first part: what is folded in it stays as it is."""
+        return stamp_of(self.directory.moments / "ledger-000000.sqlite")[0]
+
+    @property
+    def config_stamp(self) -> Stamp:
+        return stamp_of(self.directory.config)
+
+    @property
+    def moments_stamp(self) -> tuple[Stamp, ...]:
+        """Changes whenever the ledger or the moments as the driver last said them did."""
+        newest = sorted(self.directory.moments.glob("ledger-*"))[-4:]  # parts before the open one do not change
+        files = self.directory
+        return tuple(map(stamp_of, (files.moments, files.checkpoints, files.live, files.config, *newest)))
+
+    def state(self) -> str:
+        """What became of it, see `state_of`; `broken` where files of it cannot be read."""
+        return (
+            BROKEN
+            if self.problem is not None
+            else state_of(self.directory, self.metrics.mean_of_last("seconds", RECENT))
+        )
 
     def live(self) -> dict[str, Any]:
         """What the driver last said of its services; empty where it never did, or something else stands there."""
@@ -91,7 +116,7 @@ class OpenRun:
         steps = int(metrics.last_row["step"]) + 1 if metrics.last_row else 0
         planned = whole_number(config.get("steps"))
         seconds = metrics.mean_of_last("seconds", RECENT)
-        state = BROKEN if problem is not None else state_of(self.directory, seconds)
+        state = self.state()
         left = None if seconds is None or planned is None else max(planned - steps, 0) * seconds
         recent = {
             name: metrics.mean_of_last(name, 10)

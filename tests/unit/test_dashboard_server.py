@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from deploy.config.recipe import ConfigError
 from deploy.dashboard.access import COOKIE, session_of
+from deploy.dashboard.answers import Answers
 from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.events import changes
 from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, is_loopback, listen
@@ -221,7 +222,7 @@ async def test_a_page_is_told_what_is_new(tmp_path: Path) -> None:
     run = await MadeRun(tmp_path, steps=30, groups=4).start()
     await run.steps(2)
     opened = OpenRun(run.directory)
-    events = changes(opened)
+    events = changes(opened, Answers(4, 3.0))
     first = json.loads((await anext(events)).data)
     assert first["steps"] == 2 and opened.followers == 1
     await run.steps(1)
