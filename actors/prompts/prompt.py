@@ -27,6 +27,8 @@ class Prompt:
     """What the verifier needs besides the answer (reasoning-gym: task, params and the entry)."""
     difficulty: str = ""
     """How hard its source says it is; "" where it does not say."""
+    question: str = ""
+    """What its source asks, without the template and solved examples around it; "" where the text is all there is."""
 
 
 @dataclass(frozen=True, slots=True)

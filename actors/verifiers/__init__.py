@@ -14,6 +14,12 @@ BUILT_IN = {
     "reasoning_gym": "actors.verifiers.reasoning_gym:task_score",
 }
 
+GOLD_CHECKS = {
+    "exact": "actors.verifiers.matching:refuse_empty_gold",
+    "numeric": "actors.verifiers.matching:refuse_gold_without_number",
+}
+"""What a built-in verifier says of a gold answer before any completion is there: a function that raises ValueError."""
+
 
 class UnknownVerifierError(ValueError):
     """No verifier goes by this name."""
@@ -39,3 +45,10 @@ def refuse_unknown(name: str) -> None:
             f"unknown verifier `{name}`; did you mean `{close[0]}`? "
             f"Known are {', '.join(BUILT_IN)}, or give your own as `module:callable`"
         )
+
+
+def refuse_gold(name: str, gold: str) -> None:
+    """Raise ValueError for a gold answer that the built-in verifier of this name cannot compare anything with."""
+    if name in GOLD_CHECKS:
+        module_name, _, attribute = GOLD_CHECKS[name].partition(":")
+        getattr(importlib.import_module(module_name), attribute)(gold)

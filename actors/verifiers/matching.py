@@ -31,6 +31,20 @@ def numeric(prompt: Prompt, completion: str) -> float:
     return float(find_number(completion) == gold)
 
 
+def refuse_empty_gold(gold: str) -> None:
+    """Raise ValueError where `exact` would find every empty completion right."""
+    if not _normalise(gold):
+        raise ValueError(f"the gold answer {gold!r} is empty for the verifier `exact`")
+
+
+def refuse_gold_without_number(gold: str) -> None:
+    """Raise ValueError where `numeric` finds no number to compare with."""
+    if find_number(gold) is None:
+        raise ValueError(
+            f"the gold answer {gold!r:.80} holds no number for the verifier `numeric`; name another verifier"
+        )
+
+
 def find_number(text: str) -> Fraction | None:
     """The number that a text gives as its answer; None where it gives none.
 

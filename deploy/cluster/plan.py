@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from actors.engines.kinds import VllmConfig
-from actors.prompts.sources import PromptPool
+from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
 

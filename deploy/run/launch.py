@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.prompts.feed import PromptFeed
+from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
-from actors.prompts.sources import PromptPool, load_prompts
+from actors.prompts.sources import load_prompts
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.mirror.mirror import mirrored
@@ -42,7 +43,7 @@ class RunResult:
 def read_pool(config: RunConfig) -> PromptPool:
     """Every prompt of the run. Raises ConfigError for a source that cannot be read."""
     try:
-        pool = load_prompts(config.prompts, Path())
+        pool = load_prompts(config.prompts, Path(), config.moments.clusters.by == "difficulty")
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if len(pool.train) < 1:

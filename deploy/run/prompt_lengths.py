@@ -5,8 +5,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from actors.prompts.pool import PromptPool
 from actors.prompts.renderer import prompt_ids
-from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 

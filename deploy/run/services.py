@@ -11,8 +11,8 @@ import numpy as np
 import ray
 
 from actors.placement import addresses
+from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
-from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.report.clusters import main_sources
 from deploy.report.progress import EMBEDDING, lines

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
-from actors.prompts.sources import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.run.prompt_lengths import refuse_long_prompts

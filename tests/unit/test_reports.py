@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from actors.prompts.sources import PromptPool
+from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import check_packages
 from deploy.cluster.plan import arithmetic_table, plan_rows, policy_parameters
 from deploy.config.recipe import load_recipe

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from actors.config import JsonlSource, PromptConfig, ReasoningGymSource
+from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import prompt_id
-from actors.prompts.sources import PromptPool, load_prompts
+from actors.prompts.sources import load_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -193,6 +194,64 @@ def test_what_one_source_holds_out_no_other_trains_on(gsm8k: Path) -> None:
     assert not {prompt.text for prompt in pool.train} & {prompt.text for prompt in pool.held_out}
 
 
+def test_a_line_that_comes_again_keeps_its_first_place_and_gold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = [("a", 1), ("b", 2), ("c", 3), ("a", 1), ("b", 7), ("c", 8)]
+    write_lines(tmp_path, [{"question": question, "answer": answer} for question, answer in asked])
+    pool = load(jsonl(limit=2), base=tmp_path)
+    assert [(prompt.text, prompt.answer) for prompt in pool.train] == [("a", "1"), ("b", "2")]
+    assert "2 prompts come again with another gold answer, and the first one counts" in caplog.text
+    assert "train.jsonl, line 5: '7', but '2' in " in caplog.text and "train.jsonl, line 2; …" in caplog.text
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(gsm8k: Path) -> None:
+    whole = load(jsonl(), base=gsm8k)
+    path = gsm8k / "train.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert load(jsonl(), base=gsm8k) == whole
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"difficulty": None, "level": 3}, "3"),
+        ({"difficulty": 0, "level": 3}, "0"),
+        ({"difficulty": {"by": "hand"}}, ""),
+        ({"level": True}, ""),
+        ({}, ""),
+    ],
+)
+def test_the_difficulty_is_what_says_something(tmp_path: Path, fields: dict[str, object], found: str) -> None:
+    write_lines(tmp_path, [{"question": "1 + 1", "answer": 2, **fields}])
+    assert load(jsonl(), base=tmp_path).train[0].difficulty == found
+
+
+@pytest.mark.parametrize(
+    ("verifier", "gold", "message"),
+    [
+        ("numeric", "two", "line 2: the gold answer 'two' holds no number for the verifier `numeric`"),
+        (None, "1/0", "holds no number"),
+        ("exact", '"."', "line 2: the gold answer .* is empty for the verifier `exact`"),
+    ],
+)
+def test_a_gold_that_the_verifier_cannot_read_is_refused(
+    tmp_path: Path, verifier: str | None, gold: str, message: str
+) -> None:
+    write_lines(tmp_path, [GSM8K[0], {"question": "1 + 1", "answer": gold}])
+    with pytest.raises(ValueError, match=message):
+        load(jsonl(verifier=verifier), base=tmp_path)
+    assert len(load(jsonl(verifier="my_module:mine"), base=tmp_path).train) == 2
+
+
+def test_a_prompt_knows_its_question_without_what_stands_around_it(gsm8k: Path) -> None:
+    asked = load(jsonl(template="Think first.\n{question}\nAnswer:"), base=gsm8k).train[2]
+    assert (asked.text, asked.question) == (f"Think first.\n{asked.question}\nAnswer:", "How many legs have two cats?")
+    shown = load(sums(limit=1, shots=2, template="Q: {question}\nA:")).train[0]
+    assert shown.text.endswith(f"Q: {shown.question}\nA:") and shown.text.count("Q: ") == 3
+    assert "Q:" not in shown.question
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -201,12 +260,26 @@ def test_what_one_source_holds_out_no_other_trains_on(gsm8k: Path) -> None:
         ('{"question": "1 + 1?", "answer": null}', "field `answer` must be a text or a number, found None"),
         ('{"question": " ", "answer": "2"}', "field `question` must be"),
         ("question: 1 + 1", "line 2: not JSON"),
+        pytest.param("[" * 200_000, "line 2: its JSON is nested too deep", id="nested"),
+        (r'{"question": "\ud800", "answer": 1}', r"line 2: field `question` holds half a character, \\ud800"),
+        (r'{"question": "?", "answer": "\udfff 1"}', "line 2: field `answer` holds half a character"),
+        ('{"question": "?", "answer": 1, "answer": 2}', "line 2: the key 'answer' stands twice"),
+        ('{"question": "?", "answer": NaN}', "line 2: not JSON: NaN is no number there"),
+        ('{"question": "?", "answer": 1e999}', "line 2: field `answer` holds a number that is too large"),
+        pytest.param('{"question": "?", "answer": ' + "9" * 5000 + "}", "line 2: .*5000 digits", id="digits"),
         ('["1 + 1", 2]', "line 2: expected a JSON object, found list"),
     ],
 )
 def test_errors_of_a_line_name_file_line_and_field(gsm8k: Path, line: str, message: str) -> None:
     (gsm8k / "train.jsonl").write_text(json.dumps(GSM8K[0]) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=f"source `gsm8k`: .*{message}"):
+        load(jsonl(), base=gsm8k)
+
+
+def test_bytes_that_are_no_utf8_are_named_with_their_line(gsm8k: Path) -> None:
+    with (gsm8k / "train.jsonl").open("ab") as file:
+        file.write('{"question": "Größe?", "answer": 1}\n'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.jsonl, line 5: not UTF-8 \(byte 17 is 0xf6\)"):
         load(jsonl(), base=gsm8k)
 
 
