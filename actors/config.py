@@ -6,6 +6,7 @@ from pydantic import Field
 
 from actors.engines.kinds import EngineConfig, VllmConfig
 from moments_service.config import StrictModel
+from moments_service.paths import PathText
 
 Placement = Literal["pack", "strict_pack", "spread", "strict_spread"]
 """How actors of one kind share the nodes: on as few as can be or on as many; strictly on one, or on one each."""
@@ -50,7 +51,7 @@ class JsonlSource(_Source):
     """Prompts from a JSON-lines file; GSM8K's `question` / `answer` lines read as they are."""
 
     kind: Literal["jsonl"] = "jsonl"
-    path: str
+    path: PathText
     """The file, relative to the recipe."""
     question_field: str = "question"
     """Field with the prompt's text."""

@@ -53,11 +53,11 @@ async def measure(recipe: Path) -> list[Figure]:
         settings = ("--set", f"runs_dir={runs}", "--set", "steps=1000")
         with started("train", str(recipe), *settings, log=Path(scratch) / "train.log") as training:
             while steps_of(runs) < FIRST_STEPS:
-                assert training.poll() is None, (Path(scratch) / "train.log").read_text()
+                assert training.poll() is None, (Path(scratch) / "train.log").read_text(encoding="utf-8")
                 await asyncio.sleep(1)
             with started("dashboard", str(runs), "--port", "0", log=log) as server:
-                while not (found := re.search(r"http://\S+", log.read_text())):
-                    assert server.poll() is None, log.read_text()
+                while not (found := re.search(r"http://\S+", log.read_text(encoding="utf-8"))):
+                    assert server.poll() is None, log.read_text(encoding="utf-8")
                     await asyncio.sleep(0.1)
                 return await watch(found[0], runs, server.pid)
 

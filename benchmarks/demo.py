@@ -24,7 +24,7 @@ def measure(recipe: Path) -> tuple[float, dict[str, Any]]:
         command = [sys.executable, "-m", "deploy.cli", "train", str(recipe), "--set", f"runs_dir={runs}"]
         subprocess.run(command, cwd=ROOT, check=True)
         seconds = time.perf_counter() - started
-        return seconds, json.loads((Path(runs) / "latest" / "summary.json").read_text())
+        return seconds, json.loads((Path(runs) / "latest" / "summary.json").read_text(encoding="utf-8"))
 
 
 def figures(seconds: float, summary: dict[str, Any]) -> list[Figure]:

@@ -33,8 +33,8 @@ Run = dict[str, Any]
 
 def read_run(run: RunDirectory) -> Run:
     """What one finished run came to."""
-    config = yaml.safe_load(run.config.read_text())
-    summary = json.loads(run.summary.read_text())
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    summary = json.loads(run.summary.read_text(encoding="utf-8"))
     chosen = config["moments"]["estimator"]
     estimator = chosen["kind"]
     if estimator == "bv_blend":
@@ -115,9 +115,11 @@ def write_document(runs: list[Run], group_sizes: list[int]) -> None:
     lines: list[str] = []
     for group_size in group_sizes:
         lines += ["", f"### Group size {group_size}", "", *table(by_estimator(runs, group_size))]
-    text = DOCUMENT.read_text()
+    text = DOCUMENT.read_text(encoding="utf-8")
     between = re.compile(r"(<!-- tables -->\n).*?(\n<!-- end of tables -->)", re.DOTALL)
-    DOCUMENT.write_text(between.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text))
+    DOCUMENT.write_text(
+        between.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text), encoding="utf-8"
+    )
 
 
 def draw(runs: list[Run], group_sizes: list[int]) -> None:
@@ -165,7 +167,7 @@ def main() -> None:
     for run in runs:
         del run["machine"], run["versions"]
     result = about | {"figures": figures(runs, group_sizes), "runs": runs}
-    arguments.out.write_text(json.dumps(result) + "\n")
+    arguments.out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     draw(runs, group_sizes)
     write_document(runs, group_sizes)
     for row in result["figures"]:

@@ -238,7 +238,7 @@ def _python(*arguments: str, **environment: str) -> str:
     root = Path(__file__).parents[1]
     command = [sys.executable, *arguments]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=root, env={**os.environ, **environment}
+        command, check=True, capture_output=True, encoding="utf-8", cwd=root, env={**os.environ, **environment}
     )
     return done.stdout
 

@@ -26,7 +26,7 @@ def step_seconds(checkout: Path, steps: int) -> float:
             command += ["--set", f"{key}={value}"]
         environment = os.environ | {"PYTHONPATH": str(checkout)}
         subprocess.run(command, cwd=checkout, env=environment, check=True, stdout=subprocess.DEVNULL)
-        rows = (Path(runs) / "latest" / "metrics.jsonl").read_text().splitlines()
+        rows = (Path(runs) / "latest" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return median(json.loads(row)["seconds"] for row in rows[steps // 2 :])
 
 

@@ -15,7 +15,7 @@ CLOCK = {"seconds", "phases", "tokens_per_s", "incarnation"}
 
 def steps(run: Path) -> list[dict[str, Any]]:
     """Each step's row of metrics.jsonl without what depends on the clock."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return [{k: v for k, v in row.items() if k not in CLOCK and not k.endswith("_s")} for row in rows]
 
 

@@ -129,7 +129,7 @@ class Simulation:
 
 def measured_times(path: Path) -> Times:
     """Service times from the figures of moments.py, as its JSON holds them. What Ray adds to a call is the difference."""
-    figures = {figure["name"]: figure["value"] for figure in json.loads(path.read_text())["figures"]}
+    figures = {figure["name"]: figure["value"] for figure in json.loads(path.read_text(encoding="utf-8"))["figures"]}
     loop, writer = figures["CPU of the event loop"], figures["CPU of the writer"]
     return Times(
         call=1e-6 * (figures["CPU of the service for one group in a call of its own, through Ray"] - loop - writer),
@@ -171,7 +171,7 @@ def main() -> None:
         },
         "runs": rows,
     }
-    arguments.out.write_text(json.dumps(result, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
 

@@ -87,7 +87,9 @@ def _cpu_seconds(call: Callable[[], object], times: int) -> float:
 def measure(run: RunDirectory, steps: int) -> list[Figure]:
     found = run.read_metrics()
     rows = [{**found[step % len(found)], "step": step} for step in range(steps)]
-    step_s = next(row["value"] for row in json.loads(DEMO.read_text())["figures"] if row["name"] == "step")
+    step_s = next(
+        row["value"] for row in json.loads(DEMO.read_text(encoding="utf-8"))["figures"] if row["name"] == "step"
+    )
     names = [name for name in MODULES if _installed(name)]
     ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     driver = asyncio.run(driver_seconds(run, rows, []))

@@ -70,6 +70,8 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
     if schema.get("type") == "array":
         items = schema.get("items") or (schema.get("prefixItems") or [{}])[0]
         return f"list of {_type(items, definitions)}"
+    if schema.get("format") == "path":
+        return "path"
     names = {
         "integer": "int",
         "number": "float",

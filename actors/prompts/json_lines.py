@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,6 +17,7 @@ from moments_service.suggestions import nearest
 def load_file(source: JsonlSource, base: Path, need_difficulty: bool) -> PromptPool:
     """Prompts of one file in its order. Held out are those with the smallest ids, so the file's order does not matter."""
     path = base / source.path
+    _refuse_unspeakable(source, path)
     if not path.is_file():
         raise SourceError(
             source, f"`path` {str(source.path)!r} is no file (looked at {path}); it counts from the recipe"
@@ -32,6 +34,17 @@ def load_file(source: JsonlSource, base: Path, need_difficulty: bool) -> PromptP
         train=tuple(train[: source.limit]),
         held_out=tuple(prompt for prompt in prompts if prompt.prompt_id in held_out),
     )
+
+
+def _refuse_unspeakable(source: JsonlSource, path: Path) -> None:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        raise SourceError(
+            source,
+            f"{path} can be no file's name in this locale, whose encoding is {error.encoding}; "
+            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
+        ) from None
 
 
 def _prompts(source: JsonlSource, path: Path, need_difficulty: bool) -> Iterator[tuple[str, Prompt]]:

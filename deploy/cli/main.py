@@ -3,6 +3,7 @@
 Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 130 stopped by hand.
 """
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -147,6 +148,9 @@ def compare(
 
 def main() -> None:
     """Run the command and turn what went wrong into a message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 is shown what it cannot print as an escape
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except ConfigError as error:
@@ -157,6 +161,12 @@ def main() -> None:
         _fail("stopped before the run began", 130)
     except StoppedByHandError as error:
         _fail(str(error), 130)
+    except UnicodeEncodeError as error:
+        _fail(
+            f"{error.object[:80]!r} can be no file's name in this locale, whose encoding is {error.encoding}; "
+            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
+            3,
+        )
     except Exception as error:
         # The one place that ends every failed command: a person reads the message, error.txt holds the traceback.
         _fail(f"{type(error).__name__}: {error}", 4)

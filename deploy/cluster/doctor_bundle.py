@@ -96,7 +96,7 @@ def stacks(pid: int) -> str:
     tool = Path(sys.executable).with_name("py-spy")
     command = [str(tool), "dump", "--subprocesses", "--pid", str(pid)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=STACK_S)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=STACK_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"no stacks: {error}\n"
     return done.stdout or f"no stacks: {done.stderr}\n"

@@ -80,7 +80,7 @@ def installed(name: str) -> str | None:
 def read_constraints() -> dict[str, str]:
     """Pins by package name, from the constraints file that the install uses."""
     pins = {}
-    for line in CONSTRAINTS.read_text().splitlines():
+    for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines():
         if match := re.match(r"([A-Za-z0-9._-]+)\s*([=<>].*)", line):
             pins[match[1]] = match[2]
     return pins
@@ -104,6 +104,6 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists() and (match := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())):
+    if cpuinfo.exists() and (match := re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text(encoding="utf-8"))):
         return match[1]
     return platform.processor()

@@ -44,7 +44,7 @@ class RayHome:
             ) from None
         # Locked before it has its name: a lock that nobody holds says that its owner is dead.
         unnamed = path / f"{_LOCK}.new"
-        lock = unnamed.open("w")
+        lock = unnamed.open("w", encoding="utf-8")
         fcntl.flock(lock, fcntl.LOCK_EX)
         unnamed.rename(path / _LOCK)
         return cls(path, lock)
@@ -52,7 +52,7 @@ class RayHome:
     def write_token(self) -> Path:
         """A token that is made for this Ray alone: nothing is read from or written to the user's home."""
         path = self.path / _TOKEN
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
         return path
 
@@ -70,7 +70,7 @@ def sweep(below: Path) -> list[Path]:
     removed = []
     for path in list(homes(below)):
         try:
-            lock = (path / _LOCK).open("r+")
+            lock = (path / _LOCK).open("r+", encoding="utf-8")
         except FileNotFoundError:
             continue
         with lock:

@@ -66,7 +66,7 @@ def runtime_environment(file: Path | None, working_dir: Path | None) -> dict[str
     environment: Any = {}
     if file is not None:
         try:
-            environment = yaml.safe_load(file.read_text())
+            environment = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError) as error:
             raise ConfigError(f"--runtime-env {file}: {error}") from None
     if not isinstance(environment, dict):

@@ -13,6 +13,7 @@ from actors.weights.registry import TransportConfig
 from learner.config import LearnerConfig
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators.teaching import can_teach
+from moments_service.paths import PathText
 from moments_service.suggestions import nearest
 
 
@@ -54,7 +55,7 @@ class RunConfig(StrictModel):
 
     name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
     """Name of the run; its directory is `runs_dir/name-TIME`."""
-    policy: str
+    policy: PathText
     """Starting policy: a Hugging Face directory, relative to the recipe, or a model name."""
     steps: int = Field(ge=1)
     """Policy steps."""
@@ -68,7 +69,7 @@ class RunConfig(StrictModel):
     """How many policy versions a group may be behind; 0 is exact on-policy training, the only mode so far."""
     seed: int = Field(0, ge=0)
     """The one seed that every random choice derives from."""
-    runs_dir: str = "runs"
+    runs_dir: PathText = "runs"
     """Where run directories are made."""
     start_timeout_s: float = Field(300.0, gt=0)
     """Deadline for an engine to load its model, and for the learner ranks to meet and load theirs."""

@@ -1,5 +1,6 @@
 """Recipes: read, overridden, checked, and what is wrong with them said in one sentence each."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from deploy.config.models import RunConfig
 from moments_service.config import MomentsConfig
+from moments_service.paths import expanded
 from moments_service.suggestions import nearest
 
 
@@ -19,7 +21,7 @@ class ConfigError(ValueError):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML recipe and apply `a.b=c` overrides. Raises ConfigError with everything that is wrong."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         shipped = sorted(p.stem for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
         raise ConfigError(f"no recipe at {path}; shipped in deploy/recipes: {', '.join(shipped)}") from None
@@ -68,6 +70,7 @@ def _validated(raw: Mapping[str, Any]) -> RunConfig:
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
+    override = _utf8(override)
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"--set {override}: write it as key.path=value")
@@ -81,14 +84,35 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {part} is a value and has no keys below it")
     try:
         parsed = yaml.safe_load(value)
+        comment = _comment(value)
     except yaml.YAMLError:
         raise ConfigError(
             f"--set {override}: {value!r} is not YAML; put a text with special characters in quotes"
         ) from None
+    if comment:
+        raise ConfigError(
+            f"--set {override}: YAML takes {comment!r} for a comment and drops it; put the value in quotes, "
+            f"as in --set '{key}=\"{value.strip()}\"'"
+        )
     if isinstance(node, list):
         node[_place(node, last, override)] = parsed
     else:
         node[last] = parsed
+
+
+def _utf8(argument: str) -> str:
+    """An argument of the command line, which Python has read in the locale's encoding, as the UTF-8 that recipes are."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(argument).decode(errors="replace")
+    return argument
+
+
+def _comment(value: str) -> str:
+    """What YAML drops from the end of a value; "" where it takes all of it."""
+    spoken = [token for token in yaml.scan(value) if token.end_mark.index > token.start_mark.index]
+    return value[spoken[-1].end_mark.index if spoken else 0 :].strip()
 
 
 def _place(entries: list[Any], part: str, override: str) -> int:
@@ -101,14 +125,22 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     """Paths in a recipe are relative to it; a policy that is no path there is left as a model name."""
     policy = raw.get("policy")
     if isinstance(policy, str):
-        path = base / Path(policy).expanduser()
-        if path.exists() or policy.startswith(("~", "/", ".")):
+        named = _expanded("policy", policy)
+        path = base / named
+        if path.exists() or named.startswith(("/", ".")):
             raw["policy"] = str(path)
     prompts = raw.get("prompts")
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
-    for source in sources if isinstance(sources, list) else []:
+    for place, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
-            source["path"] = str(base / Path(source["path"]).expanduser())
+            source["path"] = str(base / _expanded(f"prompts.sources.{place}.path", source["path"]))
+
+
+def _expanded(key: str, path: str) -> str:
+    try:
+        return expanded(path)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {error} (value {path!r})") from None
 
 
 def _describe(problem: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ class Guard:
 
     async def _log_in(self, scope: Scope, receive: Receive) -> Response:
         assert self._token is not None
-        page = files("deploy.dashboard").joinpath("static/login.html").read_text()
+        page = files("deploy.dashboard").joinpath("static/login.html").read_text(encoding="utf-8")
         if scope["method"] != "POST":
             return HTMLResponse(page)
         try:

@@ -45,7 +45,7 @@ class Comparison:
         self.out.mkdir(parents=True, exist_ok=True)
         recipe = self.out / "recipe.yaml"
         text = dump_config(self.config)
-        if recipe.exists() and recipe.read_text() != text:
+        if recipe.exists() and recipe.read_text(encoding="utf-8") != text:
             raise ConfigError(f"{self.out} holds a comparison of another recipe; name another --out or remove it")
         durable.write_text(recipe, text)
         # Seeds outside, so that variants stay level when a comparison is cut short.
@@ -112,7 +112,7 @@ class Comparison:
         for setting in (*variant.overrides, *own):
             command += ["--set", setting]
         log = self.out / f"{name}.log"
-        with log.open("w") as file:
+        with log.open("wb") as file:
             environment = module_environment()
             code = subprocess.run(
                 command, stdout=file, stderr=subprocess.STDOUT, env=environment, check=False

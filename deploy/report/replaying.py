@@ -61,7 +61,7 @@ def replay_file(
         # Rows that run over the screen say by themselves how far it is.
         with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as advance:
             for done, row in enumerate(replay(groups, config, summary), 1):
-                sys.stdout.write(strict_json(row) + "\n")
+                sys.stdout.write(strict_json(row, ascii_only=True) + "\n")
                 if done % 100 == 0:
                     advance(done, len(groups))
         table.add_row(

@@ -37,7 +37,7 @@ class MlflowSink:
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{run.directory / 'mlflow.db'}")
         remembered = run.directory / "run_id"
         if remembered.exists():
-            self._id = remembered.read_text()
+            self._id = remembered.read_text(encoding="utf-8")
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(self._experiment(run), run_name=run.name).info.run_id

@@ -47,7 +47,7 @@ class WandbSink:
             project=os.environ.get("WANDB_PROJECT", "bvblend"),
             group=str(run.config["name"]),
             name=run.name,
-            id=remembered.read_text(),
+            id=remembered.read_text(encoding="utf-8"),
             resume="allow",
             config=dict(run.config),
             settings=settings,

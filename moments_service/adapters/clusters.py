@@ -114,7 +114,7 @@ class NamedClusters:
 
     @classmethod
     def load(cls, directory: Path) -> "NamedClusters":
-        return cls(json.loads((directory / LABELS_FILE).read_text()))
+        return cls(json.loads((directory / LABELS_FILE).read_text(encoding="utf-8")))
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:

@@ -150,7 +150,7 @@ class LocalMoments:
         folder = Path(directory)
         settle(folder)
         verify_directory(folder)
-        about = json.loads((folder / ABOUT_FILE).read_text())
+        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
         config = MomentsConfig.model_validate(about["config"]) if config is None else config
         clusters: PromptClusters
         if about["clusters"] == NamedClusters.__name__:

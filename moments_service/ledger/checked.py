@@ -18,7 +18,7 @@ def remember_checked(path: Path) -> None:
 def was_checked(path: Path) -> bool:
     """Whether a part is, byte for byte, one whose rows were checked."""
     beside = _beside(path)
-    return beside.exists() and beside.read_text() == _line(path)
+    return beside.exists() and beside.read_text(encoding="utf-8") == _line(path)
 
 
 def _beside(path: Path) -> Path:

@@ -84,7 +84,7 @@ class PortableMoments:
     def read(cls, directory: Path) -> "PortableMoments":
         """Read what `write` wrote. Raises ValueError if it is not that, or if its parts do not belong together."""
         try:
-            raw = json.loads((directory / ABOUT_FILE).read_text())
+            raw = json.loads((directory / ABOUT_FILE).read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise ValueError(
                 f"{directory} holds no exported moments ({error}); make some: bvblend moments export"

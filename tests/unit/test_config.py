@@ -1,11 +1,16 @@
 """Recipes and overrides: what is wrong is said before anything starts, with the key, the value and the nearest key."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.config.models import RunConfig
+from deploy.config.recipe import ConfigError, dump_config, load_recipe, models_in
 from docs.config_reference import reference
 from tests.conftest import ROOT
 
@@ -125,6 +130,59 @@ def test_paths_are_relative_to_the_recipe(tmp_path: Path) -> None:
     config = load_recipe(path)
     assert config.policy == str(tmp_path / "policy")
     assert config.prompts.sources[0].path == str(tmp_path / "data/train.jsonl")  # type: ignore[union-attr]
+
+
+def path_like(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field, by its key, that may hold a path by what it is called."""
+    schema = model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        if re.search(r"(^|_)(dirs?|director(y|ies)|paths?|files?|folder|policy|encoder|root)$", name):
+            yield f"{prefix}{name}", schema[name]
+        for inner in models_in(field.annotation):
+            yield from path_like(inner, f"{prefix}{name}.")
+
+
+def test_every_field_that_holds_a_path_is_expanded() -> None:
+    found = dict(path_like(RunConfig))
+    expected = {"policy", "runs_dir", "prompts.sources.path", "moments.clusters.encoder", "moments.clusters.cache_dir"}
+    assert expected <= set(found)
+    assert not {key for key, schema in found.items() if schema.get("format") != "path"}, "give these fields PathText"
+
+
+def test_paths_are_expanded_before_anything_is_made(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.delenv("NOWHERE", raising=False)
+    source = "prompts.sources=[{kind: jsonl, name: math, path: $SCRATCH/a.jsonl}]"
+    config = load_recipe(
+        recipe, ["runs_dir=~/runs", "policy=${SCRATCH}/p", source, "moments.clusters.cache_dir=~/embeddings"]
+    )
+    home = tmp_path / "home"
+    assert (config.runs_dir, config.policy) == (f"{home}/runs", "/scratch/p")
+    assert config.prompts.sources[0].path == "/scratch/a.jsonl"  # type: ignore[union-attr]
+    assert config.moments.clusters.cache_dir == f"{home}/embeddings"
+    with pytest.raises(ConfigError, match=r"runs_dir: the environment has no variable \$NOWHERE"):
+        load_recipe(recipe, ["runs_dir=$NOWHERE/runs"])
+    with pytest.raises(ConfigError, match=r"policy: the environment has no variable \$\{NOWHERE\}"):
+        load_recipe(recipe, ["policy=${NOWHERE}/p"])
+    with pytest.raises(ConfigError, match="runs_dir: ~nobody-of-this-name is the home of no user here"):
+        load_recipe(recipe, ["runs_dir=~nobody-of-this-name/runs"])
+    assert "~" not in dump_config(load_recipe(recipe))
+
+
+@pytest.mark.parametrize("value", ["/a #b", "#b", "3 # rows", "'/a' #b", "[1, 2] # both"])
+def test_a_value_that_yaml_would_cut_is_refused(recipe: Path, value: str) -> None:
+    with pytest.raises(ConfigError, match="for a comment and drops it; put the value in quotes"):
+        load_recipe(recipe, [f"runs_dir={value}"])
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"), [("/a#b", "/a#b"), ('"/a #b"', "/a #b"), ("/größe/a b ", "/größe/a b"), ("'it''s'", "it's")]
+)
+def test_a_value_with_special_characters_is_kept(recipe: Path, value: str, kept: str) -> None:
+    assert load_recipe(recipe, [f"runs_dir={value}"]).runs_dir == kept
 
 
 def test_the_reference_in_the_docs_is_in_step_with_the_models() -> None:

@@ -135,7 +135,7 @@ def make_policy(recipe_file: Path, out: Path, recipe: Recipe) -> None:
     """Read the recipe's prompts, fine-tune a new policy on them, and write it with its tokenizer."""
     torch.set_num_threads(1)
     torch.manual_seed(recipe.seed)
-    config = PromptConfig.model_validate(yaml.safe_load(recipe_file.read_text())["prompts"])
+    config = PromptConfig.model_validate(yaml.safe_load(recipe_file.read_text(encoding="utf-8"))["prompts"])
     pool = load_prompts(config, recipe_file.parent)
     tokenizer = build_tokenizer(pool.train)
     policy = new_policy(tokenizer)
