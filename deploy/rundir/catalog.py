@@ -101,7 +101,10 @@ def _summary(name: str, directory: RunDirectory) -> dict[str, Any]:
     config = read_config(directory)
     last = next(iter(directory.last_metrics(1)), {})
     lines.tail(directory.alarms, 1)  # whether it can be read
-    logs = lines.head(directory.evaluations, _LOG_BYTES), lines.tail(directory.evaluations, _LOG_BYTES)
+    logs = (
+        lines.lineage(lines.head(directory.evaluations, _LOG_BYTES)),
+        lines.lineage(lines.tail(directory.evaluations, _LOG_BYTES)),
+    )
     held_out = [[row.get("pass_at_1") for row in log if row.get("split") == "held_out"] for log in logs]
     return _row_of(name) | {
         "estimator": estimator_of(config),

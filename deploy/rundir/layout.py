@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
 from dataclasses import asdict, fields
 from datetime import datetime
 from pathlib import Path
@@ -101,11 +100,11 @@ class RunDirectory:
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The rows of the run's steps in order, without those of a history that a resume left."""
-        return _lineage(lines.read(self.metrics))
+        return lines.lineage(lines.read(self.metrics))
 
     def last_metrics(self, most: int) -> list[dict[str, Any]]:
         """The last `most` of them, read from the end of the file; fewer where so many are longer than `_TAIL_BYTES`."""
-        return _lineage(lines.tail(self.metrics, _TAIL_BYTES))[-most:]
+        return lines.lineage(lines.tail(self.metrics, _TAIL_BYTES))[-most:]
 
     def append_alarm(self, step: int, alarm: Alarm) -> None:
         """Add one alarm's line."""
@@ -172,14 +171,3 @@ class RunDirectory:
 def _free(parent: Path, stem: str) -> Path:
     """A path that nothing stands at."""
     return next(path for n in itertools.count(1) if not (path := parent / f"{stem}-{n}").exists())
-
-
-def _lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where a resumed run writes a step again, the earlier row and all that followed it go: the run stands on what is left."""
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        if type(row.get("step")) is int:
-            while found and found[-1]["step"] >= row["step"]:
-                found.pop()
-            found.append(row)
-    return found

@@ -75,3 +75,19 @@ def read_object(path: Path) -> dict[str, Any]:
             return parsed(file.read(_MOST_OBJECT_BYTES)) or {}
     except OSError:
         return {}
+
+
+def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a resumed run writes a step (and split, if rows have one) again, the earlier row and those of all later steps go: the
+    run stands on what is left. Rows without a step are none."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if type(step := row.get("step")) is not int:
+            continue
+        while found and found[-1]["step"] > step:
+            found.pop()
+        place = len(found)
+        while place and found[place - 1]["step"] == step:
+            place -= 1
+        found[place:] = [*(other for other in found[place:] if other.get("split") != row.get("split")), row]
+    return found

@@ -107,8 +107,8 @@ class OpenRun:
         return self._log(self.directory.alarms, AlarmRow)[0]
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """Its evaluations, oldest first; of very many the last ones."""
-        return self._log(self.directory.evaluations, EvaluationRow)[0]
+        """Its evaluations, oldest first, without those of a history that a resume left; of very many the last ones."""
+        return lines.lineage(self._log(self.directory.evaluations, EvaluationRow)[0])
 
     def status(self) -> dict[str, Any]:
         """What the head of the page says."""

@@ -19,6 +19,7 @@ from deploy.report.summary import summarise
 from deploy.run.evaluation import measure
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.open_run import OpenRun
 from moments_service.clusters.labels import LabelClusters
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
 from moments_service.health import Alarm
@@ -225,6 +226,15 @@ def test_whatever_else_lies_beside_checkpoints_is_left_alone(tmp_path: Path) -> 
         "step-000003",
         "step-000007",
     }
+
+
+def test_evaluations_of_a_history_that_a_resume_left_are_not_shown(tmp_path: Path) -> None:
+    run = RunDirectory.create(tmp_path, "test", "config")
+    for step, splits in ((0, ("train", "held_out")), (10, ("held_out",)), (20, ("held_out",)), (10, ("held_out",))):
+        for split in splits:
+            run.append_evaluation(step, split, Evaluation(step / 100, {}, 2, 0))
+    shown = [(row["step"], row["split"]) for row in OpenRun(run).evaluations()]
+    assert shown == [(0, "train"), (0, "held_out"), (10, "held_out")]
 
 
 def test_a_checkpoint_that_a_kill_left_between_two_names_is_put_back(tmp_path: Path) -> None:
