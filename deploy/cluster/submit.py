@@ -74,6 +74,11 @@ def runtime_environment(file: Path | None, working_dir: Path | None) -> dict[str
     if working_dir is not None:
         if not working_dir.is_dir():
             raise ConfigError(f"--working-dir {working_dir}: no such directory")
+        if (taken := working_dir / "deploy.py").exists():
+            # Ray puts a job's directory before all that is installed, and the command could not find itself.
+            raise ConfigError(
+                f"{taken} has the name of a package of bvblend, and a job would take it for that: rename it"
+            )
         environment["working_dir"] = str(working_dir)
     variables = environment.get("env_vars") or {}
     return environment | {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **variables}}

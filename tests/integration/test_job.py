@@ -25,6 +25,15 @@ pytestmark = pytest.mark.integration
 COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
 START_S = 400.0
 TOKEN = "a-token-for-this-test-only-0123456789"
+OWN_RAY = """
+import ray
+from deploy.run.ray_cluster import start_own
+own = start_own(1)
+(node,) = ray.nodes()
+print(len(ray.nodes()), node["NodeManagerAddress"], node["Resources"]["CPU"])
+ray.shutdown()
+own.close()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +111,12 @@ def test_a_job_is_followed_let_go_stopped_with_a_checkpoint_and_resumed(
     (step,) = run.checkpoint_steps()
     assert step >= 2 and "going on" not in submitted.output()
 
-    resumed = bvblend("submit", "--resume", run.path, *to, *settings(steps=step + 2))
+    # From a directory of somebody whose files are called as our packages are.
+    for name in ("actors", "learner", "moments_service"):
+        (tmp_path / "own").mkdir(exist_ok=True)
+        (tmp_path / "own" / f"{name}.py").write_text("raise SystemExit('a file of the user was taken for ours')")
+    resume = ("--resume", run.path, "--address", address, "--working-dir", tmp_path / "own")
+    resumed = bvblend("submit", *resume, *settings(steps=step + 2))
     assert resumed.wait(START_S) == 0, resumed.output()
     assert f"going on from {run.checkpoint(step)}" in resumed.output() and "SUCCEEDED" in resumed.output()
     assert [row["step"] for row in run.read_metrics()] == list(range(step + 2))
@@ -123,6 +137,14 @@ def test_what_the_job_says_about_the_cluster_is_the_exit_code_of_the_command(
     )
     assert refused.wait(START_S) == 3, refused.output()
     assert "no room for 99 x rollout actor" in refused.output() and "FAILED" in refused.output()
+
+
+def test_a_run_of_its_own_leaves_the_ray_of_somebody_else_alone(address: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_RAY], cwd=ROOT, capture_output=True, text=True, timeout=START_S, check=False
+    )
+    assert done.stdout.split() == ["1", "127.0.0.1", "1.0"], done.stdout + done.stderr
+    subprocess.run([RAY, "job", "list", "--address", address], capture_output=True, timeout=180, check=True)
 
 
 def test_nobody_at_the_address_is_an_environment_problem(bvblend: Callable[..., Command], tmp_path: Path) -> None:

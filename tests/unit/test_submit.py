@@ -27,6 +27,14 @@ def test_the_recipe_is_named_as_the_job_sees_it(tmp_path: Path) -> None:
         train_command(file, None, (), tmp_path / "elsewhere")
 
 
+def test_a_file_that_a_job_would_take_for_our_command_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "actors.py").touch()
+    assert runtime_environment(None, tmp_path)["working_dir"] == str(tmp_path)
+    (tmp_path / "deploy.py").touch()
+    with pytest.raises(ConfigError, match=r"deploy\.py has the name of a package of bvblend.*rename it"):
+        runtime_environment(None, tmp_path)
+
+
 def test_a_run_to_resume_is_named_as_it_is() -> None:
     resumed = train_command(None, Path("/shared/runs/a"), ["steps=9"], Path("/code"))
     assert resumed == "bvblend train --resume /shared/runs/a --set steps=9"
