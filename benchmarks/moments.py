@@ -274,7 +274,9 @@ async def measure(repetitions: int) -> list[Figure]:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         try:
-            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+            )
             for section in (throughput, latency, through_ray_cpu):
                 figures += await section(scratch, repetitions)
         finally:

@@ -156,6 +156,8 @@ def _train(
     except Exception as error:
         how: Ending = "stopped" if isinstance(error, StoppedByHandError) else "failed"
         directory.end_early(how, redacted(traceback.format_exc()))
+        if own_ray is not None and how == "failed":
+            own_ray.keep_logs(directory.ray_logs)
         raise
     finally:
         display.close()

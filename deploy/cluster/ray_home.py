@@ -15,12 +15,15 @@ from pathlib import Path
 from typing import IO
 
 from deploy.cluster.environment import EnvironmentProblemError
+from deploy.cluster.redaction import redacted
 
 PREFIX = "bvblend-"
 SOCKET_PATH = 107
 """Bytes that the name of a Unix socket may have."""
 BELOW = len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 """What Ray adds to its directory for the longest of its sockets."""
+LOG_BYTES = 2**16
+"""That are kept of each log; its end says what happened last."""
 _LOCK, _TOKEN = "owner.lock", "token"
 
 
@@ -55,6 +58,17 @@ class RayHome:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
         return path
+
+    def keep_logs(self, into: Path) -> None:
+        """Copy the ends of what Ray and its workers wrote, without secrets: after a failure, before they go."""
+        into.mkdir(exist_ok=True)
+        for kind in ("worker-", "raylet.", "gcs_server."):
+            for log in self.path.glob(f"session_2*/logs/{kind}*"):
+                with log.open("rb") as file:
+                    file.seek(max(0, log.stat().st_size - LOG_BYTES))
+                    text = redacted(file.read().decode(errors="replace"))
+                if text:
+                    (into / log.name).write_text(text, encoding="utf-8")
 
 
 def homes(below: Path) -> Iterator[Path]:

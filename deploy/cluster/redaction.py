@@ -21,7 +21,7 @@ _SHAPES = (
     re.compile(r"(?i)(?<=[?&])(x-amz-signature|x-amz-credential|sig|token|key)=[^&\s]+"),
 )
 _ASSIGNED = re.compile(
-    r"(?i)([\w.-]*(?:token|secret|passw(?:or)?d|api_?key|access_?key|secret_?key)[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&}]{6,})"
+    r"(?i)([\w.-]{0,64}(?:token|secret|passw(?:or)?d|api_?key|access_?key|secret_?key)[\"']?\s*[:=]\s*[\"']?)([^\s\"',;&}]{6,})"
 )
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from deploy.cluster.ray_home import RayHome, keep_token_private
 from deploy.config.models import RunConfig
 from deploy.run.watchdog import start_watchdog
 
+logger = logging.getLogger(__name__)
+
 LONG_NAME = 60
 """Bytes of TMPDIR beyond which the engine's own sockets, and those of Python's multiprocessing, get no name below it."""
 
@@ -30,6 +33,13 @@ class OwnRay:
 
     home: RayHome
     watchdog: "subprocess.Popen[bytes]"
+
+    def keep_logs(self, directory: Path) -> None:
+        """Keep the logs of a Ray whose run failed in `directory`."""
+        try:
+            self.home.keep_logs(directory)
+        except OSError as error:  # a full disk must not hide why the run failed
+            logger.warning("Ray's logs are not kept in %s: %s", directory, error)
 
     def close(self) -> None:
         """Let the watchdog end what is left of it, and remove its directory."""

@@ -41,6 +41,7 @@ class RunDirectory:
     summary.{json,md,png}
     owner.json        which process runs it, while one does; owner.lock is what it holds
     error.txt         why the run ended early, if it did; ending.json says how
+    ray_logs/         the ends of Ray's and its workers' logs, after a failure of a run with a Ray of its own
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +63,7 @@ class RunDirectory:
         self.summary = self.path / "summary.json"
         self.error = self.path / "error.txt"
         self.ending = self.path / "ending.json"
+        self.ray_logs = self.path / "ray_logs"
 
     @classmethod
     def create(cls, runs_dir: Path, name: str, config: str) -> "RunDirectory":

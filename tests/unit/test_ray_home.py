@@ -58,6 +58,19 @@ def test_only_its_user_reads_it(below: Path) -> None:
     assert len(token.read_text()) == 64 and token.read_text() != RayHome.create().write_token().read_text()
 
 
+def test_what_workers_said_last_is_kept_without_secrets(below: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOMEBODYS_API_KEY", "s3cr3t-of-the-run")
+    logs = RayHome.create().path / "session_2026-01-01_00-00-00_000000_1" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "worker-a-1.err").write_text("x" * ray_home.LOG_BYTES + " token s3cr3t-of-the-run: out of memory")
+    (logs / "worker-a-1.out").touch()
+    (logs / "monitor.log").write_text("nothing that helps")
+    RayHome(logs.parents[1], None).keep_logs(below / "kept")  # type: ignore[arg-type]
+    (kept,) = (below / "kept").iterdir()
+    assert kept.name == "worker-a-1.err" and kept.stat().st_size <= ray_home.LOG_BYTES + 40
+    assert kept.read_text().endswith("token [redacted SOMEBODYS_API_KEY]: out of memory")
+
+
 def test_a_directory_that_cannot_be_written_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", "/proc/nowhere")
     with pytest.raises(EnvironmentProblemError, match=r"/proc/nowhere: No such file.*RAY_TMPDIR"):
