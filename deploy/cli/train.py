@@ -169,11 +169,17 @@ def _train(
 
 def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:
     """Say what the run goes on with otherwise than it was started last, and let its config.yaml say so too."""
-    from deploy.rundir.resume import changed_since
+    from deploy.rundir.resume import changed_since, has_unrecorded_starts
 
     for change in changed_since(directory, config):
         _note(redacted(f"changed since the last start: {change}"))
-    if config != load_run_config(directory):
+    if config == load_run_config(directory):
+        return
+    if has_unrecorded_starts(directory):
+        _note(
+            "an older version began this run, and config.yaml says how: it stays, and the next resume needs the same --set"
+        )
+    else:
         durable.write_text(directory.config, dump_config(config))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
+from deploy.rundir.find import load_run_config
 from deploy.rundir.layout import RunDirectory
 from moments_service.durable import DamagedFileError, verify_directory
 from moments_service.history import RunHistory
@@ -149,20 +150,31 @@ def refuse_what_cannot_go_on(config: RunConfig, directory: RunDirectory, point: 
 
 
 def changed_since(directory: RunDirectory, config: RunConfig) -> list[str]:
-    """`key: before -> now` of whatever the newest start of the run was configured with otherwise, as its ledger says."""
+    """`key: before -> now` of whatever the newest start of the run was configured with otherwise.
+
+    As its ledger says; where an older version wrote that, as config.yaml says.
+    """
     try:
         with LedgerReader(directory.moments) as reader:
-            before = reader.configs().get(reader.last_incarnation())
+            said = reader.configs().get(reader.last_incarnation())
     except FileNotFoundError:
         return []
-    if before is None:
-        return []
-    old, new = _leaves(json.loads(before)), _leaves(config.model_dump(mode="json"))
+    before = load_run_config(directory).model_dump(mode="json") if said is None else json.loads(said)
+    old, new = _leaves(before), _leaves(config.model_dump(mode="json"))
     return [
         f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     ]
+
+
+def has_unrecorded_starts(directory: RunDirectory) -> bool:
+    """Whether an older version started the run, so that config.yaml alone says what its groups came from."""
+    try:
+        with LedgerReader(directory.moments) as reader:
+            return not reader.incarnations().keys() <= reader.configs().keys()
+    except FileNotFoundError:
+        return False
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:

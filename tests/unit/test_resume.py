@@ -14,12 +14,14 @@ from typer.testing import CliRunner
 from deploy.cli.main import app
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.rundir.layout import RunDirectory
-from deploy.rundir.resume import changed_since, refuse_what_cannot_go_on, resume_point
+from deploy.rundir.resume import changed_since, has_unrecorded_starts, refuse_what_cannot_go_on, resume_point
 from deploy.rundir.saved_moments import newest_snapshot
 from moments_service.clusters.labels import LabelClusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.durable import seal_directory, write_json
 from moments_service.ledger import LedgerDamagedError, LedgerReader
+from moments_service.ledger.schema import TransactionHash
+from moments_service.service import MomentsService
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -233,6 +235,35 @@ def test_what_is_configured_otherwise_than_before_is_named(run: RunDirectory) ->
         f"learner.optimizer.lr: {before} -> 1e-06",
         "moments.estimator.temperature: 0.1 -> 0.5",
     ]
+
+
+def test_a_run_that_an_older_version_began_goes_on_and_its_config_stays(run: RunDirectory) -> None:
+    """Its ledger has no table of configurations."""
+    assert not has_unrecorded_starts(run)
+    with sqlite3.connect(min(run.moments.glob("ledger-*.sqlite"))) as connection:
+        (row,) = connection.execute("SELECT incarnation, after_step FROM incarnations").fetchall()
+        ((seal,),) = connection.execute("SELECT seal FROM incarnations").fetchall()
+        connection.execute("DROP TABLE configs")
+        hashed = TransactionHash()
+        hashed.add("incarnations", [row])
+        connection.execute(
+            "UPDATE seals SET number_of_rows = ?, checksum = ?, texts = ? WHERE seal = ?", (*hashed.seal(), seal)
+        )
+    connection.close()
+    point = resume_point(run)
+    assert point is not None and point.step == 6 and point.prompts is None
+    now = load_recipe(run.config, ["moments.estimator.temperature=0.5"])
+    assert has_unrecorded_starts(run) and changed_since(run, now) == ["moments.estimator.temperature: 0.1 -> 0.5"]
+
+    async def go_on() -> None:
+        await MomentsService(
+            now.moments, run.moments, 0, 1, point.snapshot, run_config=now.model_dump(mode="json")
+        ).close()
+
+    asyncio.run(go_on())
+    with LedgerReader(run.moments) as ledger:
+        assert list(ledger.configs()) == [1] and ledger.steps(1) == list(range(6))
+    assert has_unrecorded_starts(run) and changed_since(run, now) == []
 
 
 def test_a_checkpoint_of_a_left_history_is_set_aside_and_not_taken_again(run: RunDirectory) -> None:
