@@ -3,6 +3,7 @@
 Imports faiss and all that needs it late: `bvblend doctor` must run where packages are missing.
 """
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,8 @@ import typer
 
 from deploy.cli.console import console
 from deploy.cli.options import Overrides
-from deploy.config.recipe import load_recipe
+from deploy.config.recipe import ConfigError, load_recipe
+from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
 
 clusters_app = typer.Typer(help="The clusters whose prompts share their history: fit, show", no_args_is_help=True)
@@ -62,11 +64,20 @@ def show(
     from deploy.run.prompt_set import prompt_set
     from deploy.rundir.saved_moments import newest_snapshot, read_saved
 
-    run = RunDirectory(source)
-    config = load_recipe(run.config if run.config.exists() else source, override or ())
+    run = find_run(source) if source.is_dir() or _leads_nowhere(source) else RunDirectory(source)
+    is_run = run.config.exists()
+    config = load_run_config(run, override or ()) if is_run else load_recipe(source, override or ())
     pool = read_pool(config)
     with progress(console, EMBEDDING) as advance:
         prompts = prompt_set(config, pool.train, advance)
-    saved = read_saved(source) if run.config.exists() and newest_snapshot(run) is not None else None
+    saved = read_saved(source) if is_run and newest_snapshot(run) is not None else None
     clusters = saved.clusters if saved else clusters_in_force(run, config, prompts)
-    console.print(clusters_table(clusters, pool.train, prompts, saved.moments if saved else None))
+    try:
+        table = clusters_table(clusters, pool.train, prompts, saved.moments if saved else None)
+    except ValueError as error:
+        raise ConfigError(f"{source}: its clusters are not of these prompts and this encoder: {error}") from None
+    console.print(table)
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return os.path.lexists(path) and not path.exists()

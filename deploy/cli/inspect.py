@@ -72,9 +72,9 @@ def dashboard(
 ) -> None:
     """Watch runs in the browser, live or finished. Example: bvblend dashboard runs"""
     from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, address_of, listen, serve
+    from deploy.rundir.catalog import refuse_no_directory
 
-    if not runs_dir.is_dir():
-        raise ConfigError(f"{runs_dir}: no such directory; name the one that runs are made in (runs_dir of the recipe)")
+    refuse_no_directory(runs_dir)
     access = access_for(host)
     bound = listen(host, port)
     console.print(f"dashboard of {runs_dir}: {address_of(host, bound)}", soft_wrap=True)

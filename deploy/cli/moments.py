@@ -12,7 +12,7 @@ from rich.table import Table
 from deploy.cli.console import console
 from deploy.cli.options import Overrides
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
-from deploy.rundir.find import find_run
+from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def rebuild_moments(
 
     directory = find_run(run)
     with progress(console, "steps") as advance:
-        rebuilt = rebuild_run(load_recipe(directory.config), directory, step, advance)
+        rebuilt = rebuild_run(load_run_config(directory), directory, step, advance)
     console.print(f"{rebuilt.transactions} transactions in {rebuilt.parts} parts of the ledger are whole")
     console.print(_sentence(rebuilt.portable), soft_wrap=True)
     style = {True: "green", False: "bold red", None: "yellow"}[rebuilt.same]

@@ -1,9 +1,11 @@
 """`bvblend dashboard`: who may reach it, and uvicorn."""
 
 import contextlib
+import errno
 import ipaddress
 import os
 import secrets
+import signal
 import socket
 from dataclasses import dataclass
 from functools import partial
@@ -72,7 +74,11 @@ def listen(host: str, port: int) -> socket.socket:
         found.listen()  # whoever reads the address that is printed next may come at once
     except (OSError, OverflowError) as error:
         found.close()
-        raise ConfigError(f"--host {host} --port {port}: {error}; --port 0 takes a free one") from None
+        said = error.strerror if isinstance(error, OSError) else error
+        remedy = "an address of this machine, or 0.0.0.0 for all of them"
+        if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+            remedy = "--port 0 takes a free one"
+        raise ConfigError(f"--host {host} --port {port}: {said}; {remedy}") from None
     return found
 
 
@@ -97,6 +103,7 @@ def create_server(runs_dir: Path, access: Access, limits: Limits = LIMITS) -> uv
 
 def serve(runs_dir: Path, access: Access, bound: socket.socket) -> None:
     """Serve until SIGINT or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     # It is the usual way to end it; uvicorn has closed everything, and only says how it was asked to.
     with contextlib.suppress(KeyboardInterrupt):
         create_server(runs_dir, access).run(sockets=[bound])

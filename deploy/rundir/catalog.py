@@ -31,8 +31,7 @@ class Catalog:
 
     def __init__(self, directory: Path) -> None:
         """directory: of runs, or one run. Raises ConfigError where there is neither."""
-        if not directory.is_dir():
-            raise ConfigError(f"{directory}: no such directory; name the one that runs are made in, for example runs")
+        refuse_no_directory(directory)
         self.directory = directory.resolve()
         self._lock = threading.Lock()
         self._open: OrderedDict[str, OpenRun] = OrderedDict()
@@ -79,6 +78,22 @@ class Catalog:
         except Exception as error:
             # Whatever stands in the files of one run, the others are listed, and it is with its reason.
             return _row_of(name) | {"state": BROKEN, "problem": reason(error)}
+
+
+def refuse_no_directory(path: Path) -> None:
+    """Raises ConfigError where runs cannot be looked for."""
+    try:
+        with os.scandir(path):
+            return
+    except OSError as error:
+        what = (
+            "no such directory"
+            if isinstance(error, FileNotFoundError)
+            else (error.strerror or "cannot be read").lower()
+        )
+        raise ConfigError(
+            f"{path}: {what}; name the one that runs are made in (runs_dir of the recipe), for example runs"
+        ) from None
 
 
 def _begun(path: Path) -> float | None:

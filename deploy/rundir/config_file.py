@@ -21,13 +21,13 @@ class _PlainLoader(yaml.SafeLoader):
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:  # noqa: N803 - as PyYAML calls it
         if self.flow_level > _DEEPEST:  # it would look through all of them again at every character
-            raise yaml.scanner.ScannerError(None, None, "it is nested too deeply", self.get_mark())
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event: Any = self.peek_event()
         if getattr(event, "anchor", None) is not None or getattr(event, "tag", None) is not None:
-            raise yaml.composer.ComposerError(None, None, "it has an anchor, an alias or a tag", event.start_mark)
+            raise yaml.composer.ComposerError(None, None, "an anchor, an alias or a tag", event.start_mark)
         return super().compose_node(parent, index)
 
 
@@ -39,8 +39,13 @@ def read_config(directory: RunDirectory) -> dict[str, Any]:
         raise ConfigUnreadableError(f"{directory.config.name}: larger than {_MOST_BYTES} bytes")
     try:
         config = yaml.load(text.decode(), _PlainLoader)
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigUnreadableError(
+            f"{directory.config.name}{line}: not YAML that a run writes: {error.problem}"
+        ) from None
     except (yaml.YAMLError, ValueError) as error:  # also: not UTF-8, a date that is none, a number of 5,000 digits
-        raise ConfigUnreadableError(f"{directory.config.name} is not YAML that a run writes: {error}") from None
+        raise ConfigUnreadableError(f"{directory.config.name}: not YAML that a run writes: {error}") from None
     except RecursionError:
         raise ConfigUnreadableError(f"{directory.config.name}: nested too deeply") from None
     if not isinstance(config, dict):

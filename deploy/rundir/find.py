@@ -12,14 +12,14 @@ from deploy.rundir.reading import reason
 
 def find_run(path: Path) -> RunDirectory:
     """The run of that directory. Raises ConfigError where there is none."""
+    directory = RunDirectory(path)
     try:
-        directory = RunDirectory(path)
         directory.config.stat()
     except (FileNotFoundError, NotADirectoryError):
         raise ConfigError(
             f"{path.absolute()}: no run there (no config.yaml in it); `bvblend runs DIRECTORY` lists those of a directory"
         ) from None
-    except (OSError, RuntimeError) as error:  # a loop of links is a RuntimeError
+    except OSError as error:
         raise ConfigError(f"{path.absolute()}: the run there cannot be read: {reason(error)}") from None
     return directory
 

@@ -45,7 +45,7 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()
+        self.path = Path(os.path.realpath(path))  # of a loop of links too
         self.config = self.path / "config.yaml"
         self.name_tag = self.path / "run_id"
         self.metrics = self.path / "metrics.jsonl"

@@ -24,7 +24,7 @@ def read_saved(source: Path) -> PortableMoments:
     run = RunDirectory(source)
     snapshot = newest_snapshot(run) if run.config.exists() else source / "moments"
     if not run.config.exists():
-        run = RunDirectory(source.resolve().parents[1])
+        run = RunDirectory(source.absolute().parent.parent)
         if not run.config.exists() or not (source / "run.json").exists():
             raise ConfigError(f"{source} is neither a run nor a checkpoint of one")
     if snapshot is None:

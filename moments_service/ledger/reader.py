@@ -24,6 +24,7 @@ _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, trunc
 _COMMITTED = "cluster, prompt_id, rewards, lengths"
 _ORDER = "incarnation, step, sequence, group_id"
 _STEPS = "folds", "WHERE incarnation = ? AND step BETWEEN ? AND ?"
+_UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
 
 
@@ -223,7 +224,8 @@ class LedgerReader:
         try:
             return self._connections.of(path).execute(sql, values).fetchall()
         except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CANTOPEN) & 0xFF
+            if code in _UNREADABLE or str(error).startswith("no such table"):  # an empty file is an empty database
                 raise unreadable(path, error) from None
             raise
 

@@ -142,7 +142,7 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
 def open_for_reading(path: Path) -> sqlite3.Connection:
     """A connection that cannot change the part. Raises sqlite3.OperationalError where there is no file."""
     if not path.is_file():  # SQLite would wait for the other end of a pipe
-        raise sqlite3.OperationalError(f"{path} is no file")
+        raise sqlite3.OperationalError("it is no file")
     return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
 
 

@@ -210,7 +210,7 @@ def test_alarms_and_evaluations_are_told_newest_first_and_last(tmp_path: Path) -
     )
     evaluation = {"step": 0, "split": "train", "pass_at_1": 0.25, "sources": {}, "prompts": 8, "errors": 0}
     (run / "evaluations.jsonl").write_text(
-        json.dumps(evaluation) + "\n" + json.dumps(evaluation | {"pass_at_1": None}) + "\n"
+        json.dumps(evaluation) + "\n" + json.dumps(evaluation | {"step": 10, "pass_at_1": None}) + "\n"
     )
     with TestClient(create_app(tmp_path)) as client:
         found = get(client, "run", name="run")
@@ -386,15 +386,16 @@ def test_the_runs_that_were_looked_at_longest_ago_are_let_go(runs: Path, monkeyp
     assert catalog.open("first") is not first
 
 
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_when_it_is_asked_to_though_a_page_follows(
-    bvblend: Callable[..., Command], runs: Path
+    bvblend: Callable[..., Command], runs: Path, by: signal.Signals
 ) -> None:
     command = bvblend("dashboard", runs, "--port", 0)
     command.wait_for("http://", 60)
     address = next(line for line in command.output().splitlines() if "http://" in line).split()[-1]
     with httpx.stream("GET", f"{address}api/events", params={"name": "first"}, timeout=30) as events:
         assert next(line for line in events.iter_lines() if line.startswith("data:"))
-        command.process.send_signal(signal.SIGINT)
+        command.process.send_signal(by)
         assert command.wait(30) == 0, command.output()
     assert "Traceback" not in command.output()
 
