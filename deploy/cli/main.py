@@ -14,7 +14,15 @@ from deploy.cli.clusters import clusters_app
 from deploy.cli.console import console, errors
 from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
-from deploy.cli.options import Overrides, Recipe
+from deploy.cli.options import (
+    FromStep,
+    Overrides,
+    Recipe,
+    ResumeFromOlder,
+    TakeOver,
+    WithoutLostGroups,
+    refuse_without_resume,
+)
 from deploy.cli.train import train
 from deploy.cluster.address import named_address
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
@@ -85,6 +93,10 @@ def submit(
     ] = "http://127.0.0.1:8265",
     override: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run, as the cluster names it")] = None,
+    from_step: FromStep = None,
+    resume_from_older: ResumeFromOlder = False,
+    without_lost_groups: WithoutLostGroups = False,
+    take_over: TakeOver = False,
     working_dir: Annotated[Path | None, typer.Option(help="What the job gets a copy of, with the recipe")] = None,
     runtime_env: Annotated[Path | None, typer.Option(help="Ray's runtime environment, a file")] = None,
     entrypoint_num_cpus: Annotated[float | None, typer.Option(help="CPUs to reserve for the driver")] = None,
@@ -93,9 +105,7 @@ def submit(
         str | None, typer.Option(help='Other resources for the driver: {"head": 1}')
     ] = None,
     track: Annotated[str | None, typer.Option(help="As of train")] = None,
-    wait_for_nodes: Annotated[
-        bool, typer.Option("--wait-for-nodes", help="As of train: nodes are still to come")
-    ] = False,
+    wait_for_nodes: Annotated[bool, typer.Option("--wait-for-nodes", help="As of train")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the log to the end of the job")] = True,
 ) -> None:
     """Train as a job of a Ray cluster. Example: bvblend submit my.yaml --address http://HEAD:8265 --working-dir ."""
@@ -103,11 +113,19 @@ def submit(
 
     if (recipe is None) == (resume is None):
         raise ConfigError("name a recipe, or a run to --resume, and not both")
+    refuse_without_resume(resume, from_step, resume_from_older, without_lost_groups, take_over)
     if recipe is not None:
         jobs.refuse_relative_runs_dir(load_recipe(recipe, override or ()))
     elif (directory := RunDirectory(resume or Path())).config.exists():  # it may lie where only the cluster sees it
         load_run_config(directory, override or ())
-    more = [*(("--track", track) if track is not None else ()), *(("--wait-for-nodes",) if wait_for_nodes else ())]
+    more = [
+        *(("--from-step", str(from_step)) if from_step is not None else ()),
+        *(("--resume-from-older",) if resume_from_older else ()),
+        *(("--without-lost-groups",) if without_lost_groups else ()),
+        *(("--take-over",) if take_over else ()),
+        *(("--track", track) if track is not None else ()),
+        *(("--wait-for-nodes",) if wait_for_nodes else ()),
+    ]
     job = jobs.Job.submit(
         address,
         jobs.train_command(recipe, resume, override or (), working_dir, *more),

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from deploy.cli.console import console
-from deploy.cli.options import Address, Overrides
+from deploy.cli.options import (
+    Address,
+    FromStep,
+    Overrides,
+    ResumeFromOlder,
+    TakeOver,
+    WithoutLostGroups,
+    refuse_without_resume,
+)
 from deploy.cluster.environment import require_packages
 from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
@@ -33,14 +41,10 @@ def train(
     recipe: Annotated[Path | None, typer.Argument(help="A YAML recipe", show_default=False)] = None,
     override: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with a run from its latest checkpoint")] = None,
-    from_step: Annotated[int | None, typer.Option(metavar="STEP", help="Resume from this step's checkpoint")] = None,
-    resume_from_older: Annotated[
-        bool, typer.Option("--resume-from-older", help="Resume from an older one if damaged")
-    ] = False,
-    without_lost_groups: Annotated[
-        bool, typer.Option("--without-lost-groups", help="Resume though the ledger lost its end")
-    ] = False,
-    take_over: Annotated[bool, typer.Option("--take-over", help="Resume: its owner is surely dead")] = False,
+    from_step: FromStep = None,
+    resume_from_older: ResumeFromOlder = False,
+    without_lost_groups: WithoutLostGroups = False,
+    take_over: TakeOver = False,
     warm_start: Annotated[
         Path | None, typer.Option(help="Begin with moments that `bvblend moments export` wrote")
     ] = None,
@@ -62,8 +66,7 @@ def train(
         raise ConfigError("name a recipe, or a run to --resume, and not both")
     if (warm_start is not None) + (codebook is not None) + (resume is not None) > 1:
         raise ConfigError("--resume, --warm-start and --codebook each say what to begin with; choose one")
-    if resume is None and (from_step is not None or resume_from_older or without_lost_groups or take_over):
-        raise ConfigError("--from-step, --resume-from-older, --without-lost-groups and --take-over go with --resume")
+    refuse_without_resume(resume, from_step, resume_from_older, without_lost_groups, take_over)
     with ExitStack() as owned:
         directory, point = None, None
         if resume is not None:

@@ -9,7 +9,9 @@ import pytest
 from ray.dashboard.modules.job.pydantic_models import JobType
 from ray.job_submission import JobDetails, JobStatus
 from rich.console import Console
+from typer.testing import CliRunner
 
+from deploy.cli.main import app
 from deploy.cluster.submit import Job, driver_resources, refuse_relative_runs_dir, runtime_environment, train_command
 from deploy.config.recipe import ConfigError
 from tests.unit.test_placement import recipe
@@ -25,6 +27,22 @@ def test_the_recipe_is_named_as_the_job_sees_it(tmp_path: Path) -> None:
     assert shlex.split(train_command(file, None, (), None))[2] == str(file)
     with pytest.raises(ConfigError, match="is not in the working directory"):
         train_command(file, None, (), tmp_path / "elsewhere")
+
+
+def test_how_a_run_is_gone_on_with_travels_with_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[str] = []
+
+    def submit(address: str, command: str, *_: object) -> Job:
+        sent.append(command)
+        return Job(EndedJob(JobStatus.SUCCEEDED, 0), "raysubmit_1", address)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Job, "submit", submit)
+    how = ["--from-step", "40", "--resume-from-older", "--without-lost-groups", "--take-over"]
+    done = CliRunner().invoke(app, ["submit", "--resume", "/shared/runs/a", *how, "--no-wait"])
+    assert done.exit_code == 0, done.output
+    assert shlex.split(sent[0]) == ["bvblend", "train", "--resume", "/shared/runs/a", *how]
+    refused = CliRunner().invoke(app, ["submit", "recipe.yaml", "--take-over"])
+    assert isinstance(refused.exception, ConfigError) and "go with --resume" in str(refused.exception)
 
 
 def test_a_file_that_a_job_would_take_for_our_command_is_refused(tmp_path: Path) -> None:
