@@ -11,16 +11,25 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
+from actors.engines.file_names import file_tensors
 from learner.model.policy import Policy, named_tensors
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
 
 
 def full_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Hugging Face names and full tensors on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
+    """Names and full tensors as the policy's files have them, on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
 
     Collective: every rank must run it to its end. One parameter is whole at a time, on every rank.
     """
+    gathered = _gathered(policy, dtype)
+    if dist.get_rank() == 0:
+        yield from file_tensors(policy.model, gathered)
+    else:
+        yield from gathered
+
+
+def _gathered(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     keep = dist.get_rank() == 0
     with torch.no_grad():
         for name, tensor in named_tensors(policy):
@@ -42,7 +51,7 @@ def export_directory(directory: str | Path, policy: Policy, policy_path: str | P
         for file in source_directory(policy_path).iterdir():
             if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
                 shutil.copyfile(file, target / file.name)
-        model_config = AutoConfig.from_pretrained(policy_path)
+        model_config = AutoConfig.from_pretrained(policy_path, trust_remote_code=False)
         model_config.dtype = dtype
         model_config.save_pretrained(target)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})

@@ -102,7 +102,7 @@ class TransformersEngine:
 
     def _load(self) -> PreTrainedModel:
         dtype = getattr(torch, self._config.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(self._policy, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(self._policy, dtype=dtype, trust_remote_code=False)
         model.to(self._device).eval()
         # The checkpoint's own top-k, top-p and temperature would fill in for what a request leaves at its default.
         model.generation_config = GenerationConfig()
@@ -164,12 +164,28 @@ class TransformersEngine:
         assert self._model is not None and self._files is not None
         verify_offer(offer, self._files)
         tied = {LM_HEAD} if self._files.tied else set()
-        result = self._model.load_state_dict(open_tensors(offer.manifest, offer.address), strict=False)
+        tensors = open_tensors(offer.manifest, offer.address)
+        if not tensors.keys() <= self._model.state_dict().keys():
+            tensors = self._as_in_memory(tensors, offer.version)
+        result = self._model.load_state_dict(tensors, strict=False)
         if set(result.missing_keys) - tied or result.unexpected_keys:
             raise WeightError(
                 f"weights of policy version {offer.version} were loaded in part: "
                 f"missing {result.missing_keys[:3]}, unknown {result.unexpected_keys[:3]}"
             )
+
+    def _as_in_memory(self, tensors: dict[str, torch.Tensor], version: int) -> dict[str, torch.Tensor]:
+        """Tensors by their names in files as the model joins and names them. Holds the policy a second time."""
+        model: Any = self._model
+        # Clones, because transformers may keep what it is given, and these bytes are not ours.
+        given = {name: tensor.clone() for name, tensor in tensors.items()}
+        loaded, found = type(model).from_pretrained(
+            None, config=model.config, state_dict=given, dtype=model.dtype, output_loading_info=True
+        )
+        if wrong := {kind: sorted(map(str, names)) for kind, names in found.items() if names}:
+            raise WeightError(f"weights of policy version {version} do not fit the loaded policy: {wrong}")
+        state: dict[str, torch.Tensor] = loaded.state_dict()
+        return state
 
 
 class _Aborted(StoppingCriteria):

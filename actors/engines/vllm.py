@@ -156,6 +156,7 @@ def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineAr
     return AsyncEngineArgs(
         model=policy,
         skip_tokenizer_init=True,
+        trust_remote_code=False,
         dtype=rollout.dtype,
         seed=seed,
         max_model_len=rollout.max_model_len,

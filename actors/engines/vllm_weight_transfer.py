@@ -20,7 +20,13 @@ from actors.weights.offer import TensorEntry
 
 BACKEND = "bvblend_file"
 
-_EMBEDDING_ENDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight")
+_EMBEDDING_ENDINGS = (
+    "embed_tokens.weight",
+    "embed_in.weight",
+    "wte.weight",
+    "word_embeddings.weight",
+    "tok_embeddings.weight",
+)
 
 
 @dataclass

@@ -25,10 +25,7 @@ class Renderer:
     @classmethod
     def load(cls, policy: str, chat: bool, stop: Sequence[str]) -> "Renderer":
         """With the tokenizer of a policy: a Hugging Face directory or model name."""
-        # Imported here: it takes seconds, and starting is when a worker has them.
-        from transformers import AutoTokenizer
-
-        return cls(AutoTokenizer.from_pretrained(policy), chat, stop)
+        return cls(load_tokenizer(policy), chat, stop)
 
     def opening_ids(self, text: str) -> tuple[int, ...]:
         """What the policy is given before it speaks for the first time."""
@@ -61,6 +58,21 @@ class Renderer:
             ids.pop()
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text
+
+
+def load_tokenizer(policy: str) -> Any:
+    """The tokenizer of a Hugging Face directory or model name, which neither cuts nor pads, whatever its file says.
+
+    Raises OSError if there is none, ValueError for one that needs code of its own.
+    """
+    # Imported here: it takes seconds, and starting is when a worker has them.
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
 
 
 def prompt_ids(tokenizer: Any, text: str, chat: bool) -> tuple[int, ...]:

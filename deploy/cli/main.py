@@ -56,11 +56,11 @@ def plan(
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.cluster.plan import arithmetic_table, processes_table
     from deploy.run.launch import read_pool
-    from deploy.run.prompt_lengths import refuse_long_prompts
+    from deploy.run.policy_check import refuse_unfit_policy
 
     config = load_recipe(recipe, override or ())
     pool = read_pool(config)
-    refuse_long_prompts(config, pool)
+    refuse_unfit_policy(config, pool)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))
     if named_address(address) is not None:

@@ -117,7 +117,7 @@ def _train(
     from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
     from deploy.run.launch import read_pool, refuse_other_prompts, run_training
-    from deploy.run.prompt_lengths import refuse_long_prompts
+    from deploy.run.policy_check import refuse_unfit_policy
     from deploy.run.ray_cluster import connect
     from deploy.rundir.resume import refuse_what_cannot_go_on
 
@@ -131,7 +131,7 @@ def _train(
     pool = read_pool(config)
     if point is not None and (new := refuse_other_prompts(config, pool, point)):
         _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
-    refuse_long_prompts(config, pool)
+    refuse_unfit_policy(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
         directory = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))

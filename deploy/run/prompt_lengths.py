@@ -1,41 +1,81 @@
-"""Prompts that are too long are found before anything starts."""
+"""Prompts that the policy cannot be given as they are, are found before anything starts."""
 
 from collections.abc import Sequence
-from pathlib import Path
-
-from tokenizers import Tokenizer
+from typing import Any
 
 from actors.prompts.pool import PromptPool
-from actors.prompts.renderer import prompt_ids
+from actors.prompts.prompt import Prompt
+from actors.prompts.renderer import load_tokenizer, prompt_ids, stop_token_ids
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 
 
-def refuse_long_prompts(config: RunConfig, pool: PromptPool) -> None:
-    """Raise ConfigError for a prompt of more than `prompts.max_tokens`, and for a policy that has no tokenizer to count with."""
-    prompts = [*pool.train, *pool.held_out]
-    lengths = _lengths(config, [prompt.text for prompt in prompts])
-    longest, prompt = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
-    if longest > config.prompts.max_tokens:
+def refuse_unfit_prompts(config: RunConfig, pool: PromptPool, vocabulary: int) -> None:
+    """Raise ConfigError for a policy without a tokenizer, and for a prompt or stop text that does not become what it should.
+
+    That is: 1 to `prompts.max_tokens` tokens, all of which have embeddings, with one beginning of sequence at most.
+    vocabulary: rows of the policy's embeddings.
+    """
+    tokenizer = _tokenizer(config)
+    try:
+        stops = stop_token_ids(tokenizer, config.sampling.stop)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    _refuse_unembedded(tokenizer, stops, vocabulary, "sampling.stop names")
+    longest, at = 0, None
+    for prompt in (*pool.train, *pool.held_out):
+        ids = _ids(tokenizer, prompt, config.prompts.chat)
+        if not ids:
+            raise ConfigError(f"prompts: {_named(prompt)} is no token at all; give it a text, or filter it out")
+        _refuse_unembedded(tokenizer, ids, vocabulary, f"{_named(prompt)} has")
+        if tokenizer.bos_token_id is not None and list(ids[:2]) == [tokenizer.bos_token_id] * 2:
+            raise ConfigError(
+                f"prompts: {_named(prompt)} begins with {tokenizer.bos_token!r} twice, once of its own and once of the tokenizer's; "
+                "leave it out of the text, or let prompts.chat apply the template"
+            )
+        if len(ids) > longest:
+            longest, at = len(ids), prompt
+    if at is not None and longest > config.prompts.max_tokens:
         raise ConfigError(
-            f"prompts.max_tokens: {config.prompts.max_tokens} is less than the {longest} tokens of a prompt of source "
-            f"{prompt.source} ({prompt.text[:60]!r}…); raise it or filter the source"
+            f"prompts.max_tokens: {config.prompts.max_tokens} is less than the {longest} tokens of {_named(at)}; raise it or "
+            "filter the source"
         )
 
 
-def _lengths(config: RunConfig, texts: Sequence[str]) -> list[int]:
-    chat, vocabulary = config.prompts.chat, Path(config.policy) / "tokenizer.json"
-    if vocabulary.exists() and not chat:  # no time at all, where transformers takes seconds to import
-        return [len(each.ids) for each in Tokenizer.from_file(str(vocabulary)).encode_batch(list(texts))]
-    from transformers import AutoTokenizer
-
+def _tokenizer(config: RunConfig) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.policy)
+        tokenizer = load_tokenizer(config.policy)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"policy: {config.policy} is no Hugging Face directory, and no model whose tokenizer can be had here ({reason})"
+            f"policy: {config.policy} has no tokenizer that can be had here without running code of its own ({reason})"
         ) from None
-    if chat and not tokenizer.chat_template:
+    if config.prompts.chat and not tokenizer.chat_template:
         raise ConfigError(f"prompts.chat: the tokenizer of {config.policy} has no chat template")
-    return [len(prompt_ids(tokenizer, text, chat)) for text in texts]
+    return tokenizer
+
+
+def _ids(tokenizer: Any, prompt: Prompt, chat: bool) -> Sequence[int]:
+    try:
+        return prompt_ids(tokenizer, prompt.text, chat)
+    # A template is a program that came with the policy, and may raise anything.
+    except Exception as error:
+        if not chat:
+            raise
+        raise ConfigError(
+            f"prompts.chat: the chat template of {tokenizer.name_or_path} fails for {_named(prompt)}: "
+            f"{type(error).__name__}: {error}; mend the template, or set prompts.chat to false"
+        ) from None
+
+
+def _refuse_unembedded(tokenizer: Any, ids: Sequence[int], vocabulary: int, what: str) -> None:
+    for each in ids:
+        if each >= vocabulary:
+            raise ConfigError(
+                f"policy: {what} the token {tokenizer.convert_ids_to_tokens(each)!r} ({each}), which lies beyond the {vocabulary} "
+                "embeddings; resize the embeddings (model.resize_token_embeddings), or do without the token"
+            )
+
+
+def _named(prompt: Prompt) -> str:
+    return f"a prompt of source {prompt.source} ({prompt.text[:60]!r}{'…' if len(prompt.text) > 60 else ''})"

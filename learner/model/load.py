@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -11,8 +12,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
+from actors.engines.policy_files import UnfitPolicyError, meta_model, read_config
 from learner.config import LearnerConfig
 from learner.export import download
 from learner.model.check import check_architecture
@@ -37,11 +39,9 @@ def load_policy(
     trainable: see `freeze`.    longest_sample: see `check_architecture`. Raises ValueError where the architecture or the
     pattern does not fit, before any memory is spent on it.
     """
-    model_config = AutoConfig.from_pretrained(path)
+    model_config = read_config(path)
     check_architecture(model_config.get_text_config(), config.share_prompt, longest_sample)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(model_config, dtype=torch.float32, attn_implementation="sdpa")
-    policy = Policy(model, config.share_prompt, entropy_grad)
+    policy = Policy(meta_model(model_config), config.share_prompt, entropy_grad)
     freeze(policy, trainable)
     shard(policy, config, mesh)
     device = (
@@ -69,7 +69,13 @@ def _checkpoint(path: str, policy: Policy) -> Iterator[tuple[set[str], Slices]]:
             return
         # Transformers renames or joins tensors while it loads some architectures; then it has to load them.
         logger.warning("%s: its files name tensors otherwise than the model, so every rank reads it whole", path)
-        whole = AutoModelForCausalLM.from_pretrained(path, dtype="auto").state_dict()
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", trust_remote_code=False, output_loading_info=True
+        )
+        model, found = loaded
+        if found["missing_keys"]:
+            raise UnfitPolicyError(f"policy: {path} does not hold {', '.join(sorted(found['missing_keys'])[:3])}")
+        whole = model.state_dict()
         yield set(whole), lambda name, part: whole[name][part]
 
 

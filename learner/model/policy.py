@@ -10,6 +10,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from actors.engines.file_names import sent_tensors
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
 from learner.model.logits import LogitTransform
@@ -142,11 +143,8 @@ def reshard(policy: Policy) -> None:
 
 def named_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """Parameters and persistent buffers under the names that `AutoModelForCausalLM` has for them, tied ones once."""
-    seen: set[int] = set()
-    for name, tensor in policy.model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            yield name.replace(CHECKPOINT_WRAPPER, ""), tensor
+    for name, tensor in sent_tensors(policy.model):
+        yield name.replace(CHECKPOINT_WRAPPER, ""), tensor
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:

@@ -109,6 +109,13 @@ def test_the_learner_below_its_shell_needs_neither_ray_nor_vllm_and_its_configur
     assert found.stdout.strip() == "[]"
 
 
+REMOTE_CODE = {
+    f"{loader}.{method}"
+    for loader in ("AutoTokenizer", "AutoConfig", "AutoModelForCausalLM")
+    for method in ("from_pretrained", "from_config")
+}
+
+
 def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
     """What lies in a run directory, an export or a model's directory is data."""
     unpickle = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -120,7 +127,13 @@ def test_nothing_is_unpickled_and_no_code_of_a_model_is_run() -> None:
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 found += [(path.name, node.attr)] if (node.value.id, node.attr) in loaders else []
             if isinstance(node, ast.keyword) and node.arg in ("trust_remote_code", "allow_pickle"):
-                found += [(path.name, node.arg)]
+                off = isinstance(node.value, ast.Constant) and node.value.value is False
+                found += [] if off else [(path.name, node.arg)]
+            # Left out, it means that a terminal is asked.
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                asks = ast.unparse(node.func) in REMOTE_CODE
+                said = any(keyword.arg == "trust_remote_code" for keyword in node.keywords)
+                found += [(path.name, ast.unparse(node.func))] if asks and not said else []
     assert not found
 
 

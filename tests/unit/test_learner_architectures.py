@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import transformers
+from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
@@ -109,8 +110,8 @@ def test_an_architecture_is_loaded_by_shard_as_from_pretrained_loads_it_and_trai
     with one_rank(path, share_prompt=name not in CANNOT_SHARE) as rank:
         model = rank.policy.model
         found = dict(full_tensors(rank.policy, torch.float32))
-        state = expected.state_dict()
-        assert set(found) <= set(state) and all(torch.equal(state[key], value) for key, value in found.items())
+        saved = load_file(f"{path}/model.safetensors")
+        assert set(found) <= set(saved) and all(torch.equal(saved[key], value) for key, value in found.items())
         for key, buffer in expected.named_buffers():
             assert torch.equal(model.get_buffer(key), buffer), key
         assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))

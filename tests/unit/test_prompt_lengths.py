@@ -8,7 +8,7 @@ from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
-from deploy.run.prompt_lengths import refuse_long_prompts
+from deploy.run.policy_check import refuse_unfit_policy
 from learner.export import source_directory
 from tests.hub import POLICY, cache_as
 from tests.unit.test_placement import recipe
@@ -26,11 +26,11 @@ def test_a_model_name_is_counted_with_its_own_tokenizer_and_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snapshot = cache_as("somebody/tiny", tmp_path, monkeypatch)
-    refuse_long_prompts(config("somebody/tiny"), POOL)
+    refuse_unfit_policy(config("somebody/tiny"), POOL)
     with pytest.raises(
         ConfigError, match=r"prompts\.max_tokens: 4 is less than the 8 tokens of a prompt of source sums"
     ):
-        refuse_long_prompts(config("somebody/tiny", prompts__max_tokens=4), POOL)
+        refuse_unfit_policy(config("somebody/tiny", prompts__max_tokens=4), POOL)
     assert source_directory("somebody/tiny") == snapshot
     assert source_directory(POLICY) == POLICY
 
@@ -38,9 +38,9 @@ def test_a_model_name_is_counted_with_its_own_tokenizer_and_found_again(
 def test_a_policy_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_as("somebody/tiny", tmp_path, monkeypatch)
     with pytest.raises(ConfigError, match="policy: somebody/else is no Hugging Face directory"):
-        refuse_long_prompts(config("somebody/else"), POOL)
+        refuse_unfit_policy(config("somebody/else"), POOL)
 
 
 def test_a_chat_needs_a_template() -> None:
     with pytest.raises(ConfigError, match=r"prompts\.chat: the tokenizer of .* has no chat template"):
-        refuse_long_prompts(config(POLICY, prompts__chat=True), POOL)
+        refuse_unfit_policy(config(POLICY, prompts__chat=True), POOL)

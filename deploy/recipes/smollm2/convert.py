@@ -80,7 +80,7 @@ def _convert_into(directory: Path, gguf: Path) -> None:
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
     if set(missing) - tied or unexpected:
         raise RuntimeError(f"{gguf} does not fit its own configuration: missing {missing}, unexpected {unexpected}")
-    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise RuntimeError(f"{gguf} brought no chat template")
     model.save_pretrained(directory)
