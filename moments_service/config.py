@@ -30,6 +30,8 @@ class ClusterConfig(StrictModel):
     """Embedding: number of clusters, never more than distinct prompts; `auto` takes the last doubling that pays."""
     adapt: bool = False
     """Embedding: at each periodic checkpoint, split clusters of unlike prompts and retire dead ones."""
+    embed: Literal["question", "prompt"] = "question"
+    """Embedding: of each prompt the question alone, or all that the policy reads, with template and solved examples."""
     encoder: PathText = "minilm"
     """`minilm` (all-MiniLM-L6-v2 from its wheel, offline) or the path of a sentence-transformers directory."""
     cache_dir: PathText = Field("~/.cache/bvblend/embeddings", validate_default=True)

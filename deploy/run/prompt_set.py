@@ -1,13 +1,18 @@
 """The prompts of a run as its clusters see them."""
 
+import logging
 from collections.abc import Sequence
 
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from moments_service.clusters import PromptSet
+from moments_service.clusters.blur import blur
+from moments_service.clusters.embedding import gpu
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.progress import Progress, silent
+
+log = logging.getLogger(__name__)
 
 
 def prompt_set(config: RunConfig, prompts: Sequence[Prompt], progress: Progress = silent) -> PromptSet:
@@ -18,14 +23,25 @@ def prompt_set(config: RunConfig, prompts: Sequence[Prompt], progress: Progress 
     difficulties = tuple(prompt.difficulty for prompt in prompts)
     if config.moments.clusters.by != "embedding":
         return PromptSet(ids, sources, difficulties)
-    encoder = PromptEncoder(config.moments.clusters)
-    embeddings = encoder.encode([prompt.text for prompt in prompts], progress)
-    return PromptSet(ids, sources, difficulties, embeddings, encoder.fingerprint)
+    whole = config.moments.clusters.embed == "prompt"
+    texts = [prompt.text if whole else prompt.question or prompt.text for prompt in prompts]
+    embeddings = PromptEncoder(config.moments.clusters).encode(texts, progress)
+    for sentence in blur([f"of source `{source}`" for source in sources], texts, embeddings):
+        log.warning("%s", sentence)
+    return PromptSet(ids, sources, difficulties, embeddings, encoder_fingerprint(config))
 
 
 def encoder_fingerprint(config: RunConfig) -> str:
-    """Of the encoder that the clusters are made with; "" where they are made with none."""
-    return PromptEncoder(config.moments.clusters).fingerprint if config.moments.clusters.by == "embedding" else ""
+    """Of the encoder that the clusters are made with, and what it reads of a prompt; "" where they are made with none."""
+    clusters = config.moments.clusters
+    if clusters.by != "embedding":
+        return ""
+    return PromptEncoder(clusters).fingerprint + ("" if clusters.embed == "prompt" else f":{clusters.embed}")
+
+
+def embeds_on_gpu(config: RunConfig) -> bool:
+    """Whether prompts are embedded on a GPU, which has to be done before engines and learner take its memory."""
+    return config.moments.clusters.by == "embedding" and gpu() is not None
 
 
 def refuse_missing_difficulty(config: RunConfig, prompts: Sequence[Prompt]) -> None:

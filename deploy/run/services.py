@@ -17,7 +17,7 @@ from deploy.config.models import RunConfig
 from deploy.report.clusters import main_sources
 from deploy.report.progress import EMBEDDING, lines
 from deploy.run.fleet import RolloutFleet
-from deploy.run.prompt_set import prompt_set
+from deploy.run.prompt_set import embeds_on_gpu, prompt_set
 from deploy.run.remote import Remote
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.resume import ResumePoint
@@ -71,6 +71,11 @@ async def start_services(
     resume: what to go on from.    note: shows a line to people.
     """
     incarnation = _next_incarnation(directory.moments)
+    embedding = asyncio.create_task(
+        asyncio.to_thread(prompt_set, config, pool.train, lines(note, EMBEDDING)), name="embedding"
+    )
+    if await asyncio.to_thread(embeds_on_gpu, config):
+        await embedding
     moments = Remote(
         spawn_moments_actor(
             config.moments,
@@ -89,9 +94,7 @@ async def start_services(
     starting_learner = asyncio.create_task(_start_learner(config, directory.skipped))
     starting_fleet = asyncio.create_task(fleet.start())
     try:
-        prompts, learner, _ = await asyncio.gather(
-            asyncio.to_thread(prompt_set, config, pool.train, lines(note, EMBEDDING)), starting_learner, starting_fleet
-        )
+        prompts, learner, _ = await asyncio.gather(embedding, starting_learner, starting_fleet)
         note(where(learner, fleet))
         await moments.fit_clusters(prompts)
         names = cluster_names(pool, await moments.assign(prompts))

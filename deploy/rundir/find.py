@@ -27,7 +27,11 @@ def find_run(path: Path) -> RunDirectory:
 def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run was started with. Raises ConfigError where this version does not know all of it."""
     try:
-        read_config(directory)
+        written = read_config(directory)
     except (OSError, ConfigUnreadableError) as error:
         raise ConfigError(f"{directory.path}: {reason(error)}") from None
-    return load_recipe(directory.config, overrides)
+    moments = written.get("moments")
+    clusters = moments.get("clusters") if isinstance(moments, dict) else None
+    # A run from before there was a choice embedded whole prompts, and its codebook goes on with them.
+    before = ["moments.clusters.embed=prompt"] if isinstance(clusters, dict) and "embed" not in clusters else []
+    return load_recipe(directory.config, [*before, *overrides])

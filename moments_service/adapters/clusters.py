@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,11 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from moments_service.clusters import Codebook, PromptSet, choose_count, fit_codebook
+from moments_service.clusters.blur import blur
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import ClusterConfig
 from moments_service.durable import write_json
 from moments_service.moments import Indices
 from moments_service.seeding import derive_seed
+
+log = logging.getLogger(__name__)
 
 CODEBOOK_FILE = "codebook.safetensors"
 LABELS_FILE = "labels.json"
@@ -56,7 +60,10 @@ class SemanticClusters:
         self._encoder = encoder
         self._codebook: Codebook | None = None
         if texts := list(dict.fromkeys(prompts)):
-            self._fit(self._embed(texts))
+            embeddings = self._embed(texts)
+            for sentence in blur(("of the prompts",) * len(texts), texts, embeddings):
+                log.warning("%s", sentence)
+            self._fit(embeddings)
 
     def __len__(self) -> int:
         return 0 if self._codebook is None else len(self._codebook)

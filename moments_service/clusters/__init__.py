@@ -47,8 +47,15 @@ def refuse_other_clusters(clusters: Clusters, by: str, encoder: str) -> None:
     """Raise ValueError if clusters cannot take prompts of this kind; encoder "" is not compared."""
     if clusters.by != by:
         raise ValueError(f"these clusters are by {clusters.by}, and moments.clusters.by is {by}")
-    if encoder and clusters.encoder and encoder != clusters.encoder:
+    if not encoder or not clusters.encoder or encoder == clusters.encoder:
+        return
+    if encoder.partition(":")[0] == clusters.encoder.partition(":")[0]:
+        made_of, wanted = (what.partition(":")[2] or "prompt" for what in (clusters.encoder, encoder))
         raise ValueError(
-            f"these clusters were made with encoder {clusters.encoder}, and this run's encoder is {encoder} "
-            "(moments.clusters.encoder); embeddings of two encoders have nothing in common"
+            f"these clusters were made of embeddings of each {made_of}, and moments.clusters.embed is {wanted}; "
+            f"set moments.clusters.embed={made_of} or begin without them"
         )
+    raise ValueError(
+        f"these clusters were made with encoder {clusters.encoder}, and this run's encoder is {encoder} "
+        "(moments.clusters.encoder); embeddings of two encoders have nothing in common"
+    )

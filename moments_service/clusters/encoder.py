@@ -1,4 +1,4 @@
-"""Prompt embeddings: a frozen sentence encoder behind a disk cache. Runs where prompts enter, never per group."""
+"""Prompt embeddings behind a disk cache. Made where prompts enter, never per group."""
 
 import hashlib
 import importlib.util
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moments_service.clusters.embedding import embedder, gpu, window
 from moments_service.config import ClusterConfig
 from moments_service.progress import Progress, silent
 
@@ -17,7 +18,6 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 500
 """Texts embedded, or looked up, at once; below SQLite's limit of bound values."""
-
 
 _OTHER_FORMATS = ("onnx", "openvino")
 """Copies of the same weights for other runtimes, which nobody reads here."""
@@ -63,7 +63,10 @@ def _digest(path: Path, mtime_ns: int, size: int) -> str:
 
 
 class PromptEncoder:
-    """Unit-length embeddings of texts; each text is embedded once per encoder, by its fingerprint, and machine."""
+    """Unit-length embeddings of texts; each text is embedded once per encoder, by its fingerprint, and machine.
+
+    A text of more tokens than the encoder takes is embedded in pieces: their mean by tokens, of unit length.
+    """
 
     def __init__(self, config: ClusterConfig) -> None:
         self._path = encoder_path(config.encoder)
@@ -75,7 +78,8 @@ class PromptEncoder:
 
         progress: how many of those have been embedded. They are kept as they come: an interruption costs the last few hundred.
         """
-        keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
+        longest = window(self._path)
+        keys = [_key(text, longest) for text in texts]
         connection = _open_cache(self._cache)
         try:
             known = _look_up(connection, sorted(set(keys)))
@@ -94,18 +98,28 @@ class PromptEncoder:
 
     def _embed(self, texts: dict[str, str]) -> Iterator[dict[str, np.ndarray]]:
         """Embeddings of texts by their keys, some hundred at a time."""
-        from sentence_transformers import SentenceTransformer  # seconds to import, and only a cold cache needs it
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        model = SentenceTransformer(str(self._path), device="cpu")
         keys = list(texts)
-        for start in range(0, len(keys), _CHUNK):
-            chunk = keys[start : start + _CHUNK]
-            embedded = model.encode(
-                [texts[key] for key in chunk], batch_size=64, normalize_embeddings=True, show_progress_bar=False
+        in_pieces = 0
+        with embedder(self._path, gpu()) as embed:
+            for start in range(0, len(keys), _CHUNK):
+                chunk = keys[start : start + _CHUNK]
+                embedded, divided = embed([texts[key] for key in chunk])
+                in_pieces += divided
+                yield dict(zip(chunk, embedded, strict=True))
+        if in_pieces:
+            logger.warning(
+                "%d of %d texts have more tokens than the encoder's %d; they were embedded in pieces, and the mean of these counts",
+                in_pieces,
+                len(texts),
+                window(self._path),
             )
-            yield dict(zip(chunk, np.asarray(embedded, dtype=np.float32), strict=True))
+
+
+def _key(text: str, longest: int) -> str:
+    """Hash of a text; of one that may have to be divided, another than those had that were cut off."""
+    content = text.encode()
+    surely_whole = len(content) <= longest - 2  # no token is less than a byte, and two of them mark the ends
+    return hashlib.sha256(content if surely_whole else b"in pieces\0" + content).hexdigest()
 
 
 def _open_cache(path: Path) -> sqlite3.Connection:

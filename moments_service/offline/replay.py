@@ -1,6 +1,7 @@
 """Any log of rewards through any estimator, without a run: what would the advantages have been?"""
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moments_service.clusters import PromptSet, fit_clusters
+from moments_service.clusters.blur import blur
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
@@ -19,6 +21,8 @@ from moments_service.offline.logs import LogError, LoggedGroup
 from moments_service.progress import Progress, silent
 from moments_service.seeding import derive_seed
 from moments_service.state import MomentsState
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -63,7 +67,10 @@ def with_clusters(
         raise LogError(f"moments.clusters.by: a log with prompts has no {config.clusters.by}; give clusters instead")
     texts = tuple(sorted({group.prompt for group in groups}))
     unknown = ("",) * len(texts)
-    prompts = PromptSet(texts, unknown, unknown, PromptEncoder(config.clusters).encode(texts, progress))
+    embeddings = PromptEncoder(config.clusters).encode(texts, progress)
+    for sentence in blur(("of the log",) * len(texts), texts, embeddings):
+        log.warning("%s", sentence)
+    prompts = PromptSet(texts, unknown, unknown, embeddings)
     assigned = fit_clusters(config.clusters, prompts, derive_seed(seed, "codebook")).assign_prompts(prompts)
     clusters = dict(zip(texts, assigned.tolist(), strict=True))
     return [group.model_copy(update={"cluster": clusters[group.prompt]}) for group in groups]

@@ -29,7 +29,10 @@ def test_a_line_now_and_then_without_one(monkeypatch: pytest.MonkeyPatch) -> Non
             now += 1.0
             advance(done * 100, 3000)
     said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert said == ["steps: 1,100 of 3,000", "steps: 2,200 of 3,000"]
+    assert said == [
+        "steps: 1,100 of 3,000, 100 a second, about 19 s left",
+        "steps: 2,200 of 3,000, 100 a second, about 8 s left",
+    ]
     with bar(console, "runs") as advance:
         advance(1, 2)
     assert len(console.file.getvalue().splitlines()) == 2  # type: ignore[attr-defined]
