@@ -1,6 +1,7 @@
 """`bvblend train`: from a recipe, or a run to go on with, to a trained policy."""
 
 import asyncio
+import time
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -81,7 +82,10 @@ def train(
 
         if directory is not None:
             owned.enter_context(RunOwner.acquire(directory.path, take_over))
+            begun = time.monotonic()
             point = resume_point(directory, from_step, resume_from_older, without_lost_groups, _note)
+            if point is not None:
+                _note(f"{point.checkpoint} and the ledger are whole; read in {time.monotonic() - begun:.1f} s")
         trackers = chosen_trackers(track, directory)
 
         start = read_warm_start(config, warm_start, codebook, discount)
