@@ -19,7 +19,7 @@ ALIGNMENT = 64
 def pack(tensors: Iterable[tuple[str, torch.Tensor]], version: int) -> tuple[WeightOffer, Blob]:
     """The policy at `version` as an offer that has no address yet, and its bytes.
 
-    tensors: Hugging Face names, full shapes, on the CPU.
+    tensors: by their names in the policy's files, whole, on the CPU.
     """
     given = [(name, tensor.detach().contiguous()) for name, tensor in tensors]
     starts, size = _places([tensor.nbytes for _, tensor in given])

@@ -13,7 +13,7 @@ Kind = Literal["full", "adapter", "delta"]
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of an offer: its Hugging Face name, torch dtype name, full shape and the checksum of its bytes."""
+    """One tensor of an offer: its name in the policy's files, torch dtype name, full shape and the checksum of its bytes."""
 
     name: str
     dtype: str

@@ -188,3 +188,13 @@ def test_a_rank_of_two_reads_half_of_every_tensor(name: str, tmp_path: Path) -> 
     assert largest <= -(-max(sizes) // 2) and total <= 0.6 * sum(sizes)
     assert all(np.array_equal(expected.state_dict()[key].numpy(), value) for key, value in found.items())
     assert LogitTransform.of(expected.config) is None
+
+
+def test_sharded_experts_are_gathered_under_their_names_in_files(tmp_path: Path) -> None:
+    path = made_policy(tmp_path / "policy", "mixtral")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as ranks:
+        calls = [ranks.submit(load_one_of_two, path, str(tmp_path / "store"), rank) for rank in range(2)]
+        (_, _, found), _ = (call.result(timeout=120) for call in calls)
+    saved = load_file(f"{path}/model.safetensors")
+    assert found.keys() == saved.keys()
+    assert all(np.array_equal(saved[key].numpy(), value) for key, value in found.items())
