@@ -178,6 +178,9 @@ def has_unrecorded_starts(directory: RunDirectory) -> bool:
 
 
 def _leaves(value: Any, key: str = "") -> dict[str, Any]:
+    """By key, as `--set` writes it."""
+    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        value = {str(place): entry for place, entry in enumerate(value)}
     if not isinstance(value, dict) or not value:
         return {key: value}
     return {

@@ -229,11 +229,14 @@ def test_what_is_configured_otherwise_than_before_is_named(run: RunDirectory) ->
     with sqlite3.connect(min(run.moments.glob("ledger-*.sqlite"))) as connection:
         ((text,),) = connection.execute("SELECT config FROM configs")
     assert json.loads(text)["moments"]["estimator"]["kind"] == "bv_blend"
-    now = load_recipe(run.config, ["moments.estimator.temperature=0.5", "learner.optimizer.lr=1e-6"])
+    now = load_recipe(
+        run.config, ["moments.estimator.temperature=0.5", "learner.optimizer.lr=1e-6", "prompts.sources.1.limit=70"]
+    )
     before = load_recipe(run.config).learner.optimizer.lr
     assert changed_since(run, now) == [
         f"learner.optimizer.lr: {before} -> 1e-06",
         "moments.estimator.temperature: 0.1 -> 0.5",
+        "prompts.sources.1.limit: 60 -> 70",
     ]
 
 
