@@ -54,7 +54,13 @@ def join(address: str | None) -> None:
     try:
         _init(address=where)
     except (ConnectionError, RuntimeError, ValueError, AuthenticationError, RpcError) as error:
-        raise EnvironmentProblemError(f"the Ray cluster at {where} cannot be joined from here: {error}") from None
+        needs = (
+            "it takes the cluster's own RAY_AUTH_TOKEN, RAY_AUTH_MODE=token, the same Ray, and a node on this machine"
+        )
+        message = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise EnvironmentProblemError(
+            f"the Ray cluster at {where} cannot be joined from here: {message}; {needs}"
+        ) from None
 
 
 def connect(config: RunConfig, address: str | None) -> OwnRay | None:
