@@ -15,6 +15,7 @@ from deploy.dashboard.connections import RETRY_AFTER_S
 from deploy.dashboard.group_view import GroupUnknownError
 from deploy.report.visible import visible
 from deploy.rundir.catalog import NoRunError
+from deploy.rundir.groups import QUERY_S
 from deploy.rundir.open_run import NoLedgerError
 from moments_service.ledger import LedgerDamagedError
 
@@ -53,6 +54,8 @@ def add_problems(app: FastAPI) -> None:
     """Turn errors that have a name into answers."""
 
     def told(_: Request, error: Exception) -> Response:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+            return problem(409, f"the ledger does not answer that in {QUERY_S:g} s")
         what = f"the ledger cannot be read: {error}" if isinstance(error, sqlite3.Error) else str(error)
         return problem(STATUSES[type(error)], what)
 

@@ -3,6 +3,7 @@
 The ledger is open only while it is asked something: its writer makes a closed part one whole file once nobody reads it.
 """
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -21,6 +22,8 @@ from moments_service.messages.groups import Transcript
 
 PLACE = "incarnation, step, sequence, group_id"
 NEWEST_FIRST = "ORDER BY incarnation DESC, step DESC, sequence DESC, group_id DESC"
+QUERY_S = 20.0
+"""What one question may take before it is given up."""
 _KEPT_ANSWERS = 4096
 _TELLING = 3
 """Characters of an id from which on it leaves less than anything else but a step."""
@@ -215,7 +218,7 @@ class RunGroups:
             return ClusterHistory(np.minimum((filled + 1) * width - 1, last), reward / rewards, trust / trusts)
 
     def _asking(self) -> LedgerReader:
-        return LedgerReader(self._directory)
+        return LedgerReader(self._directory, QUERY_S)
 
 
 def _ends(ledger: LedgerReader, incarnation: int) -> tuple[int | None, int | None, int | None]:
@@ -239,5 +242,5 @@ def _summed(ledger: LedgerReader, sql: str, values: tuple[Any, ...] = ()) -> Ite
 @lru_cache(_KEPT_ANSWERS)
 def _of_part(path: Path, seal: Row, sql: str, values: tuple[Any, ...]) -> list[Row]:
     """What a part said when this was its last seal."""
-    with closing(open_for_reading(path)) as connection:
+    with closing(open_for_reading(path, time.monotonic() + QUERY_S)) as connection:
         return connection.execute(sql, values).fetchall()

@@ -96,13 +96,15 @@ def remove_partials(directory: Path, stem: str = f"{_PREFIX}*") -> None:
 class PartConnections:
     """Read-only connections, at most one a part; of many, those used last stay open."""
 
-    def __init__(self, most: int = 32) -> None:
+    def __init__(self, most: int = 32, deadline: float | None = None) -> None:
+        """deadline: as of `open_for_reading`."""
         self._most = most
+        self._deadline = deadline
         self._open: OrderedDict[Path, sqlite3.Connection] = OrderedDict()
 
     def of(self, path: Path) -> sqlite3.Connection:
         if path not in self._open:
-            self._open[path] = open_for_reading(path)
+            self._open[path] = open_for_reading(path, self._deadline)
             if len(self._open) > self._most:
                 self._open.popitem(last=False)[1].close()
         self._open.move_to_end(path)

@@ -5,6 +5,7 @@ A group and its fold may stand in two parts: the fold always in the same part or
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,12 @@ class LedgerReader:
     Close it soon: a part that is closed while somebody has it open becomes one whole file only later.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Raises FileNotFoundError if there is none."""
+    def __init__(self, directory: Path, budget_s: float | None = None) -> None:
+        """budget_s: what reading may take, None for any time. Raises FileNotFoundError if there is none."""
         if not part_paths(directory):
             raise FileNotFoundError(f"no ledger in {directory}")
         self.directory = directory
-        self._connections = PartConnections()
+        self._connections = PartConnections(deadline=None if budget_s is None else time.monotonic() + budget_s)
 
     def __enter__(self) -> "LedgerReader":
         return self

@@ -23,6 +23,7 @@ is small enough to be searched without. Within a part, and from part to part, la
 import hashlib
 import itertools
 import sqlite3
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ Row = tuple[Any, ...]
 
 _encode = msgspec.json.encode
 _encoder = msgspec.json.Encoder()
+_LOOKS_AT_THE_CLOCK = 100_000
+"""Steps of SQLite's machine between two looks, about a millisecond."""
 _CHUNKS = (256, 32, 4, 1)
 """Rows a statement; a few sizes only, so that SQLite's compiled statements are used again."""
 
@@ -139,11 +142,17 @@ def open_for_writing(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def open_for_reading(path: Path) -> sqlite3.Connection:
-    """A connection that cannot change the part. Raises sqlite3.OperationalError where there is no file."""
+def open_for_reading(path: Path, deadline: float | None = None) -> sqlite3.Connection:
+    """A connection that cannot change the part. Raises sqlite3.OperationalError where there is no file.
+
+    deadline: by time.monotonic(); a statement that goes on past it ends with SQLITE_INTERRUPT.
+    """
     if not path.is_file():  # SQLite would wait for the other end of a pipe
         raise sqlite3.OperationalError("it is no file")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
+    if deadline is not None:
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, _LOOKS_AT_THE_CLOCK)
+    return connection
 
 
 def is_finished(path: Path) -> bool:

@@ -5,9 +5,10 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,23 @@ def test_a_directory_that_nobody_may_look_into_is_listed_with_the_reason(runs: P
         rows = {row["name"]: row for row in Catalog(runs).rows()}
     assert rows["bad paused"]["state"] == "broken" and rows["bad paused"]["problem"] == "config.yaml: Permission denied"
     assert rows["good"]["state"] != "broken"
+
+
+def test_a_ledger_that_never_answers_is_given_up(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.rundir.groups.QUERY_S", 0.2)
+    (ledger,) = (runs / "bad paused" / "moments").glob("ledger-*.sqlite")
+    ledger.chmod(0o644)
+    columns = "incarnation, step, sequence, group_id, source, cluster, outcome, reward, signal, rescued, weight"
+    with closing(sqlite3.connect(ledger)) as part:
+        part.execute("DROP TABLE folds")
+        part.execute(
+            f"CREATE VIEW folds({columns}) AS WITH RECURSIVE more(x) AS (SELECT 1 UNION ALL SELECT x FROM more) "
+            "SELECT x, x, x, x, x, x, x, x, x, x, x FROM more"
+        )
+    with within(20), TestClient(create_app(runs)) as client:
+        refused = client.get("/api/groups", params={"name": "bad paused"})
+        assert refused.status_code == 409 and "does not answer" in refused.json()["problem"]
+        assert client.get("/api/groups", params={"name": "good"}).status_code == 200
 
 
 def test_a_run_that_goes_while_it_is_listed_is_no_accident(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
