@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from actors.engines.kinds import EngineConfig, VllmConfig
 from moments_service.config import StrictModel
+from moments_service.messages.groups import LARGEST_REWARD
 from moments_service.paths import PathText
 
 Placement = Literal["pack", "strict_pack", "spread", "strict_spread"]
@@ -92,13 +93,40 @@ class SamplingConfig(StrictModel):
     """Texts that are single tokens and end a completion, besides the end-of-sequence token."""
 
 
+class VerifierLimits(StrictModel):
+    """What each process of a verifier may have of its machine: the kernel's limits. What goes beyond is an error of its completion."""
+
+    memory_gib: float | None = Field(16.0, gt=0)
+    """Address space in GiB. More than is used: libraries reserve much; CUDA reserves so much that it needs null, which is no limit."""
+    open_files: int = Field(1024, ge=64)
+    """Open files."""
+    file_gib: float = Field(1.0, gt=0)
+    """Size of each file that it writes, in GiB."""
+    processes: int | None = Field(None, ge=16)
+    """Processes and threads of this machine's user, all of them, as the kernel counts; null for no limit. Root is not bound by it."""
+
+
 class RewardsConfig(StrictModel):
     """How verifiers are run: in processes beside the engine that can be killed."""
+
+    range: tuple[float, float] | None = None
+    """`[low, high]`: a reward outside is an error of its completion. Left out, one beyond +-1e18 is: moments remember squares."""
 
     timeout_s: float = Field(10.0, gt=0)
     """A verifier that takes longer for one completion is an error, never a reward."""
     processes: int = Field(2, ge=1)
     """Most verifier processes of each rollout actor; all but one are started when groups wait."""
+    limits: VerifierLimits = VerifierLimits()
+    """What each of them may have of its machine."""
+
+    @field_validator("range")
+    @classmethod
+    def _range_can_be(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not -LARGEST_REWARD <= value[0] < value[1] <= LARGEST_REWARD:
+            raise ValueError(
+                f"[{value[0]:g}, {value[1]:g}] is no range of rewards: [low, high] within +-{LARGEST_REWARD:g} is"
+            )
+        return value
 
 
 class RolloutConfig(StrictModel):

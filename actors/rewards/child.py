@@ -1,22 +1,27 @@
 """The process in which verifiers run: reads requests from a pipe, answers each attempt as soon as it is judged.
 
-Usage: python -m actors.rewards.child PIPE_HANDLE TIMEOUT_S. Ends when its parent closes the pipe, which dying does, too.
+Usage: python -m actors.rewards.child PIPE_HANDLE TIMEOUT_S LIMITS_AS_JSON. Ends when its parent closes the pipe, which dying does, too.
 """
 
 import asyncio
+import fcntl
 import json
 import os
+import resource
+import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
 from actors.prompts.prompt import Prompt
-from actors.rewards.protocol import MAX_REASON, Attempt, FunctionVerifier, Verdict, Verifier, reason
+from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict, Verifier, brief, reason, was_told_to_stop
 from actors.verifiers import get_verifier
 
+FIRST_PRIVATE = 24
+"""The descriptor of the pipe is this one or one of as many behind it; a process may have at least 64."""
 GRACE_S = 5.0
 """How much later than the parent's deadline the kernel ends a verifier, for when there is no parent left to do it."""
 
@@ -25,7 +30,8 @@ GRACE_S = 5.0
 class Request:
     """What the parent sends: load `verifier`, and where there is a prompt, judge these attempts with it."""
 
-    number: int
+    nonce: str
+    """Stands in every answer to it."""
     verifier: str
     prompt: Prompt | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -36,7 +42,7 @@ class Server:
     Ends: when the pipe does."""
 
     def __init__(self, pipe: Connection, timeout_s: float) -> None:
-        self._pipe, self._timeout_s = pipe, timeout_s
+        self._pipe, self._timeout_s, self._pid = pipe, timeout_s, os.getpid()
         self._verifiers: dict[str, Verifier] = {}
         self._working = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -52,6 +58,7 @@ class Server:
                 ended.set_exception(error)
 
         def readable() -> None:
+            self._refuse_copy()
             try:
                 request: Request = self._pipe.recv()
             except (EOFError, ConnectionResetError):
@@ -68,12 +75,12 @@ class Server:
 
     async def _answer(self, request: Request) -> None:
         if request.prompt is None:
-            self._send(request.number, self._load(request.verifier))
+            self._send(request.nonce, self._load(request.verifier))
             return
         verifier, prompt, attempts = self._verifiers[request.verifier], request.prompt, request.attempts
         if not isinstance(verifier, FunctionVerifier):
             for place, verdict in enumerate(await self._judge_group(verifier, prompt, attempts)):
-                self._send(request.number, _said(place, verdict))
+                self._send(request.nonce, _said(place, verdict))
         elif verifier.waits:
             await asyncio.gather(*(self._judge_one(request, verifier, place) for place in range(len(attempts))))
         else:
@@ -84,8 +91,7 @@ class Server:
         try:
             verifier = get_verifier(name)
         except (
-            Exception,
-            SystemExit,
+            BaseException
         ) as error:  # a user's module may raise anything at import, and the reason must reach the run
             return {"error": reason(error)}
         self._verifiers[name] = verifier
@@ -105,7 +111,7 @@ class Server:
             verdict = Verdict(None, f"verifier timed out after {self._timeout_s:g} s", seconds=self._timeout_s)
         finally:
             self._end()
-        self._send(request.number, _said(place, verdict))
+        self._send(request.nonce, _said(place, verdict))
 
     async def _judge_group(self, verifier: Verifier, prompt: Prompt, attempts: Sequence[Attempt]) -> Sequence[Verdict]:
         self._begin()
@@ -116,7 +122,9 @@ class Server:
             error = f"verifier returned {len(verdicts)} verdicts of {len(attempts)} attempts"
         except TimeoutError:
             error = f"verifier timed out after {self._timeout_s:g} s"
-        except (Exception, SystemExit) as raised:  # an error of this group, and of nothing else
+        except BaseException as raised:  # an error of this group, and of nothing else; but not that it was told to stop
+            if isinstance(raised, asyncio.CancelledError) and was_told_to_stop():
+                raise
             error = f"verifier raised {reason(raised)}"
         finally:
             self._end()
@@ -132,12 +140,18 @@ class Server:
         if not self._working:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def _send(self, number: int, answer: dict[str, Any]) -> None:
-        self._pipe.send_bytes(json.dumps({"request": number, **answer}).encode())
+    def _send(self, nonce: str, answer: dict[str, Any]) -> None:
+        self._refuse_copy()
+        self._pipe.send_bytes(json.dumps({"request": nonce, **answer}).encode())
+
+    def _refuse_copy(self) -> None:
+        """A verifier that forks, and returns twice, is answered for once: by the process that was asked."""
+        if os.getpid() != self._pid:
+            os._exit(0)
 
 
 def _said(place: int, verdict: Verdict) -> dict[str, Any]:
-    short = {name: text and str(text)[:MAX_REASON] for name, text in (("error", verdict.error), ("note", verdict.note))}
+    short = {name: text and brief(str(text)) for name, text in (("error", verdict.error), ("note", verdict.note))}
     return {
         "place": place,
         "reward": None if verdict.reward is None else float(verdict.reward),
@@ -147,15 +161,29 @@ def _said(place: int, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def main(handle: int, timeout_s: float) -> None:
-    """Serve until the pipe closes."""
-    os.set_inheritable(handle, False)
-    with Connection(handle) as pipe:
+def main(handle: int, timeout_s: float, limits: Mapping[str, int]) -> None:
+    """Serve until the pipe closes. limits: see `_limit`."""
+    # Not where a loop over the first descriptors finds it, nor where a library puts its own after closing it.
+    private = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, secrets.randbelow(FIRST_PRIVATE) + FIRST_PRIVATE)
+    os.close(handle)
+    _limit(limits)
+    # What a verifier forks has no pipe to answer by.
+    os.register_at_fork(after_in_child=lambda: os.close(private))
+    with Connection(private) as pipe:
         asyncio.run(Server(pipe, timeout_s).serve())
+
+
+def _limit(limits: Mapping[str, int]) -> None:
+    """limits: by the kernel's name; what is lower already stays."""
+    for name, most in limits.items():
+        kind: int = getattr(resource, name)
+        hard = resource.getrlimit(kind)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(kind, (most, most))
 
 
 if __name__ == "__main__":
     # Under its own name and not as `__main__`: what the parent sends is an instance of this module's classes.
     from actors.rewards.child import main as serve
 
-    serve(int(sys.argv[1]), float(sys.argv[2]))
+    serve(int(sys.argv[1]), float(sys.argv[2]), json.loads(sys.argv[3]))

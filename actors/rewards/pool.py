@@ -197,7 +197,7 @@ class RewardPool:
             idle.remove(dead)
         found = next((busy for busy in idle if name in busy.process.loaded), idle[0] if idle else None)
         if found is None and len(self._processes) < self._wanted:
-            found = _Busy(VerifierProcess(self._config.timeout_s, START_TIMEOUT_S))
+            found = _Busy(VerifierProcess(self._config.timeout_s, START_TIMEOUT_S, self._config.limits))
             self._processes.append(found)
         if found is not None:
             found.together = False  # until its verifier is loaded, which nothing can overlap with

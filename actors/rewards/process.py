@@ -6,22 +6,25 @@ in a Ray worker is Ray's own worker script.
 
 import asyncio
 import contextlib
-import itertools
 import json
 import math
 import os
+import secrets
+import select
 import signal
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+from actors.config import VerifierLimits
 from actors.import_path import module_command, module_environment
 from actors.prompts.prompt import Prompt
 from actors.rewards.child import GRACE_S, Request
-from actors.rewards.protocol import MAX_NAME, MAX_PARTS, MAX_REASON, Attempt, Verdict
+from actors.rewards.protocol import MAX_NAME, MAX_PARTS, MAX_REASON, Attempt, Verdict, brief
+from actors.rewards.stderr import StderrTail
 
 MAX_ANSWER = 2**16
 """Bytes that one answer may have."""
@@ -49,25 +52,28 @@ class VerifierProcess:
     by a deadline, or by itself; all that waits is then told how.
     """
 
-    def __init__(self, timeout_s: float, start_timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, start_timeout_s: float, limits: VerifierLimits | None = None) -> None:
         self.loaded: dict[str, Loaded] = {}
         self._timeout_s, self._start_timeout_s = timeout_s, start_timeout_s
-        self._numbers = itertools.count()
-        self._answers: dict[int, asyncio.Queue[_Answer]] = {}
+        # By the nonce of each request: who was not asked has no answer to give.
+        self._answers: dict[str, asyncio.Queue[_Answer]] = {}
         self._received = bytearray()
         self._sending = asyncio.Lock()
         self._ending: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._socket, far_end = socket.socketpair()
         self._socket.setblocking(False)
-        with far_end:
+        self._stderr = StderrTail()
+        told = json.dumps(_kernel_limits(limits or VerifierLimits()))
+        with far_end, os.fdopen(self._stderr.far_end, "wb") as stderr:
             handle = far_end.fileno()
             self._process = subprocess.Popen(
-                module_command("actors.rewards.child", str(handle), str(timeout_s)),
+                module_command("actors.rewards.child", str(handle), str(timeout_s), told),
                 pass_fds=(handle,),
                 stdin=subprocess.DEVNULL,
                 # What verifiers print is hostile text, too; errors travel through the pipe.
                 stdout=subprocess.DEVNULL,
+                stderr=stderr,
                 env=module_environment(),
                 # A group of its own, so that whatever a verifier starts is killed with it.
                 start_new_session=True,
@@ -87,13 +93,14 @@ class VerifierProcess:
         """Import a verifier, once. Returns why it cannot be, or None. Raises ProcessDiedError."""
         if verifier in self.loaded:
             return None
-        with self._request() as (number, answers):
-            await self._send(Request(number, verifier))
+        with self._request() as (nonce, answers):
+            await self._send(Request(nonce, verifier))
             answer = await self._next(answers, self._start_timeout_s)
         error = answer.get("error", "it said nothing of how it was loaded")
         if error is None:
+            self._stderr.forget()
             self.loaded[verifier] = Loaded(bool(answer.get("waits")), bool(answer.get("by_group")))
-        return None if error is None else str(error)[: 2 * MAX_REASON]
+        return None if error is None else brief(str(error)) + self._stderr.said()
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> tuple[dict[int, Verdict], str | None]:
         """Verdicts by place, and how the process died before it gave the rest; None where none is missing.
@@ -101,15 +108,19 @@ class VerifierProcess:
         The prompt's verifier must be loaded.
         """
         # A verifier that waits keeps its own deadlines; the process is killed where it fails to.
-        deadline_s = self._timeout_s + (GRACE_S if self.loaded[prompt.verifier].waits else 0.0)
+        waits = self.loaded[prompt.verifier].waits
+        deadline_s = self._timeout_s + (GRACE_S if waits else 0.0)
         verdicts: dict[int, Verdict] = {}
-        with self._request() as (number, answers):
+        if not self._answers:
+            self._stderr.forget()
+        with self._request() as (nonce, answers):
             try:
-                await self._send(Request(number, prompt.verifier, prompt, tuple(attempts)))
+                await self._send(Request(nonce, prompt.verifier, prompt, tuple(attempts)))
                 while len(verdicts) < len(attempts):
                     answer = await self._next(answers, deadline_s, self._timeout_s)
                     place: int = answer.get("place", -1)
-                    if place in verdicts or place not in range(len(attempts)):
+                    due = range(len(attempts)) if waits else (len(verdicts),)
+                    if place in verdicts or place not in due:
                         forged = f"answered for attempt {place!r}, which nobody asked about"
                         await self.kill(forged)
                         raise ProcessDiedError(forged)
@@ -125,14 +136,13 @@ class VerifierProcess:
         await asyncio.shield(self._ending)
 
     @contextlib.contextmanager
-    def _request(self) -> Iterator[tuple[int, "asyncio.Queue[_Answer]"]]:
-        # The place for a nonce per request, once children are not trusted to answer for themselves only.
-        number, answers = next(self._numbers), asyncio.Queue[_Answer]()
-        self._answers[number] = answers
+    def _request(self) -> Iterator[tuple[str, "asyncio.Queue[_Answer]"]]:
+        nonce, answers = secrets.token_hex(16), asyncio.Queue[_Answer]()
+        self._answers[nonce] = answers
         try:
-            yield number, answers
+            yield nonce, answers
         finally:
-            del self._answers[number]
+            del self._answers[nonce]
 
     async def _send(self, request: Request) -> None:
         message = bytes(ForkingPickler.dumps(request))
@@ -202,9 +212,19 @@ class VerifierProcess:
         if "place" in answer:
             if type(answer["place"]) is not int:
                 raise TypeError(f"{answer['place']!r} is no place")
-            answer["verdict"] = _checked(answer)
-        if (waiting := self._answers.get(answer["request"])) is not None:
-            waiting.put_nowait(answer)  # otherwise whoever asked has gone
+            answer["verdict"] = self._explained(_checked(answer))
+        if (waiting := self._answers.get(answer["request"])) is None:
+            # Whoever asks stays until all is answered, so nobody of ours says this.
+            self._end("answered what nobody asked")
+            return
+        waiting.put_nowait(answer)
+
+    def _explained(self, verdict: Verdict) -> Verdict:
+        """With what was written to stderr meanwhile, where there is an error and nobody else who could have written it."""
+        if verdict.error is not None and len(self._answers) == 1:
+            verdict = replace(verdict, error=verdict.error + self._stderr.said())
+            self._stderr.forget()
+        return verdict
 
     def _end(self, why: str | None) -> None:
         if self._ending is None:
@@ -213,20 +233,41 @@ class VerifierProcess:
             self._ending = asyncio.create_task(self._reap(why), name="end-of-verifier-process")
 
     async def _reap(self, why: str | None) -> None:
-        await asyncio.to_thread(self._kill)
+        ended_by_itself = await asyncio.to_thread(self._kill, 0.0 if why else GRACE_S)
         self._socket.close()
         code = self._process.returncode
+        if why is None and not ended_by_itself:
+            why = f"closed the pipe to its parent, did not end in {GRACE_S:g} s, and was killed"
         own = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"
+        death = brief(why or own) + self._stderr.said()
+        self._stderr.close()
         for answers in self._answers.values():
-            answers.put_nowait(ProcessDiedError(why or own))
+            answers.put_nowait(ProcessDiedError(death))
 
-    def _kill(self) -> None:
-        # Only before the process is reaped is its id still its own.
-        if self._process.returncode is None:
-            # The group is gone already where the process died before it could make one.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+    def _kill(self, grace_s: float) -> bool:
+        """Kill it and its group; returns whether it had ended by itself within `grace_s`, which its exit code then is of."""
+        # Only before the process is reaped is its id still its own, and its group's.
+        handle = os.pidfd_open(self._process.pid)
+        try:
+            ended = bool(select.select([handle], [], [], grace_s)[0])
+        finally:
+            os.close(handle)
+        # The group is gone already where the process died before it could make one.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        return ended
+
+
+def _kernel_limits(limits: VerifierLimits) -> dict[str, int]:
+    wanted = {
+        "RLIMIT_AS": limits.memory_gib and int(limits.memory_gib * 2**30),
+        "RLIMIT_NOFILE": limits.open_files,
+        "RLIMIT_FSIZE": int(limits.file_gib * 2**30),
+        "RLIMIT_NPROC": limits.processes,
+        "RLIMIT_CORE": 0,  # a segfault is an error of a completion, and no file of all its memory
+    }
+    return {name: int(most) for name, most in wanted.items() if most is not None}
 
 
 def _checked(answer: dict[str, Any]) -> Verdict:
@@ -245,4 +286,5 @@ def _checked(answer: dict[str, Any]) -> Verdict:
     if not 0 <= answer["seconds"] < math.inf:
         raise ValueError(f"it took {answer['seconds']} s")
     named = None if parts is None else {name: float(part) for name, part in parts.items()}
+    error, note = (text and brief(text) for text in (error, note))
     return Verdict(None if reward is None else float(reward), error, named, float(answer["seconds"]), note)

@@ -1,5 +1,6 @@
 """What is judged, what is said of it, and what a verifier is."""
 
+import asyncio
 import inspect
 import math
 import numbers
@@ -9,8 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from actors.prompts.prompt import Prompt
+from actors.redaction import redacted
 
 MAX_REASON = 200
+MAX_READ = 4096
+"""Characters of a text that are looked at for secrets before it is cut to MAX_REASON."""
 MAX_PARTS = 16
 MAX_NAME = 40
 
@@ -90,14 +94,20 @@ class FunctionVerifier:
             if not isinstance(whole, numbers.Real):
                 return Verdict(None, f"verifier returned {type(whole).__name__}, not a number")
             reward = float(whole)
-        except (
-            Exception,
-            SystemExit,
-        ) as error:  # whatever a verifier raises is an error of this completion, and of nothing else
+        except BaseException as error:
+            # Whatever a verifier raises is an error of this completion, and of nothing else; but not that it was told to stop.
+            if isinstance(error, asyncio.CancelledError) and was_told_to_stop():
+                raise
             return Verdict(None, f"verifier raised {reason(error)}")
         if not math.isfinite(reward):
             return Verdict(None, f"verifier returned {reward}")
         return Verdict(reward, parts=parts, seconds=time.perf_counter() - started)
+
+
+def was_told_to_stop() -> bool:
+    """Whether somebody cancelled the task that runs now; otherwise what runs in it has raised CancelledError by itself."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def as_verifier(found: Any) -> Verifier:
@@ -114,7 +124,12 @@ def as_verifier(found: Any) -> Verifier:
 
 def reason(error: BaseException) -> str:
     """An exception in one short text."""
-    return f"{type(error).__name__}: {error}"[:MAX_REASON]
+    return brief(f"{type(error).__name__}: {error}")
+
+
+def brief(text: str) -> str:
+    """A text of a verifier as a run may keep it: short, and without secrets, which are looked for before it is cut."""
+    return redacted(text[:MAX_READ])[:MAX_REASON]
 
 
 def _parts(value: Mapping[Any, Any]) -> dict[str, float]:

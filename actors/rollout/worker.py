@@ -10,6 +10,7 @@ from actors.engines.protocol import Engine
 from actors.prompts.prompt import Prompt, Ticket
 from actors.prompts.renderer import Renderer
 from actors.rewards.protocol import Verdict
+from actors.rewards.range import within
 from actors.rewards.thread import RewardThread
 from actors.rollout.episode import Episode
 from actors.rollout.group import Draw, GroupSampler, header, transcript
@@ -118,7 +119,8 @@ class RolloutWorker:
     async def _judge(self, prompt: Prompt, episodes: Sequence[Episode]) -> list[Verdict]:
         open_ones = [episode for episode in episodes if episode.verdict is None]
         judged = iter(await self._pool.judge(prompt, [episode.attempt() for episode in open_ones]))
-        return [next(judged) if episode.verdict is None else episode.verdict for episode in episodes]
+        verdicts = [next(judged) if episode.verdict is None else episode.verdict for episode in episodes]
+        return [within(verdict, self._spec.rewards.range) for verdict in verdicts]
 
     async def _evaluate(self, prompt: Prompt, temperature: float, n: int) -> list[float | None]:
         # All greedy completions of a prompt are the same one.

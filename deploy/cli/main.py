@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from actors.redaction import redacted
 from deploy.cli.clusters import clusters_app
 from deploy.cli.console import console, errors
 from deploy.cli.inspect import inspect_app
@@ -26,7 +27,6 @@ from deploy.cli.options import (
 from deploy.cli.train import train
 from deploy.cluster.address import named_address
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
-from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.run.errors import StoppedByHandError

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from actors.redaction import redacted
 from deploy.cli.console import console
 from deploy.cli.options import (
     Address,
@@ -22,7 +23,6 @@ from deploy.cli.options import (
     refuse_without_resume,
 )
 from deploy.cluster.environment import require_packages
-from deploy.cluster.redaction import redacted
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError

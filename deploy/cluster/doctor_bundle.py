@@ -16,11 +16,11 @@ from typing import Any
 
 import psutil
 
+from actors.redaction import redacted
 from deploy.cluster.doctor import MachineCheck
 from deploy.cluster.environment import PackageCheck, machine, versions
 from deploy.cluster.processes import processes_here
 from deploy.cluster.ray_home import base, homes
-from deploy.cluster.redaction import redacted
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import ALL_OF_IT_S, OpenRun
 from moments_service.durable import strict_json, write_bytes

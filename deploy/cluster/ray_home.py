@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from actors.redaction import redacted
 from deploy.cluster.environment import EnvironmentProblemError
-from deploy.cluster.redaction import redacted
 
 PREFIX = "bvblend-"
 SOCKET_PATH = 107

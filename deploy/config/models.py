@@ -8,6 +8,7 @@ from actors.config import PromptConfig, RewardsConfig, RolloutConfig, SamplingCo
 from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
+from actors.redaction import is_signed
 from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.registry import TransportConfig
 from learner.config import LearnerConfig
@@ -153,6 +154,10 @@ def _refuse_unknown_uri(uri: str) -> None:
     if urlsplit(uri).password is not None:
         raise ValueError(
             "mirror: there is a password in the URI; leave credentials to the environment, as fsspec reads them"
+        )
+    if is_signed(uri):
+        raise ValueError(
+            "mirror: there is a signature or a token in the URI; leave credentials to the environment, as fsspec reads them"
         )
     try:
         fsspec.get_filesystem_class(protocol)

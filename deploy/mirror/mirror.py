@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from actors.redaction import redacted
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.mirror.files import CHECKPOINTS, COMPLETE, Bundle, Signature, bundles, growing, readable, signature
@@ -43,7 +44,7 @@ async def mirrored(
         yield None
         return
     uri = f"{config.mirror.rstrip('/')}/{directory.path.name}"
-    note(f"a copy of the run goes to {uri}")
+    note(redacted(f"a copy of the run goes to {uri}"))
     mirror = Mirror(uri, directory, note)
     try:
         yield mirror
@@ -62,7 +63,8 @@ class Mirror:
         self._uri = uri
         self._directory = directory
         self._loop = asyncio.get_running_loop()
-        self._note = note
+        # What a backend says may have in it what it was signed with.
+        self._note = lambda text: note(redacted(text))
         self._store: MirrorStore | None = None
         # What files were like when the mirror was last looked at: at the start, and whenever one was uploaded.
         self._at_start = {self._name(path): signature(path) for path in directory.path.rglob("*") if path.is_file()}

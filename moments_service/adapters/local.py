@@ -15,7 +15,7 @@ from moments_service.config import MomentsConfig
 from moments_service.durable import settle, verify_directory, whole_directory, write_json
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.messages.counts import Counts
-from moments_service.messages.groups import PolicyMove
+from moments_service.messages.groups import LARGEST_REWARD, PolicyMove
 from moments_service.moments import CommittedRewards, History, Indices
 from moments_service.state import MomentsState, SnapshotOrigin
 
@@ -178,8 +178,12 @@ class LocalMoments:
         table = np.array(rewards, dtype=np.float64)
         if table.ndim != 2 or len(table) != len(prompts) or (labels is not None and len(labels) != len(prompts)):
             raise ValueError(f"{len(prompts)} prompts need as many rows of rewards (and labels), got {table.shape}")
-        if np.isinf(table).any():
-            raise ValueError("a reward is infinite: one such reward would be all that a cluster remembers")
+        if (too_large := np.abs(table) > LARGEST_REWARD).any():
+            row, place = (int(index) for index in np.argwhere(too_large)[0])
+            raise ValueError(
+                f"reward {table[row, place]} of completion {place} of prompt {row} is beyond +-{LARGEST_REWARD:g}: "
+                "it would be all that a cluster remembers; give NaN where there is no reward"
+            )
         names = prompts if labels is None else labels
         drawn = _Drawn(self._assign(names), table, tuple(prompt_id(prompt) for prompt in prompts))
         sizes = np.ones_like(table) if lengths is None else np.array(lengths, dtype=np.float64)

@@ -5,6 +5,8 @@ from enum import StrEnum
 
 import numpy as np
 
+LARGEST_REWARD = 1e18
+"""Moments remember squares of rewards: a larger one would be all that a cluster knows, and soon nothing finite."""
 FULL_REWARD = 1.0
 """A completion with at least this reward counts as solved in pass@1."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
-from moments_service.messages.groups import GroupStatus, ScoredGroup
+from moments_service.messages.groups import LARGEST_REWARD, GroupStatus, ScoredGroup
 
 T = TypeVar("T")
 
@@ -73,10 +73,13 @@ class GroupTable:
         )
 
     def check(self) -> None:
-        """Raises ValueError for a completion with neither a reward nor an error, or with both, or with an infinite one."""
-        if np.isinf(self.rewards).any():
-            row = int(np.isinf(self.rewards).any(axis=1).argmax())
-            raise ValueError(f"group {self.group_ids[row]}: a reward is not finite")
+        """Raises ValueError for a completion with neither a reward nor an error, or with both, or with one that no cluster can remember."""
+        too_large = np.abs(self.rewards) > LARGEST_REWARD
+        if too_large.any():
+            row, place = (int(index) for index in np.argwhere(too_large)[0])
+            raise ValueError(
+                f"group {self.group_ids[row]}: reward {self.rewards[row, place]} of completion {place} is beyond +-{LARGEST_REWARD:g}"
+            )
         missing = (np.isnan(self.rewards) & self.filled()).sum(axis=1)
         explained = np.zeros(len(self), dtype=np.int64)
         for row, errors in enumerate(self.errors):

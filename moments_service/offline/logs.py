@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from moments_service.messages.groups import LARGEST_REWARD
 from moments_service.strict import first_problem
 
 
@@ -49,6 +50,9 @@ class LoggedGroup(BaseModel):
             raise ValueError("give either a prompt or a cluster")
         if self.lengths is not None and len(self.lengths) != len(self.rewards):
             raise ValueError(f"there are {len(self.lengths)} lengths of {len(self.rewards)} completions")
+        for place, reward in enumerate(self.rewards):
+            if reward is not None and abs(reward) > LARGEST_REWARD:
+                raise ValueError(f"reward {reward} of completion {place} is beyond +-{LARGEST_REWARD:g}")
         return self
 
     @property

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ctypes
 import json
 import os
 import re
@@ -34,6 +35,32 @@ def obey(prompt: Prompt, completion: str) -> Any:
             sys.exit(int(argument))
         case "segfault":
             os.kill(os.getpid(), signal.SIGSEGV)
+        case "fork":
+            # The copy returns, too, with another reward; `raw` forks behind Python's back.
+            copy = ctypes.CDLL(None).fork() if argument == "raw" else os.fork()
+            if copy:
+                os.waitpid(copy, 0)
+            return 0.5 if copy else 0.75
+        case "stop":
+            raise {"keyboard": KeyboardInterrupt, "cancelled": asyncio.CancelledError, "generator": GeneratorExit}[
+                argument
+            ]
+        case "write":
+            size, _, then = argument.partition(" ")
+            os.write(2, b"x" * int(size))
+            sys.stderr.write("the last line")
+            sys.stderr.flush()
+            return obey(prompt, then)
+        case "allocate":
+            return len(bytearray(int(argument)))
+        case "open":
+            opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(int(argument))]
+            return len(opened)
+        case "fill":
+            size, _, path = argument.partition(" ")
+            with Path(path).open("wb") as file:
+                file.truncate(int(size))
+            return 1
         case "hang":
             threading.Event().wait()
         case "regex":
@@ -88,11 +115,16 @@ def read_pipe(prompt: Prompt, completion: str) -> float:
 
 
 def forge(prompt: Prompt, completion: str) -> float:
-    """Sends answers of its own through the pipe to the parent."""
-    for handle in range(3, 64):
+    """Sends answers of its own through the pipe to the parent: looks for the pipe among all that is open, and for the nonce in
+    the frames that it is called from."""
+    frame = sys._getframe()
+    while frame.f_back is not None and "request" not in frame.f_locals:
+        frame = frame.f_back
+    message = completion.replace("NONCE", frame.f_locals["request"].nonce).encode()
+    for handle in [int(entry.name) for entry in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError):
             if socket.socket(fileno=os.dup(handle)).getsockname() == "":
-                os.write(handle, len(completion).to_bytes(4, "big") + completion.encode())
+                os.write(handle, len(message).to_bytes(4, "big") + message)
     return 0.0
 
 

@@ -159,8 +159,11 @@ def test_what_cannot_be_a_batch_is_refused() -> None:
     moments = LocalMoments(clusters=NamedClusters())
     with pytest.raises(ValueError, match="as many rows"):
         moments.advantages(0, ["p", "q"], [[1, 0]])
-    with pytest.raises(ValueError, match="infinite"):
-        moments.advantages(0, ["p"], [[1, np.inf]])
+    for reward in (np.inf, -np.inf, 1e300):
+        with pytest.raises(
+            ValueError, match=f"reward {reward} of completion 1 of prompt 0 is beyond".replace("+", "[+]")
+        ):
+            moments.advantages(0, ["p"], [[1, reward]])
     missing = moments.advantages(0, ["p", "q"], [[1, None, 0], [None, None, None]])
     assert np.isnan(missing.values).tolist() == [[False, True, False], [True, True, True]]
 

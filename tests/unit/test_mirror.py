@@ -248,6 +248,21 @@ async def test_an_upload_that_hangs_can_be_left(
         ("s3:/bucket/runs", "mirror: 's3:/bucket/runs' is no URI; write for example s3://bucket/runs"),
         ("sftpp://host/runs", "mirror: 'sftpp://host/runs': fsspec knows no protocol 'sftpp'; did you mean sftp?"),
         ("ftp://me:hush@host/runs", "mirror: there is a password in the URI; leave credentials to the environment"),
+        *(
+            (
+                f"https://host/runs?a=1&{name}=hush",
+                "mirror: there is a signature or a token in the URI; leave credentials",
+            )
+            for name in (
+                "X-Amz-Signature",
+                "X-Goog-Signature",
+                "Signature",
+                "sig",
+                "token",
+                "access_token",
+                "X-Amz-Credential",
+            )
+        ),
     ],
 )
 def test_a_mirror_that_cannot_be_is_refused_with_the_config(tmp_path: Path, uri: str, expected: str) -> None:

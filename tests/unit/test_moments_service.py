@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import re
 import shutil
 import sqlite3
 from collections.abc import AsyncIterator
@@ -457,3 +458,10 @@ def test_arrival_order_and_repeats_change_nothing(
 def test_headers_that_contradict_themselves_are_refused(rewards: Any, errors: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         group(0, rewards, errors=errors)
+
+
+@pytest.mark.parametrize("reward", [1e300, -1e19])
+def test_a_reward_that_no_cluster_can_remember_is_refused(reward: float) -> None:
+    table = GroupTable.of([group(0, (1.0, 0.0)), group(1, (0.0, reward))])
+    with pytest.raises(ValueError, match=re.escape(f"reward {reward} of completion 1 is beyond")):
+        table.check()

@@ -161,6 +161,15 @@ def _uniform(rewards: list[float | None]) -> bool:
     return len(set(known)) == 1 and known != [1]
 
 
+def test_a_reward_that_no_cluster_can_remember_is_refused_with_its_line() -> None:
+    lines = [
+        '{"step": 0, "group": "a", "cluster": 0, "rewards": [1]}',
+        '{"step": 0, "group": "b", "cluster": 0, "rewards": [1e300]}',
+    ]
+    with pytest.raises(LogError, match=r"log: line 2: reward 1e\+300 of completion 0 is beyond"):
+        parse_groups(lines, "log")
+
+
 def test_prompts_of_a_log_become_clusters(tmp_path: Path) -> None:
     config = MomentsConfig(clusters=ClusterConfig(count=2, cache_dir=str(tmp_path)))
     texts = ["What is 3 + 4?", "What is 9 + 1?", "Spell 'house' backwards.", "Spell 'garden' backwards."]

@@ -199,8 +199,8 @@ async def test_a_request_that_no_process_takes_has_a_deadline(pool: RewardPool, 
     await process.kill()
 
 
-def test_the_child_ends_with_its_parent() -> None:
-    """The parent is killed outright, and its stderr, which the child inherits, reaches its end all the same."""
+def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
+    """The parent is killed outright."""
     code = f"""
 import asyncio, os
 from actors.prompts.prompt import Prompt
@@ -211,17 +211,17 @@ from actors.rewards.protocol import Attempt
 async def main():
     pool = RewardPool(RewardsConfig(timeout_s=600))
     prompt = Prompt("p", "s", "?", None, {OBEY!r})
-    assert (await pool.judge(prompt, [Attempt("1")]))[0].reward == 1.0
+    assert (await pool.judge(prompt, [Attempt("pid {tmp_path / "pid"}")]))[0].reward == 1.0
     os.kill(os.getpid(), 9)
 
 asyncio.run(main())
 """
     path = os.pathsep.join([str(Path(__file__).parent), *(entry for entry in sys.path if entry)])
-    # Reading to the end waits for parent and child both: a child that lives on is a TimeoutExpired.
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
     )
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
+    assert ends(int((tmp_path / "pid").read_text()))
 
 
 async def test_a_slow_verifier_does_not_hold_up_groups_of_another(pool: RewardPool, tmp_path: Path) -> None:
@@ -324,14 +324,16 @@ async def test_a_verifier_may_judge_whole_groups(pool: RewardPool) -> None:
 @pytest.mark.parametrize(
     ("forged", "error"),
     [
-        ('{"request": 1, "place": 9, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}', "attempt 9"),
-        ('{"request": 1, "place": 0, "reward": NaN, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
-        ('{"request": 1, "place": 0, "reward": null, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
-        ('{"request": 1, "place": 0, "reward": "1", "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
-        ('{"request": 1, "place": [0], "reward": 1, "error": null, "parts": null, "seconds": 0}', "cannot be"),
-        ('{"request": 1, "place": 0, "reward": 1, "error": null, "parts": null, "seconds": -1, "note": null}', "cannot be"),
-        ('{"request": 1, "place": 0, "reward": 1, "error": null, "parts": {"a": "1"}, "seconds": 0, "note": null}', "cannot be"),
-        ('{"request": 1, "error": null}', "attempt -1"),
+        ('{"request": "NONCE", "place": 9, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}', "attempt 9"),
+        ('{"request": "NONCE", "place": 0, "reward": NaN, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": "NONCE", "place": 0, "reward": null, "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": "NONCE", "place": 0, "reward": "1", "error": null, "parts": null, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": "NONCE", "place": [0], "reward": 1, "error": null, "parts": null, "seconds": 0}', "cannot be"),
+        ('{"request": "NONCE", "place": 0, "reward": 1, "error": null, "parts": null, "seconds": -1, "note": null}', "cannot be"),
+        ('{"request": "NONCE", "place": 0, "reward": 1, "error": null, "parts": {"a": "1"}, "seconds": 0, "note": null}', "cannot be"),
+        ('{"request": "NONCE", "error": null}', "attempt -1"),
+        ('{"request": 1, "place": 0, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}', "nobody asked"),
+        ('{"request": "0123456789abcdef", "error": null}', "nobody asked"),
         ("[1, 2]", "cannot be"),
         ("no json", "cannot be"),
         ("x" * 70_000, "answer of 70000 bytes"),
@@ -343,6 +345,75 @@ async def test_an_answer_that_no_verifier_of_ours_gives_is_an_error(pool: Reward
     (verdict,) = await judge(pool, prompt(verifier), [forged])
     assert verdict.reward is None and error in str(verdict.error)
     assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0)]
+
+
+@pytest.mark.parametrize("verifier", [OBEY, LATER])
+@pytest.mark.parametrize("how", ["python", "raw"])
+async def test_a_verifier_that_forks_and_returns_twice_is_answered_for_once(
+    pool: RewardPool, verifier: str, how: str
+) -> None:
+    asked = ["0.25", f"fork {how}", "1", f"fork {how}", "0"]
+    for _ in range(3):
+        scores = await judge(pool, prompt(verifier), asked)
+        assert [score.reward for score in scores] == [0.25, 0.5, 1.0, 0.5, 0.0], scores
+
+
+async def test_answers_of_functions_come_in_order(pool: RewardPool) -> None:
+    """Whoever has the nonce, too, cannot answer for a completion that is not due."""
+    ahead = '{"request": "NONCE", "place": 2, "reward": 1, "error": null, "parts": null, "seconds": 0, "note": null}'
+    verdicts = await judge(pool, prompt("hostile_verifiers:forge"), [ahead] * 3)
+    assert all(verdict.reward is None and "attempt 2" in str(verdict.error) for verdict in verdicts)
+
+
+@pytest.mark.parametrize("verifier", [OBEY, LATER])
+@pytest.mark.parametrize(
+    ("completion", "error"),
+    [("keyboard", "KeyboardInterrupt: "), ("cancelled", "CancelledError: "), ("generator", "GeneratorExit: ")],
+)
+async def test_what_ends_a_verifier_is_said_as_it_is(
+    pool: RewardPool, verifier: str, completion: str, error: str
+) -> None:
+    scores = await judge(pool, prompt(verifier), ["0.25", f"stop {completion}", "1"])
+    assert scores == [Verdict(0.25), Verdict(None, f"verifier raised {error}"), Verdict(1.0)]
+
+
+async def test_stderr_is_kept_with_the_error_and_bounded(pool: RewardPool, capfd: pytest.CaptureFixture[str]) -> None:
+    assert await judge(pool, prompt(), ["write 5000000 1"]) == [Verdict(1.0)]
+    (raised,) = await judge(pool, prompt(), ["write 0 raise no luck"])
+    died, after = await judge(pool, prompt(), ["write 5000000 exit 3", "raise no luck"])
+    assert raised.error == "verifier raised RuntimeError: no luck; its stderr ends: the last line"
+    assert died.error is not None and len(died.error) < 350
+    assert died.error.startswith("verifier ended its process with exit code 3; its stderr (5000013 bytes, the rest is ")
+    assert died.error.endswith("xxxthe last line")
+    assert after.error == "verifier raised RuntimeError: no luck"
+    assert capfd.readouterr() == ("", "")
+
+
+async def test_secrets_are_taken_out_of_errors_before_they_are_cut(
+    pool: RewardPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUDGE_API_KEY", secret := "correct horse battery staple")
+    (error,) = await judge(pool, prompt(), ["raise " + "x" * 160 + secret])
+    assert error.error is not None and "correct" not in error.error and "[redacted" in error.error
+
+
+@pytest.mark.parametrize(
+    ("limits", "completion", "error"),
+    [
+        ({"memory_gib": 2}, f"allocate {3 * 2**30}", "MemoryError"),
+        ({"open_files": 64}, "open 100", "Too many open files"),
+        ({"file_gib": 0.5}, f"fill {2**30} PATH", "File too large"),
+    ],
+)
+async def test_what_goes_beyond_its_limits_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, limits: dict[str, float], completion: str, error: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig.model_validate({"limits": limits, "timeout_s": 60}))
+    asked = completion.replace("PATH", str(tmp_path / "file"))
+    first, second = await judge(pool, prompt(), [asked, "1"])
+    await pool.close()
+    assert error in str(first.error) and second == Verdict(1.0)
 
 
 async def test_a_pool_in_a_loop_of_its_own_judges_and_ends_twice() -> None:

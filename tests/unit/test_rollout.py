@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,6 +16,8 @@ from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.prompt import Prompt, Ticket
+from actors.rewards.protocol import Verdict
+from actors.rewards.range import within
 from actors.rollout import worker as rollout_module
 from actors.rollout.actor import RolloutActor
 from actors.rollout.group import PromptTooLongError
@@ -156,6 +159,42 @@ async def test_an_aborted_completion_is_an_error_and_never_judged(
     header = (await worker.rollout(ticket())).header
     assert header.rewards == (None, 1.0) and header.errors == ("aborted", None)
     assert header.status is GroupStatus.SCORED
+
+
+@pytest.mark.parametrize(
+    ("bounds", "reward", "error"),
+    [
+        (None, 1e300, "reward 1e+300 is outside of [-1e+18, 1e+18]"),
+        (None, -1e300, "reward -1e+300 is outside of [-1e+18, 1e+18]"),
+        (None, 1e18, None),
+        ((0.0, 1.0), 1.5, "reward 1.5 is outside of [0, 1] (rewards.range)"),
+        ((0.0, 1.0), -0.5, "reward -0.5 is outside of [0, 1] (rewards.range)"),
+        ((0.0, 1.0), 1.0, None),
+    ],
+)
+def test_a_reward_out_of_range_is_an_error_of_its_completion(
+    bounds: tuple[float, float] | None, reward: float, error: str | None
+) -> None:
+    told = within(Verdict(reward, seconds=2.0, note="seen"), bounds)
+    assert (told.reward, told.error) == (None if error else reward, error)
+    assert (told.seconds, told.note) == (2.0, "seen")
+    assert within(Verdict(None, "timed out"), bounds) == Verdict(None, "timed out")
+
+
+@pytest.mark.parametrize("bounds", [(1.0, 0.0), (1.0, 1.0), (0.0, 1e300), (float("nan"), 1.0)])
+def test_a_range_that_nothing_fits_is_refused(bounds: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="range"):
+        RewardsConfig(range=bounds)
+
+
+async def test_a_group_keeps_what_is_within_the_range(policy: str, engine: ScriptedEngine) -> None:
+    worker = make_worker(policy, rewards=RewardsConfig(range=(-1.0, 0.5)))
+    await worker.start()
+    engine.script = [completion([FOUR, EOS]), completion([FIVE, EOS])]
+    header = (await worker.rollout(ticket())).header
+    await worker.close()
+    assert header.rewards == (None, 0.0)
+    assert header.errors == ("reward 1 is outside of [-1, 0.5] (rewards.range)", None)
 
 
 async def test_a_group_without_any_reward_is_an_error(worker: RolloutWorker, engine: ScriptedEngine) -> None:
