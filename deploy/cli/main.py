@@ -180,6 +180,8 @@ def main() -> None:
     except StoppedByHandError as error:
         _fail(str(error), 130)
     except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":  # half a character in some text, which is no matter of the locale
+            _fail(f"{type(error).__name__}: {error}", 4)
         _fail(
             f"{error.object[:80]!r} can be no file's name in this locale, whose encoding is {error.encoding}; "
             "set LC_ALL=C.UTF-8 or PYTHONUTF8=1",

@@ -150,7 +150,7 @@ def _is_of_completions(lines: Sequence[bytes]) -> bool:
     first = next((line for line in lines if line.strip()), b"")
     try:
         row = json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(row, dict) and {"input", "output"} <= row.keys()
 
@@ -162,7 +162,8 @@ def _json_rows(lines: Sequence[bytes], path: Path) -> Iterator[dict[str, Any]]:
         where = f"{path}: line {number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # half a character is none
+        except (ValueError, RecursionError) as error:
             raise LogError(f"{where}: {error}") from None
         if not isinstance(row, dict):
             raise LogError(f"{where}: not a JSON object")

@@ -120,3 +120,7 @@ def test_a_directory_that_cannot_be_named_is_an_environment_problem(
         main.main()
     assert ended.value.code == 3
     assert "'größe' can be no file's name in this locale, whose encoding is ascii" in capsys.readouterr().err
+    monkeypatch.setattr(main, "app", lambda: "\ud800".encode())
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 4 and "locale" not in capsys.readouterr().err

@@ -97,6 +97,8 @@ def test_a_group_sent_twice_counts_once_and_steps_may_be_floats() -> None:
         ("1.jsonl", b'{"input": "p", "output": "o", "score": 1}', "1.jsonl: line 1: no step"),
         ("1.jsonl", b'{"input": "p", "output": "o", "step": 1}', "1.jsonl: line 1: no column score"),
         ("1.jsonl", f"{verl_line(1, 'p', 1)}\n{{".encode(), "1.jsonl: line 2: "),
+        pytest.param("1.jsonl", f"{verl_line(1, 'p', 1)}\n{'[' * 200_000}".encode(), "1.jsonl: line 2: ", id="nested"),
+        ("1.jsonl", verl_line(1, "\ud800", 1).encode(), "surrogates not allowed"),
         ("completions_1.parquet", b"PAR1", "completions_1.parquet: "),
     ],
 )
