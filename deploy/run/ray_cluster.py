@@ -19,6 +19,7 @@ from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.cluster.ray_home import RayHome, keep_token_private
 from deploy.config.models import RunConfig
+from deploy.run.memory import limit_arenas, limit_task_history
 from deploy.run.watchdog import start_watchdog
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def start_own(cpus: int) -> OwnRay:
     # processes that Ray starts, and to this one, which has read it.
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    limit_task_history()
     watchdog = start_watchdog(home.path)
     _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(home.path))
     return OwnRay(home, watchdog)
@@ -96,6 +98,6 @@ def _init(**options: Any) -> None:
     ray.init(
         log_to_driver=False,
         logging_level=logging.WARNING,
-        runtime_env={"worker_process_setup_hook": import_path.load_own_packages},
+        runtime_env={"worker_process_setup_hook": import_path.load_own_packages, "env_vars": limit_arenas()},
         **options,
     )
