@@ -8,8 +8,8 @@ from benchmarks.soak import MOST_KIB_A_STEP, OURS, slope, soak, totals
 
 pytestmark = [pytest.mark.integration, pytest.mark.long]
 
-STEPS = 1000
-WARM = 400
+STEPS = 1500
+WARM = 1000
 """Steps until caches, pools and the allocator have what they need."""
 
 
