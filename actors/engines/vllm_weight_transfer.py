@@ -55,6 +55,12 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     def start_weight_update(self) -> None:
         """Put every layer into loading state; the model cannot run until `finish_weight_update`."""
         initialize_layerwise_reload(self.model)
+        if self.device.type == "cpu":
+            for layer in cast(Any, self.model).modules():
+                method: Any = getattr(layer, "quant_method", None)
+                if getattr(method, "moe_kernel", None) is not None:
+                    # On CPU vLLM packs experts for their kernel only as it makes that kernel: it is made anew.
+                    method.moe_kernel = None
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load the file. Overrides the base, whose synchronisation raises on CPU."""
