@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
+import psutil
+
 from actors.config import VerifierLimits
 from actors.import_path import module_command, module_environment
 from actors.prompts.prompt import Prompt
@@ -252,11 +254,26 @@ class VerifierProcess:
             ended = bool(select.select([handle], [], [], grace_s)[0])
         finally:
             os.close(handle)
+        if not ended:
+            self._kill_descendants()
         # The group is gone already where the process died before it could make one.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         return ended
+
+    def _kill_descendants(self) -> None:
+        """Also those that left its session: the process adopts them all while it lives. It is stopped first, and starts no more."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            process.suspend()
+            killed: set[int] = set()
+            # Until a look finds nobody new: those that are not killed yet may start others.
+            while found := [each for each in process.children(recursive=True) if each.pid not in killed]:
+                for each in found:
+                    killed.add(each.pid)
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
 
 
 def _kernel_limits(limits: VerifierLimits) -> dict[str, int]:

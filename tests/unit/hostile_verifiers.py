@@ -70,6 +70,15 @@ def obey(prompt: Prompt, completion: str) -> Any:
             child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
             Path(argument).write_text(str(child.pid))
             return 1
+        case "daemon":
+            # Twice forked, in a session of its own and with an empty environment.
+            script = "import os, sys\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n"
+            script += "open(sys.argv[1], 'w').write(str(os.getpid()))\nimport threading; threading.Event().wait()"
+            subprocess.run([sys.executable, "-c", script, f"{argument}.partial"], env={}, check=True)
+            while not Path(f"{argument}.partial").exists() or not Path(f"{argument}.partial").read_text():
+                os.sched_yield()
+            Path(f"{argument}.partial").rename(argument)
+            return 1
         case "print":
             print("1.0", flush=True)
             return 0.5

@@ -161,6 +161,14 @@ async def test_close_leaves_nothing_running(pool: RewardPool, tmp_path: Path) ->
         await judge(pool, prompt(), ["1"])
 
 
+async def test_close_ends_what_left_its_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=20.0))
+    assert await judge(pool, prompt(), [f"daemon {tmp_path / 'first'}"]) == [Verdict(1.0)]
+    await pool.close()
+    assert ends(int((tmp_path / "first").read_text()))
+
+
 async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     pool = RewardPool(RewardsConfig(timeout_s=600))
