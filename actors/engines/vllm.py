@@ -24,6 +24,7 @@ from actors.engines.gate import Gate
 from actors.engines.kinds import VllmConfig
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
+from actors.engines.vllm_lifetime import EngineLifetime
 from actors.engines.vllm_weight_transfer import BACKEND
 from actors.engines.weight_file import path_of, write_weights
 from actors.weights.offer import WeightError, WeightOffer
@@ -44,6 +45,7 @@ class VllmEngine:
         self._gate = Gate()
         self._running: set[str] = set()
         self._llm: AsyncLLM | None = None
+        self._lifetime: EngineLifetime | None = None
         self._files: PolicyFiles | None = None
 
     @property
@@ -54,11 +56,10 @@ class VllmEngine:
     async def start(self) -> None:
         """Load the policy into a child process. Raises whatever kept vLLM from starting."""
         self._files = await asyncio.to_thread(read_policy_files, self._policy)
-        self._llm = await asyncio.to_thread(AsyncLLM.from_engine_args, self._args)
-        # vLLM keeps the answer: later requests are registered without yielding, so that whoever ends all of them finds each.
-        await self._llm.get_supported_tasks()
-        await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
-        await self._llm.update_weight_version(str(self._version))
+        self._llm = llm = await asyncio.to_thread(AsyncLLM.from_engine_args, self._args)
+        self._lifetime = EngineLifetime(llm, self._gate.refuse)
+        with _our_errors():
+            await self._lifetime.during(_prepare(llm, self._version))
         self._gate.open()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
@@ -98,6 +99,8 @@ class VllmEngine:
         self._gate.refuse(EngineDeadError("it was closed"))
         await self._wake_running()
         llm, self._llm = self._llm, None
+        if self._lifetime is not None:
+            self._lifetime.close()
         if llm is None:
             return
         if llm.output_handler is not None:
@@ -123,20 +126,17 @@ class VllmEngine:
         return final
 
     async def _replace_weights(self, offer: WeightOffer, running: Running) -> None:
-        llm, blob = self._llm, offer.address
-        assert llm is not None and self._files is not None
+        llm, lifetime, blob = self._llm, self._lifetime, offer.address
+        assert llm is not None and lifetime is not None and self._files is not None
         await asyncio.to_thread(verify_offer, offer, self._files)
         with await asyncio.to_thread(write_weights, blob) as file:
             tensors = [asdict(entry) for entry in offer.manifest]
             info = WeightTransferUpdateRequest({"path": path_of(file), "size": blob.nbytes, "tensors": tensors})
             with _our_errors():
-                await llm.pause_generation(mode=running, clear_cache=False)
-                await _load(llm, info, offer.version)
-                # vLLM keeps the prefixes of the old weights otherwise; running requests are preempted and recomputed.
-                if not await llm.reset_prefix_cache(reset_running_requests=True):
-                    raise WeightError("vLLM did not drop the prefixes that the old weights computed")
+                await lifetime.during(llm.pause_generation(mode=running, clear_cache=False))
+                await lifetime.during(_load(llm, info, offer.version))
                 self._version = offer.version
-                await llm.resume_generation()
+                await lifetime.during(llm.resume_generation())
 
 
 def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
@@ -193,6 +193,13 @@ def sampling_params(request: GenerationRequest, eos_token_ids: tuple[int, ...]) 
     )
 
 
+async def _prepare(llm: AsyncLLM, version: int) -> None:
+    # vLLM keeps the answer: later requests are registered without yielding, so that whoever ends all of them finds each.
+    await llm.get_supported_tasks()
+    await llm.init_weight_transfer_engine(WeightTransferInitRequest())
+    await llm.update_weight_version(str(version))
+
+
 async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) -> None:
     try:
         await llm.start_weight_update()
@@ -203,6 +210,9 @@ async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) 
     except Exception as error:
         # vLLM reports what its worker raised as a bare Exception.
         raise WeightError(f"vLLM could not load policy version {version}: {error}") from error
+    # vLLM keeps the prefixes of the old weights otherwise; running requests are preempted and recomputed.
+    if not await llm.reset_prefix_cache(reset_running_requests=True):
+        raise WeightError("vLLM did not drop the prefixes that the old weights computed")
 
 
 def _shut_down(llm: AsyncLLM) -> None:

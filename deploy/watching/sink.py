@@ -32,7 +32,7 @@ class TrackedRun:
     name: str
     """Of the run directory, so no two runs of a machine share it."""
     directory: Path
-    """The tracker's own, inside the run directory. It is there, and empty unless the run is resumed."""
+    """The tracker's own, inside the run directory. Empty unless the run is resumed."""
     config: Mapping[str, Any]
     """The resolved configuration; there are no credentials in it."""
     step: int

@@ -54,6 +54,7 @@ def _refuse_missing(names: Sequence[TrackerName]) -> None:
 
 def open_tracker(name: TrackerName, run: TrackedRun) -> Sink:
     """Open a tracker for a run; takes seconds, most of them imports. Raises whatever the tracker raises."""
+    run.directory.mkdir(parents=True, exist_ok=True)
     if name == "tensorboard":
         from deploy.watching.tensorboard import TensorBoardSink
 
@@ -67,6 +68,11 @@ def open_tracker(name: TrackerName, run: TrackedRun) -> Sink:
 
         return MlflowSink(run)
     assert_never(name)
+
+
+def given_up(watcher: str, why: str) -> str:
+    """What people are told of a watcher that is left alone from now on."""
+    return f"{watcher}: {why}; the run goes on without it, metrics.jsonl has everything"
 
 
 class Tracking:
@@ -129,4 +135,4 @@ class Tracking:
         with self._lock:  # the thread may fail while the driver stops waiting for it
             known, self._given_up = self._given_up, True
         if not known:
-            self._say(f"tracker {self.name}: {why}; the run goes on without it, metrics.jsonl has everything")
+            self._say(given_up(f"tracker {self.name}", why))

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,19 +13,29 @@ from deploy.rundir.layout import RunDirectory
 from deploy.rundir.metrics_index import numbers_of
 from deploy.watching.ray_metrics import RayMetrics
 from deploy.watching.sink import Sink, TrackedRun, service_numbers
-from deploy.watching.trackers import TrackerName, Tracking, open_tracker
+from deploy.watching.trackers import TrackerName, Tracking, given_up, open_tracker
 from moments_service.health import Alarm
 
+METRICS_NAME = "Ray's metrics"
 CLOSE_TIMEOUT_S = 20.0
 """What all trackers together get at the end for what they have not written yet."""
 
 
 class Watchers:
-    """Ray metrics and the trackers of a run. Used in the driver's event loop; nothing here waits but `close`."""
+    """Ray metrics and the trackers of a run. Used in the driver's event loop; nothing here waits but `close`.
 
-    def __init__(self, metrics: Sink | None = None, trackers: tuple[Tracking, ...] = ()) -> None:
+    No watcher ends a run: one that raises is said once, and told nothing more.
+    """
+
+    def __init__(
+        self, say: Callable[[str], None], metrics: Callable[[], Sink], trackers: tuple[Tracking, ...]
+    ) -> None:
+        """say: shows a line to people.    metrics: opens Ray's metrics."""
+        self._say = say
         self._trackers = trackers
-        self._sinks: tuple[Sink, ...] = (*((metrics,) if metrics is not None else ()), *trackers)
+        self._sinks: dict[str, Sink] = {f"tracker {tracker.name}": tracker for tracker in trackers}
+        with self._survived(METRICS_NAME):
+            self._sinks[METRICS_NAME] = metrics()
 
     @classmethod
     def open(
@@ -48,35 +59,46 @@ class Watchers:
         shown = config.model_dump(mode="json")
         trackers = []
         for name in names:
-            place = directory.trackers / name
-            place.mkdir(parents=True, exist_ok=True)
-            tracked = TrackedRun(directory.path.name, place, shown, step)
+            tracked = TrackedRun(directory.path.name, directory.trackers / name, shown, step)
             trackers.append(Tracking(name, partial(open_tracker, name, tracked), say))
-        metrics = RayMetrics(directory.path.name, step, config.steps, directory.scrape_target)
-        if metrics.address is not None:
-            note(f"metrics at http://{metrics.address}/metrics")
-        return cls(metrics, tuple(trackers))
+
+        def metrics() -> Sink:
+            opened = RayMetrics(directory.path.name, step, config.steps, directory.scrape_target)
+            if opened.address is not None:
+                note(f"metrics at http://{opened.address}/metrics")
+            return opened
+
+        return cls(note, metrics, tuple(trackers))
 
     def step(self, row: Mapping[str, Any], services: Mapping[str, Any]) -> None:
         """A step ended. row: its line of metrics.jsonl.    services: what live.json holds after it."""
         done = row["step"] + 1
         numbers = numbers_of(row) | service_numbers(services) | {"step": done}
-        for sink in self._sinks:
-            sink.log(done, numbers)
+        self._tell(lambda sink: sink.log(done, numbers))
 
     def evaluation(self, step: int, split: str, evaluation: Evaluation) -> None:
         sources = {f"evaluation_sources/{split}/{source}": value for source, value in evaluation.sources.items()}
         whole = {} if evaluation.pass_at_1 is None else {f"evaluation/{split}": evaluation.pass_at_1}
-        for sink in self._sinks:
-            sink.log(step, whole | sources)
+        self._tell(lambda sink: sink.log(step, whole | sources))
 
     def alarm(self, step: int, alarm: Alarm) -> None:
-        for sink in self._sinks:
-            sink.alarm(step, str(alarm))
+        self._tell(lambda sink: sink.alarm(step, str(alarm)))
 
     async def close(self, finished: bool) -> None:
         """End everything; trackers get CLOSE_TIMEOUT_S to write what waits. finished: whether all steps were made."""
-        for sink in self._sinks:
-            sink.close(finished)
+        self._tell(lambda sink: sink.close(finished))
         deadline = time.monotonic() + CLOSE_TIMEOUT_S
         await asyncio.gather(*(asyncio.to_thread(tracker.wait, deadline) for tracker in self._trackers))
+
+    def _tell(self, call: Callable[[Sink], None]) -> None:
+        for name, sink in list(self._sinks.items()):
+            with self._survived(name):
+                call(sink)
+
+    @contextmanager
+    def _survived(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each watcher raises errors of its own kind
+            self._sinks.pop(name, None)
+            self._say(given_up(name, f"{type(error).__name__}: {error}"))

@@ -242,10 +242,17 @@ async def test_a_fault_ends_service(served, make_request):
     version = served.engine.policy_version
     good = served.policy.offer(version + 1)
     if served.case.fault == "killed":
-        for pid in children():
-            psutil.Process(pid).kill()
-        with pytest.raises(EngineDeadError):
-            await asyncio.wait_for(running, timeout=60)
+        engine = [psutil.Process(pid) for pid in children()]
+        for process in engine:
+            process.suspend()  # so that the weights are on their way when it dies
+        update = asyncio.create_task(served.engine.take_weights(good, "keep"))
+        while not served.engine._llm.engine_core.utility_results:  # noqa: ASYNC110 - vLLM tells nobody that it was asked
+            await asyncio.sleep(0.01)
+        for process in engine:
+            process.kill()
+        for lost in (running, update):
+            with pytest.raises(EngineDeadError):
+                await asyncio.wait_for(lost, timeout=30)
         with pytest.raises(EngineDeadError):
             await served.engine.generate(make_request())
         with pytest.raises(EngineDeadError):

@@ -18,7 +18,8 @@ from deploy.config.recipe import ConfigError, load_recipe
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.metrics_index import numbers_of
-from deploy.watching import trackers, watchers
+from deploy.watching import ray_metrics, trackers, watchers
+from deploy.watching.ray_metrics import RayMetrics, label_value
 from deploy.watching.sink import Numbers
 from deploy.watching.trackers import MODULES, TrackerName, Tracking, chosen_trackers
 from deploy.watching.watchers import Watchers
@@ -225,6 +226,66 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(fail_at: int) -> None:
         "tracker made: ConnectionError: the network is gone; the run goes on without it, metrics.jsonl has everything"
     ]
     assert sink.steps == list(range(max(fail_at, 0))) and sink.closed is None
+
+
+@pytest.mark.parametrize("breaks", ["open", "log", "alarm", "close"])
+async def test_metrics_that_fail_are_said_once_and_end_no_run(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch, breaks: str
+) -> None:
+    class Broken(NoMetrics):
+        def __init__(self, *_: object) -> None:
+            if breaks == "open":
+                raise OSError("no space left")
+
+        def log(self, step: int, numbers: Numbers) -> None:
+            if breaks == "log":
+                raise OSError("no space left")
+
+        def alarm(self, step: int, text: str) -> None:
+            if breaks == "alarm":
+                raise OSError("no space left")
+
+        def close(self, finished: bool) -> None:
+            if breaks == "close":
+                raise OSError("no space left")
+
+    monkeypatch.setattr(watchers, "RayMetrics", Broken)
+    said: list[str] = []
+    watching = Watchers.open(load_recipe(RECIPE, []), directory, 0, [], said.append)
+    for step in range(3):
+        watching.step({"step": step, **ROW}, SERVICES)
+        watching.evaluation(step, "held_out", Evaluation(0.5, {}, 4, 0))
+        watching.alarm(step, Alarm("reward fell", None, 0.5, 0.1))
+    await watching.close(finished=True)
+    assert said == ["Ray's metrics: OSError: no space left; the run goes on without it, metrics.jsonl has everything"]
+
+
+@pytest.mark.parametrize("name", ["数学", "[math]", "[/b]", "line\nbreak", "\ud800", "\x1b[2J", "é" * 300, ""])
+async def test_sources_and_runs_of_any_name_reach_ray_s_metrics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(ray_metrics, "export_address", lambda: "127.0.0.1:1")
+    metrics = RayMetrics(f"run {name}", 0, 10, tmp_path / "prometheus.json")
+    metrics.log(1, {"seconds": 1.0, f"pass_at_1/{name}": 0.5, f"pass_at_1/{name} 2": 0.25})
+    metrics.publish()  # into Ray's own library, which refuses what is not ASCII
+    metrics.close(finished=True)
+    assert label_value(name).isascii() and label_value(name).isprintable()
+    assert label_value("plain [math] %") == "plain [math] %" and label_value("é") == "%C3%A9"
+
+
+async def test_what_goes_wrong_in_the_thread_of_the_metrics_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: RayMetrics) -> None:
+        raise ValueError("not this one")
+
+    monkeypatch.setattr(ray_metrics, "export_address", lambda: None)
+    monkeypatch.setattr(ray_metrics, "REFRESH_S", 0.0)
+    monkeypatch.setattr(RayMetrics, "publish", broken)
+    metrics = RayMetrics("run", 0, 10, tmp_path / "prometheus.json")
+    metrics._thread.join()
+    with pytest.raises(ValueError, match="not this one"):
+        metrics.log(1, {})
 
 
 def test_a_tracker_that_hangs_holds_up_neither_the_steps_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
