@@ -35,7 +35,8 @@ class EngineLifetime:
         """What `call` returns. Raises EngineDeadError where the engine ends before it does."""
         answer = asyncio.ensure_future(call)
         try:
-            await asyncio.wait({answer, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            either: set[asyncio.Future[Any]] = {answer, self._over}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 raise self._over.result()
             return answer.result()

@@ -1,6 +1,5 @@
 """One sample: the policy and its environment speak in turn until one of them ends it."""
 
-import asyncio
 import logging
 import math
 from collections.abc import Awaitable
@@ -9,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from actors.deadline import LateError, within
 from actors.engines.protocol import Completion
 from actors.environments.protocol import Environment
 from actors.prompts.prompt import Prompt
@@ -132,9 +132,8 @@ class Episode:
 
     async def _ask(self, waiting: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self.timeout_s) as deadline:
-                return await waiting
+            return await within(self.timeout_s, waiting, lambda: f"environment timed out after {self.timeout_s:g} s")
+        except LateError as error:
+            raise EnvironmentFailedError(str(error)) from None
         except Exception as error:  # whatever an environment raises is an error of its sample, and of nothing else
-            if isinstance(error, TimeoutError) and deadline.expired():
-                raise EnvironmentFailedError(f"environment timed out after {self.timeout_s:g} s") from None
             raise EnvironmentFailedError(f"environment raised {reason(error)}") from error

@@ -4,15 +4,16 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 """
 
 import io
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from actors.redaction import redacted
 from deploy.cli.clusters import clusters_app
-from deploy.cli.console import console, errors
+from deploy.cli.console import console
+from deploy.cli.ending import exit_code, say
 from deploy.cli.inspect import inspect_app
 from deploy.cli.moments import moments_app
 from deploy.cli.options import (
@@ -169,29 +170,23 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 is shown what it cannot print as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     try:
         app()
-    except ConfigError as error:
-        _fail(str(error), 2)
-    except EnvironmentProblemError as error:
-        _fail(str(error), 3)
-    except KeyboardInterrupt:
-        _fail("stopped before the run began", 130)
-    except StoppedByHandError as error:
-        _fail(str(error), 130)
+    except SystemExit as end:
+        # Typer ends by itself where somebody presses Ctrl-C, without a word.
+        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
+            say(StoppedByHandError("stopped by hand"))
+        raise
     except UnicodeEncodeError as error:
-        if error.encoding == "utf-8":  # half a character in some text, which is no matter of the locale
-            _fail(f"{type(error).__name__}: {error}", 4)
-        _fail(
-            f"{error.object[:80]!r} can be no file's name in this locale, whose encoding is {error.encoding}; "
-            "set LC_ALL=C.UTF-8 or PYTHONUTF8=1",
-            3,
-        )
-    except Exception as error:
-        # The one place that ends every failed command: a person reads the message, error.txt holds the traceback.
-        _fail(f"{type(error).__name__}: {error}", 4)
-
-
-def _fail(message: str, code: int) -> None:
-    errors.print(redacted(message), style="red", soft_wrap=True)
-    sys.exit(code)
+        problem: Exception = error
+        if error.encoding != "utf-8":  # otherwise half a character in some text, which is no matter of the locale
+            problem = EnvironmentProblemError(
+                f"{error.object[:80]!r} can be no file's name in this locale, whose encoding is {error.encoding}; "
+                "set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+            )
+        say(problem)
+        sys.exit(exit_code(problem))
+    except (Exception, KeyboardInterrupt) as error:
+        say(error)
+        sys.exit(exit_code(error))

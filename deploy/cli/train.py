@@ -1,10 +1,11 @@
 """`bvblend train`: from a recipe, or a run to go on with, to a trained policy."""
 
 import asyncio
+import os
+import signal
 import time
-import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from actors.redaction import redacted
 from deploy.cli.console import console
+from deploy.cli.ending import exit_code, keep, say
 from deploy.cli.options import (
     Address,
     FromStep,
@@ -22,18 +24,19 @@ from deploy.cli.options import (
     WithoutLostGroups,
     refuse_without_resume,
 )
-from deploy.cluster.environment import require_packages
+from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError
 from deploy.rundir.find import find_run, load_run_config
-from deploy.rundir.layout import Ending, RunDirectory
+from deploy.rundir.layout import RunDirectory
 from deploy.rundir.owner import RunOwner
 from deploy.watching.trackers import TrackerName, chosen_trackers
 from moments_service import durable
 
 if TYPE_CHECKING:
     from deploy.report.live import Display
+    from deploy.run.ray_cluster import OwnRay
     from deploy.rundir.resume import ResumePoint
     from moments_service.offline.portable import WarmStart
 
@@ -114,8 +117,6 @@ def _train(
     trackers: Sequence[TrackerName],
     wait_for_nodes: bool,
 ) -> None:
-    import ray
-
     from actors.placement import alive_nodes
     from deploy.cluster.placement import refuse_what_does_not_fit
     from deploy.mirror.mirror import refuse_unwritable_mirror
@@ -123,6 +124,7 @@ def _train(
     from deploy.run.launch import read_pool, refuse_other_prompts, run_training
     from deploy.run.policy_check import refuse_unfit_policy
     from deploy.run.ray_cluster import connect
+    from deploy.run.ray_watch import joined_ray, started_ray, watched
     from deploy.rundir.resume import refuse_what_cannot_go_on
 
     show = None
@@ -138,20 +140,31 @@ def _train(
     refuse_unfit_policy(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
-        directory = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+        directory = _new_directory(config)
         owned.enter_context(RunOwner.acquire(directory.path))
     else:
         _keep_changes(config, directory)
     if start is not None:
         start.place(directory.moments)
+    directory.begin()
     display = create_display(console, config.steps)
-    own_ray = None
     if point is not None:
         display.note(f"going on from {point.checkpoint}")
     elif directory.metrics.exists():
         display.note("this run has no checkpoint yet; it begins again")
-    try:
+    own_ray = None
+
+    def tell(error: BaseException) -> None:
+        _tell(directory, display, error)
+        if own_ray is not None and exit_code(error) == 4:
+            own_ray.keep_logs(directory.ray_logs)
+
+    with ExitStack() as parts, _closing_words(display, tell):
+        parts.callback(lambda: _end_ray(own_ray))
         own_ray = connect(config, address)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that ends without a word
+        ray_itself = joined_ray() if own_ray is None else started_ray()
+        parts.enter_context(watched(ray_itself, partial(_end_now, tell)))
         if not wait_for_nodes:
             refuse_what_does_not_fit(config, alive_nodes())
         if own_ray is None:
@@ -160,18 +173,53 @@ def _train(
             _keep, page = show(directory.path.parent)
             display.note(f"dashboard: {page}")
         result = asyncio.run(run_training(config, directory, pool, display, point, trackers))
-    except Exception as error:
-        how: Ending = "stopped" if isinstance(error, StoppedByHandError) else "failed"
-        directory.end_early(how, redacted(traceback.format_exc()))
-        if own_ray is not None and how == "failed":
-            own_ray.keep_logs(directory.ray_logs)
-        raise
+    _show_end(result.summary, directory)
+
+
+@contextmanager
+def _closing_words(display: "Display", tell: Callable[[BaseException], None]) -> Iterator[None]:
+    """Say and keep why a run ends early before its last parts are ended, which may take a while or fail. Another Ctrl-C drops them."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: os._exit(code))
+        tell(error)
+        raise typer.Exit(code) from None
     finally:
         display.close()
-        ray.shutdown()
-        if own_ray is not None:
-            own_ray.close()
-    _show_end(result.summary, directory)
+
+
+def _end_now(tell: Callable[[BaseException], None], error: Exception) -> None:
+    """What the process waits for will never come."""
+    tell(error)
+    os._exit(exit_code(error))
+
+
+def _tell(directory: RunDirectory, display: "Display", error: BaseException) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        error = StoppedByHandError(f"stopped before the run began; begin it with --resume {directory.path}")
+    display.close()
+    say(error)
+    keep(directory, error)
+
+
+def _end_ray(own_ray: "OwnRay | None") -> None:
+    import ray
+
+    ray.shutdown()
+    if own_ray is not None:
+        own_ray.close()
+
+
+def _new_directory(config: RunConfig) -> RunDirectory:
+    try:
+        return RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    except OSError as error:
+        raise EnvironmentProblemError(
+            f"runs_dir: {config.runs_dir}: no run directory can be made there ({error.strerror or error}); name another place"
+        ) from None
 
 
 def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from deploy.run.errors import in_a_sentence
+
 
 class PhaseError(RuntimeError):
     """A phase of the training loop failed; the message names it, and the cause is chained."""
@@ -38,7 +40,7 @@ class Clock:
         except passed:
             raise
         except Exception as error:
-            raise PhaseError(f"step {step}, phase {name}: {error}") from error
+            raise PhaseError(f"step {step}, phase {name}: {in_a_sentence(error)}") from error
         finally:
             self._seconds[name] += time.perf_counter() - started
             self.phase = None

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
+from actors.deadline import LateError, within
 from actors.placement import addresses, alive_nodes, no_room, reserve
 from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
@@ -17,6 +18,7 @@ from actors.rollout.spawn import rollout_part, spawn_rollout_actors
 from actors.rollout.spec import RolloutSpec
 from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.config.models import RunConfig
+from deploy.run.errors import in_a_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -138,16 +140,16 @@ class RolloutFleet:
         return first
 
     async def answers(self, actor: int) -> bool:
-        """Whether an actor that is doubted answers within `rollout.update_timeout_s`. One that does not is killed, and Ray starts it
-        again."""
+        """Whether an actor answers within `rollout.update_timeout_s`. One that does not is killed, and Ray starts it again."""
+        when = "is asked whether it is alive"
         try:
-            async with asyncio.timeout(self._config.rollout.update_timeout_s):
-                await self._answer(actor, self.actors[actor].ready.remote(self.latest_offer))
+            asked = self._answer(actor, self.actors[actor].ready.remote(self.latest_offer))
+            await within(self._config.rollout.update_timeout_s, asked, lambda: when)
             return True
         except RayActorError:
             return False
-        except TimeoutError:
-            self._kill(actor, "is asked whether it is alive")
+        except LateError:
+            self._kill(actor, when)
             return False
         finally:
             self._doubted.discard(actor)
@@ -163,6 +165,7 @@ class RolloutFleet:
             }
             if taking:
                 await asyncio.wait(taking.values(), timeout=self._config.rollout.update_timeout_s)
+            failed: dict[int, BaseException] = {}
             for actor, answer in taking.items():
                 if not answer.done():
                     answer.cancel()
@@ -171,9 +174,11 @@ class RolloutFleet:
                 elif isinstance(error := answer.exception(), RayActorError):
                     self.on_death(actor)
                 elif error is not None:
-                    raise RuntimeError(
-                        f"rollout actor {actor} failed while taking policy version {offer.version}: {error}"
-                    ) from error
+                    failed[actor] = error
+            for actor, error in failed.items():
+                raise RuntimeError(
+                    f"rollout actor {actor} failed while taking policy version {offer.version}: {in_a_sentence(error)}"
+                ) from error
 
     async def evaluate(self, prompts: Sequence[Prompt]) -> list[list[float | None]]:
         """Rewards of fresh completions, [len(prompts)][evaluation.samples]; None where there is no reward.
@@ -208,7 +213,7 @@ class RolloutFleet:
         shares = [places[start :: len(serving)] for start in range(len(serving))]
         results = await asyncio.gather(
             *(
-                self._answer(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], *how))
+                self._answer_while_alive(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], *how))
                 for actor, share in zip(serving, shares, strict=True)
             ),
             return_exceptions=True,
@@ -242,6 +247,20 @@ class RolloutFleet:
                 ray.cancel(call)
         raise ActorUnavailableError(f"rollout actor {actor} died before it answered", None)
 
+    async def _answer_while_alive(self, actor: int, call: ray.ObjectRef) -> Any:
+        """What an actor answers, however long it takes for as long as it says every `rollout.update_timeout_s` that it is alive.
+
+        Raises RayActorError where it dies, or hangs and is killed.
+        """
+        answer = asyncio.ensure_future(self._answer(actor, call))
+        try:
+            while not (await asyncio.wait({answer}, timeout=self._config.rollout.update_timeout_s))[0]:
+                if not await self.answers(actor):
+                    raise ActorUnavailableError(f"rollout actor {actor} does not answer", None)
+            return answer.result()
+        finally:
+            answer.cancel()
+
     def _kill(self, actor: int, when: str) -> None:
         logger.warning(
             "rollout actor %d does not answer in %g s (rollout.update_timeout_s) when it %s; it is ended, and started again",
@@ -254,13 +273,8 @@ class RolloutFleet:
 
     async def _started(self, actor: int) -> None:
         timeout_s = self._config.start_timeout_s
-        try:
-            await asyncio.wait_for(self._ready(actor), timeout_s)
-        except TimeoutError:
-            raise TimeoutError(
-                f"rollout actor {actor} did not start its engine in {timeout_s:g} s (start_timeout_s); "
-                "its log says how far it came"
-            ) from None
+        late = f"rollout actor {actor} did not start its engine in {timeout_s:g} s (start_timeout_s); its log says how far it came"
+        await within(timeout_s, self._ready(actor), lambda: late)
 
     async def _ready(self, actor: int) -> None:
         """Wait until the actor has the newest weights, also where newer ones come while it takes them; then it serves."""

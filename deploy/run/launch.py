@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from deploy.run.prompt_set import refuse_missing_difficulty
 from deploy.run.report import Reporter
 from deploy.run.run import CLOSE_TIMEOUT_S, Run
 from deploy.run.services import start_services
+from deploy.run.stopping import Stopper
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.resume import ResumePoint
@@ -80,24 +80,41 @@ async def run_training(
 
     Raises StoppedByHandError on SIGINT and SIGTERM, after everything was written that a resume needs.
     """
-    async with (
-        mirrored(config, directory, display.note) as mirror,
-        _started(config, directory, pool, display, resume, trackers) as run,
-    ):
-        run.mirror = mirror
-        watched = _watched_prompts(config, pool)
-        training = asyncio.create_task(_evaluated_training(run, watched, display), name="train")
-        _stop_on_signals(run, training, display)
+    stopper = Stopper(display.note)
+    with stopper.listening():
         try:
-            start, end = await training
+            async with (
+                mirrored(config, directory, display.note) as mirror,
+                _started(config, directory, pool, display, resume, trackers) as run,
+            ):
+                run.mirror = mirror
+                return await _trained(run, pool, display, stopper)
         except asyncio.CancelledError:
-            if run.clock.interrupted in (None, "generate"):
-                await run.checkpoint()
-            raise StoppedByHandError(f"stopped after {run.step} steps; go on with --resume {directory.path}") from None
-        display.note("writing the final policy")
-        await run.checkpoints.keep_moments()
-        await run.learner.export_hf(str(directory.policy))
-        return RunResult(directory, summarise(directory, start, end, config.moments.estimator.kind, run.step))
+            if not stopper.asked:
+                raise
+            raise StoppedByHandError(f"stopped before more was written; go on with --resume {directory.path}") from None
+
+
+async def _trained(run: Run, pool: PromptPool, display: Display, stopper: Stopper) -> RunResult:
+    """Train to the end, or to a checkpoint where somebody stops the run."""
+    training = asyncio.create_task(
+        _trained_and_exported(run, _watched_prompts(run.config, pool), display), name="train"
+    )
+    stopper.watch(run, training)
+    try:
+        return await training
+    except asyncio.CancelledError:
+        if run.clock.interrupted in (None, "generate"):
+            await run.checkpoint()
+        raise StoppedByHandError(f"stopped after {run.step} steps; go on with --resume {run.directory.path}") from None
+
+
+async def _trained_and_exported(run: Run, watched: dict[str, Sequence[Prompt]], display: Display) -> RunResult:
+    start, end = await _evaluated_training(run, watched, display)
+    display.note("writing the final policy")
+    await run.checkpoints.keep_moments()
+    await run.learner.export_hf(str(run.directory.policy))
+    return RunResult(run.directory, summarise(run.directory, start, end, run.config.moments.estimator.kind, run.step))
 
 
 async def _evaluated_training(
@@ -145,25 +162,6 @@ async def _started(
         yield run
     finally:
         await run.close()
-
-
-def _stop_on_signals(run: Run, training: "asyncio.Task[Any]", display: Display) -> None:
-    """SIGINT and SIGTERM end the run after the policy step under way, or at once where none is; then its last uploads."""
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if training.done() and run.mirror is not None:
-            run.mirror.give_up()
-        if run.stopping or run.clock.phase in (None, "generate"):
-            training.cancel()
-            return
-        run.stopping = True
-        grace_s = run.config.checkpoint.stop_grace_s
-        display.note(f"stopping after this step, or without it in {grace_s:g} s; once more drops it now")
-        loop.call_later(grace_s, training.cancel)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
 
 
 def _watched_prompts(config: RunConfig, pool: PromptPool) -> dict[str, Sequence[Prompt]]:

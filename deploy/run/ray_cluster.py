@@ -19,6 +19,7 @@ from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.cluster.ray_home import RayHome, keep_token_private
 from deploy.config.models import RunConfig
+from deploy.run import ray_messages
 from deploy.run.memory import limit_arenas, limit_task_history
 from deploy.run.watchdog import start_watchdog
 
@@ -92,6 +93,7 @@ def start_own(cpus: int) -> OwnRay:
 
 
 def _init(**options: Any) -> None:
+    ray_messages.shorten()
     # A Ray with a token needs no lecture about it.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.cloudpickle.register_pickle_by_value(import_path)

@@ -1,14 +1,19 @@
 """An actor whose every call has a deadline: a service that hangs is named, and hangs nobody else."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+
+from ray.exceptions import RayActorError
+
+from actors.deadline import within
+from deploy.run.errors import ServiceDiedError, in_a_sentence
 
 
 class Remote:
     """An actor's methods as coroutines of this process: `await moments.draw(step, ids)`. A call is sent when it is made.
 
-    Each raises TimeoutError, naming actor and method, where it is not answered within `timeout_s`.
+    Each raises LateError where it is not answered within `timeout_s`, and ServiceDiedError where the actor is dead; both name actor and
+    method.
     """
 
     def __init__(self, actor: Any, name: str, timeout_s: float) -> None:
@@ -22,12 +27,8 @@ class Remote:
         return lambda *arguments: self._answer(remote(*arguments), method)
 
     async def _answer(self, call: Any, method: str) -> Any:
+        late = f"{self._name} did not answer {method} in {self._timeout_s:g} s (stall_timeout_s)"
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
-                return await call
-        except TimeoutError:
-            if not deadline.expired():  # the actor's own
-                raise
-            raise TimeoutError(
-                f"{self._name} did not answer {method} in {self._timeout_s:g} s (stall_timeout_s)"
-            ) from None
+            return await within(self._timeout_s, call, lambda: late)
+        except RayActorError as error:
+            raise ServiceDiedError(f"{self._name} died before it answered {method}: {in_a_sentence(error)}") from error

@@ -1,10 +1,11 @@
 """A run: its step, its parts, and what the lines of the training loop ask of them together."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
+from actors.deadline import within
 from actors.prompts.feed import PromptFeed
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
@@ -24,6 +25,8 @@ from deploy.rundir.resume import ResumePoint
 from learner.errors import PayloadLostError
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove
+
+T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 5.0
 """What each part of a run gets for an orderly end before it is killed."""
@@ -180,17 +183,12 @@ class Run:
         }
         return await self.reporter.services(state, self.moments.cluster_stats, force)
 
-    async def _bounded(self, waiting: Any) -> Any:
+    async def _bounded(self, waiting: Awaitable[T]) -> T:
         """The result of `waiting`, or a report of what the run is stuck on past `stall_timeout_s`."""
-        try:
-            async with asyncio.timeout(self.config.stall_timeout_s) as deadline:
-                return await waiting
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            raise TimeoutError(
-                f"nothing for {self.config.stall_timeout_s:g} s (stall_timeout_s); {self.work.waiting_for()}"
-            ) from None
+        timeout_s = self.config.stall_timeout_s
+        return await within(
+            timeout_s, waiting, lambda: f"nothing for {timeout_s:g} s (stall_timeout_s); {self.work.waiting_for()}"
+        )
 
 
 def policy_move(learned: dict[str, float]) -> PolicyMove | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ray.exceptions import RayActorError
 
+from actors.deadline import LateError, within
 from actors.prompts.prompt import Ticket
 from actors.rollout.actor import Receipt
 from deploy.run.fleet import RolloutFleet
@@ -98,11 +99,9 @@ class Sampler:
 
     async def _sample(self, ticket: Ticket, actor: int) -> None:
         try:
-            async with asyncio.timeout(self._timeout_s) as deadline:
-                receipt = await self._fleet.rollout(actor, ticket, self._moments.actor)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
+            sampling = self._fleet.rollout(actor, ticket, self._moments.actor)
+            receipt = await within(self._timeout_s, sampling, lambda: f"{ticket.group_id} takes too long")
+        except LateError:
             if self._fleet.doubt(actor):
                 self._start(self._probe(actor), f"probe of rollout actor {actor}")
             await self._too_slow(ticket)

@@ -91,6 +91,11 @@ class RunDirectory:
         """What tells this run from every other; None where an older version began it."""
         return self.name_tag.read_text(encoding="utf-8") if self.name_tag.exists() else None
 
+    def begin(self) -> None:
+        """The run begins, or goes on: how it ended before is past."""
+        for path in (self.error, self.ending):
+            path.unlink(missing_ok=True)
+
     def end_early(self, how: Ending, why: str) -> None:
         """The run ended before its last step. why: for people, a traceback."""
         durable.write_text(self.error, why)

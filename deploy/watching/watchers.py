@@ -27,9 +27,7 @@ class Watchers:
     No watcher ends a run: one that raises is said once, and told nothing more.
     """
 
-    def __init__(
-        self, say: Callable[[str], None], metrics: Callable[[], Sink], trackers: tuple[Tracking, ...]
-    ) -> None:
+    def __init__(self, say: Callable[[str], None], metrics: Callable[[], Sink], trackers: tuple[Tracking, ...]) -> None:
         """say: shows a line to people.    metrics: opens Ray's metrics."""
         self._say = say
         self._trackers = trackers
