@@ -61,17 +61,17 @@ class LearnerGroup:
 
     async def _meet(self, timeout_s: float) -> None:
         """Form the process group. Ranks that share a node meet on its loopback, where nobody else can reach them."""
-        doing = "starting"
-        nodes = await self._all("node_address", doing, timeout_s)
+        key = "start_timeout_s"
+        nodes = await _gather([rank.node_address.remote() for rank in self.ranks], "starting", timeout_s, key)
         own = [LOOPBACK] * len(nodes) if len(set(nodes)) == 1 else nodes
         port = 0
         if len(own) > 1:
-            doing = "opening the rendezvous"
-            (port,) = await _gather([self.ranks[0].listen.remote(own[0], timeout_s)], doing, timeout_s)
+            listening = [self.ranks[0].listen.remote(own[0], timeout_s)]
+            (port,) = await _gather(listening, "opening the rendezvous", timeout_s, key)
         setups = [
             rank.setup.remote(own[0], port, timeout_s, address) for rank, address in zip(self.ranks, own, strict=True)
         ]
-        await _gather(setups, "meeting and loading the policy", timeout_s)
+        await _gather(setups, "meeting and loading the policy", timeout_s, key)
 
     async def step(self, batch: Batch) -> dict[str, float]:
         """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`.
@@ -147,8 +147,13 @@ def _start_rank(config: LearnerConfig, job: LearnerJob, rank: int, places: Place
     return ray.remote(LearnerActor).options(**options).remote(config, job, rank)
 
 
-async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -> list[Any]:
-    """Results of all refs, one of each rank, or a LearnerError that names the rank that failed or is late."""
+async def _gather(
+    refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float, key: str = "learner.step_timeout_s"
+) -> list[Any]:
+    """Results of all refs, one of each rank, or a LearnerError that names the rank that failed or is late.
+
+    key: where `timeout_s` stands in the config.
+    """
     if not refs:
         return []
     waiting = [asyncio.wrap_future(ref.future()) for ref in refs]
@@ -171,7 +176,7 @@ async def _gather(refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float) -
             raise RankDiedError((index,), f"died while {doing}: {_reason(error)}") from error
         raise RankFailedError((index,), f"failed while {doing}: {_reason(error)}") from error
     if late_ones:
-        raise RankLateError(tuple(late_ones), f"did not finish {doing} in {timeout_s:g} s")
+        raise RankLateError(tuple(late_ones), f"did not finish {doing} in {timeout_s:g} s ({key})")
     return [future.result() for future in waiting]
 
 

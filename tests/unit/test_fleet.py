@@ -239,3 +239,53 @@ async def test_a_missing_actor_is_waited_for_while_others_serve_and_ends_the_run
         TimeoutError, match="no rollout actor serves, and rollout actor 1 did not start its engine again"
     ):
         await returning
+
+
+async def test_an_actor_that_hangs_in_an_evaluation_is_killed_and_the_others_take_over(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda actor, no_restart: killed.append(actor))
+    monkeypatch.setattr(fleet_module.ray, "cancel", lambda call: None)
+    stopped = asyncio.Event()
+    actors[1].up.clear()  # nor does it say that it is alive
+    actors[1].evaluate = Method(lambda *_: stopped.wait())
+    rewards = await fleet.evaluate(PROMPTS)
+    assert [row[0] for row in rewards] == [float(prompt.prompt_id) for prompt in PROMPTS]
+    assert killed == [actors[1]] and not fleet.serving(1)
+    assert "does not answer in 0.05 s (rollout.update_timeout_s) when it is asked whether it is alive" in caplog.text
+
+
+async def test_an_actor_that_evaluates_for_long_and_says_that_it_lives_is_left_alone(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda *_, **__: pytest.fail("it was alive"))
+    asked = asyncio.Event()
+
+    async def ready(update: object) -> int:
+        actors[1].weights.append(update)
+        if len(actors[1].weights) > 3:
+            asked.set()
+        return 0
+
+    async def evaluate(prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
+        await asked.wait()
+        return [[1.0] * n for _ in prompts]
+
+    actors[1].ready, actors[1].evaluate = Method(ready), Method(evaluate)
+    assert len(await fleet.evaluate(PROMPTS)) == len(PROMPTS) and fleet.serving(1)
+
+
+async def test_an_actor_s_own_timeout_is_neither_a_hang_nor_a_late_start(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def ready(update: object) -> int:
+        raise TimeoutError("the file system did not answer")
+
+    monkeypatch.setattr(fleet_module.ray, "kill", lambda *_, **__: pytest.fail("it answered"))
+    actors[1].ready = Method(ready)
+    with pytest.raises(TimeoutError, match="the file system did not answer"):
+        await fleet.answers(1)
+    fleet.suspend(1)
+    with pytest.raises(TimeoutError, match="the file system did not answer"):
+        await fleet.start()

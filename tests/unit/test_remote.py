@@ -3,7 +3,9 @@
 import asyncio
 
 import pytest
+from ray.exceptions import ActorDiedError
 
+from deploy.run.errors import ServiceDiedError
 from deploy.run.remote import Remote
 
 pytestmark = pytest.mark.unit
@@ -21,9 +23,13 @@ class Method:
 
 class Actor:
     def __init__(self) -> None:
-        self.quick, self.hung, self.fails = (Method(asyncio.get_running_loop().create_future()) for _ in range(3))
+        loop = asyncio.get_running_loop()
+        self.quick, self.hung, self.fails, self.dead = (Method(loop.create_future()) for _ in range(4))
+        self.dead.answer.set_exception(ActorDiedError())
         self.quick.answer.set_result("answer")
         self.fails.answer.set_exception(TimeoutError("of its own"))
+        for failed in (self.fails.answer, self.dead.answer):
+            failed.exception()  # asyncio complains of an error that nobody took
 
 
 async def test_calls_are_sent_at_once_and_answered() -> None:
@@ -41,3 +47,10 @@ async def test_a_call_that_hangs_is_named() -> None:
 async def test_a_deadline_of_the_actor_s_own_keeps_its_words() -> None:
     with pytest.raises(TimeoutError, match="of its own"):
         await Remote(Actor(), "the service", 1.0).fails()
+
+
+async def test_the_death_of_a_service_is_one_line_that_names_it() -> None:
+    actor = Actor()
+    with pytest.raises(ServiceDiedError) as caught:
+        await Remote(actor, "the service", 1.0).dead()
+    assert str(caught.value).startswith("the service died before it answered dead: ") and "\n" not in str(caught.value)

@@ -1,0 +1,125 @@
+"""Parts of a run die or hang, or somebody presses Ctrl-C: what the last lines say, the exit code, and that nothing is left."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deploy.rundir.layout import RunDirectory
+from tests.conftest import ROOT, Command, settings
+
+pytestmark = pytest.mark.chaos
+
+COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
+START_S = 300.0
+STOPPED = "; go on with --resume"
+
+
+def small_run(bvblend: Callable[..., Command], runs: Path, **changes: object) -> Command:
+    quick = {
+        "rollout__engine": "transformers",
+        "rollout__cpus": 0.5,
+        "learner__cpus": 0.5,
+        "batch_groups": 4,
+        "group_size": 2,
+        "evaluation__train_prompts": 4,
+        "prompts__sources__0__held_out": 4,
+        "checkpoint__every": 2,
+        "steps": 1000,
+        "runs_dir": runs,
+    }
+    return bvblend("train", COLD_START, *settings(**quick | changes))
+
+
+def process_of(command: Command, name: str) -> int:
+    return next(pid for pid, line in command.alive().items() if name in line)
+
+
+def last_lines(command: Command, code: int) -> list[str]:
+    """What a person reads at the end of a run that ended by itself, with nothing left of it."""
+    assert command.wait(60) == code, command.output()
+    command.wait_until_nothing_is_left(30)
+    output = command.output()
+    for noise in ("Traceback", "never retrieved", "state-dump", "ray::", "(raylet)"):
+        assert noise not in output, output
+    return output.splitlines()[-10:]
+
+
+@pytest.mark.parametrize(
+    ("victim", "words"),
+    [
+        ("raylet/raylet", "Ray's raylet (process PID) died, and with it every part of the run"),
+        pytest.param("gcs_server", "Ray's GCS (process PID) died, and with it every part of the run", marks=pytest.mark.long),
+        pytest.param("MomentsActor", "the moments service died before it answered", marks=pytest.mark.long),
+        pytest.param("LearnerActor", "learner rank 0 died while", marks=pytest.mark.long),
+    ],
+)  # fmt: skip
+def test_the_death_of_a_part_that_cannot_be_replaced_is_one_sentence(
+    bvblend: Callable[..., Command], tmp_path: Path, victim: str, words: str
+) -> None:
+    command = small_run(bvblend, tmp_path)
+    command.wait_for("step    2/", START_S)
+    pid = process_of(command, victim)
+    os.kill(pid, signal.SIGKILL)
+    *before, last = last_lines(command, 4)
+    assert words.replace("PID", str(pid)) in last and before[-1].startswith("step "), (before, last)
+    run = RunDirectory(tmp_path / "latest")
+    assert last.partition(": ")[2] in run.error.read_text() and "failed" in run.ending.read_text()
+
+
+@pytest.mark.long
+def test_a_rollout_actor_that_hangs_is_a_death_with_a_deadline_that_is_named(
+    bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    command = small_run(bvblend, tmp_path, rollout__actors=2, rollout__update_timeout_s=8, rollout__group_timeout_s=6)
+    command.wait_for("step    2/", START_S)
+    os.kill(process_of(command, "RolloutActor"), signal.SIGSTOP)
+    command.wait_for("does not answer in 8 s (rollout.update_timeout_s)", 60)
+    command.wait_for("going on with 1 of 2", 10)
+    steps = command.output().count("\nstep ")
+    command.wait_for("\nstep ", 60, times=steps + 2)
+    command.wait_for("serves again", START_S)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("reached", "words"),
+    [
+        ("starting the engine", "stopped before"),
+        ("learner ranks on", "stopped before"),
+        ("evaluating the starting policy", "stopped after 0 steps"),
+        ("step    1/", "stopped after"),
+        ("writing the final policy", "stopped after 3 steps"),
+    ],
+)
+def test_ctrl_c_ends_each_phase_in_one_sentence(
+    bvblend: Callable[..., Command], tmp_path: Path, number: signal.Signals, reached: str, words: str
+) -> None:
+    command = small_run(bvblend, tmp_path, steps=3 if "final" in reached else 1000)
+    command.wait_for(reached, START_S)
+    command.process.send_signal(number)
+    *_, last = last_lines(command, 130)
+    assert words in last and STOPPED in last, last
+
+
+@pytest.mark.long
+def test_ctrl_c_before_ray_has_started_is_one_sentence(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    command = small_run(bvblend, tmp_path)
+    while not any("gcs_server" in line for line in command.alive().values()):
+        assert command.process.poll() is None
+    command.process.send_signal(signal.SIGINT)
+    *_, last = last_lines(command, 130)
+    assert "stopped before the run began; begin it with --resume" in last
+
+
+@pytest.mark.long
+def test_ctrl_c_twice_drops_what_is_under_way(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    command = small_run(bvblend, tmp_path)
+    command.wait_for("step    2/", START_S)
+    command.process.send_signal(signal.SIGINT)
+    command.process.send_signal(signal.SIGINT)
+    *_, last = last_lines(command, 130)
+    assert "stopped" in last and STOPPED in last, last
