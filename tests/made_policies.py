@@ -6,9 +6,10 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+# Heads of 32, the smallest that vLLM has on CPU.
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -23,7 +24,7 @@ EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LATENT = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16}
 MADE: dict[str, PretrainedConfig] = {
     "qwen2_moe": transformers.Qwen2MoeConfig(**GROUPED, **EXPERTS, num_experts=4, shared_expert_intermediate_size=32),
-    "qwen3_moe": transformers.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=4, head_dim=16),
+    "qwen3_moe": transformers.Qwen3MoeConfig(**GROUPED, **EXPERTS, num_experts=4, head_dim=32),
     "mixtral": transformers.MixtralConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2),
     "olmoe": transformers.OlmoeConfig(**GROUPED, num_experts=4, num_experts_per_tok=2),
     "deepseek_v3": transformers.DeepseekV3Config(
@@ -37,7 +38,7 @@ MADE: dict[str, PretrainedConfig] = {
         first_k_dense_replace=1,
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**SMALL),
-    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=16),
+    "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=32),
     "llama": transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
 }
 DENSE = {"qwen3", "llama"}

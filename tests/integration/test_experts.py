@@ -23,11 +23,11 @@ def test_a_mixture_of_experts_trains_and_is_exported_under_the_names_of_its_file
     policy = tmp_path / "policy"
     config = transformers.Qwen3MoeConfig(
         vocab_size=350,
-        hidden_size=32,
+        hidden_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=32,
         moe_intermediate_size=32,
         num_experts=4,
         num_experts_per_tok=2,
