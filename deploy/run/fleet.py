@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from actors.deadline import LateError, within
@@ -18,7 +18,7 @@ from actors.rollout.spawn import rollout_part, spawn_rollout_actors
 from actors.rollout.spec import RolloutSpec
 from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.config.models import RunConfig
-from deploy.run.errors import in_a_sentence
+from deploy.run.errors import ServiceDiedError, in_a_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,15 @@ class RolloutFleet:
     async def rollout(self, actor: int, ticket: Ticket, moments: Any) -> Receipt:
         """Sample, score and submit one group; the receipt comes after the moments service acknowledged it.
 
-        Raises RayActorError where the actor dies before that. Who stops waiting takes the call back.
+        Raises RayActorError where the actor dies before that, ServiceDiedError where the moments service does. Who stops waiting
+        takes the call back.
         """
-        receipt: Receipt = await self._answer(actor, self.actors[actor].rollout.remote(ticket, moments))
+        try:
+            receipt: Receipt = await self._answer(actor, self.actors[actor].rollout.remote(ticket, moments))
+        except RayTaskError as error:  # raised in the actor, which therefore lives
+            if isinstance(error, RayActorError):
+                raise ServiceDiedError("the moments service died before it answered submit_table") from error
+            raise
         return receipt
 
     def doubt(self, actor: int) -> bool:
