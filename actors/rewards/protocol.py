@@ -17,6 +17,8 @@ MAX_READ = 4096
 """Characters of a text that are looked at for secrets before it is cut to MAX_REASON."""
 MAX_PARTS = 16
 MAX_NAME = 40
+NOT_A_NUMBER = "not a number"
+"""What stands in the error of a verifier that returned another kind of thing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class FunctionVerifier:
             parts = _parts(value) if isinstance(value, Mapping) else None
             whole = math.fsum(parts.values()) if parts is not None else value
             if not isinstance(whole, numbers.Real):
-                return Verdict(None, f"verifier returned {type(whole).__name__}, not a number")
+                return Verdict(None, f"verifier returned {type(whole).__name__}, {NOT_A_NUMBER}")
             reward = float(whole)
         except BaseException as error:
             # Whatever a verifier raises is an error of this completion, and of nothing else; but not that it was told to stop.
@@ -119,7 +121,19 @@ def as_verifier(found: Any) -> Verifier:
         return verifier
     if not callable(found):
         raise TypeError(f"a {type(found).__name__}, not a callable")
+    _refuse_other_arguments(found)
     return FunctionVerifier(found)
+
+
+def _refuse_other_arguments(function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # one in C that does not tell
+        return
+    try:
+        signature.bind(None, "")
+    except TypeError as error:
+        raise TypeError(f"called as (prompt, completion), and takes {signature}: {error}") from None
 
 
 def reason(error: BaseException) -> str:

@@ -58,9 +58,11 @@ def plan(
     from deploy.cluster.plan import arithmetic_table, processes_table
     from deploy.run.launch import read_pool
     from deploy.run.policy_check import refuse_unfit_policy
+    from deploy.run.verifier_check import refuse_unusable_verifiers
 
     config = load_recipe(recipe, override or ())
     pool = read_pool(config)
+    refuse_unusable_verifiers(config, pool)
     refuse_unfit_policy(config, pool)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))

@@ -24,6 +24,7 @@ from deploy.cli.options import (
     WithoutLostGroups,
     refuse_without_resume,
 )
+from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
@@ -125,18 +126,24 @@ def _train(
     from deploy.run.policy_check import refuse_unfit_policy
     from deploy.run.ray_cluster import connect
     from deploy.run.ray_watch import joined_ray, started_ray, watched
+    from deploy.run.verifier_check import refuse_unusable_verifiers
     from deploy.rundir.resume import refuse_what_cannot_go_on
 
     show = None
     if dashboard is not None:
-        from deploy.dashboard.actor import parse_address, start_dashboard
+        from deploy.dashboard.actor import parse_address, refuse_taken, start_dashboard
 
-        show = partial(start_dashboard, *parse_address(dashboard))
+        access, port = parse_address(dashboard)
+        refuse_taken(access, port)
+        show = partial(start_dashboard, access, port)
+    if named_address(address) is not None:
+        ray_to_join(address)
     if directory is not None and point is not None:
         refuse_what_cannot_go_on(config, directory, point)
     pool = read_pool(config)
     if point is not None and (new := refuse_other_prompts(config, pool, point)):
         _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
+    refuse_unusable_verifiers(config, pool)
     refuse_unfit_policy(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
@@ -217,8 +224,13 @@ def _new_directory(config: RunConfig) -> RunDirectory:
     try:
         return RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
     except OSError as error:
+        why = (
+            "a file is in the way"
+            if isinstance(error, FileExistsError | NotADirectoryError)
+            else error.strerror or error
+        )
         raise EnvironmentProblemError(
-            f"runs_dir: {config.runs_dir}: no run directory can be made there ({error.strerror or error}); name another place"
+            f"runs_dir: {config.runs_dir}: no run directory can be made there ({why}); name another place"
         ) from None
 
 

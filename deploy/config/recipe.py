@@ -21,14 +21,15 @@ class ConfigError(ValueError):
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a YAML recipe and apply `a.b=c` overrides. Raises ConfigError with everything that is wrong."""
     try:
-        text = path.read_text(encoding="utf-8")
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         shipped = sorted(p.stem for p in (Path(__file__).parents[1] / "recipes").glob("*.yaml"))
         raise ConfigError(f"no recipe at {path}; shipped in deploy/recipes: {', '.join(shipped)}") from None
-    try:
-        raw = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        raise ConfigError(f"{path} cannot be read: {why}; a recipe is a YAML file") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML: {_one_line(error)}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path} holds no settings; a recipe is a mapping of keys to values")
     for override in overrides:
@@ -98,6 +99,13 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         node[_place(node, last, override)] = parsed
     else:
         node[last] = parsed
+
+
+def _one_line(error: yaml.YAMLError) -> str:
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join(str(error).split())
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
 
 
 def _utf8(argument: str) -> str:

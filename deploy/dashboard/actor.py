@@ -44,6 +44,14 @@ def parse_address(address: str) -> tuple[Access, int]:
     return access, int(port)
 
 
+def refuse_taken(access: Access, port: int) -> None:
+    """Raise ConfigError where the address cannot be had on this node, before there is anything that would have to end."""
+    try:
+        listen(access.host, port).close()
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("--port 0", "--dashboard 0")) from None
+
+
 def start_dashboard(access: Access, port: int, runs_dir: Path) -> tuple[Any, str]:
     """Start it on this node. Returns its handle, which keeps it, and its address. Raises ConfigError as `DashboardActor`."""
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)

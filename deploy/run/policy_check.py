@@ -1,6 +1,7 @@
 """A policy that cannot be trained, or cannot be given a run's prompts, is found before anything starts."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from actors.prompts.pool import PromptPool
@@ -8,6 +9,7 @@ from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.run.prompt_lengths import refuse_unfit_prompts
 
+_HUB_TIMEOUT_S = 10.0
 _LENGTHS = (
     "max_position_embeddings",
     "n_positions",
@@ -25,6 +27,7 @@ _REACH_ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "d
 
 def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
     """Raise ConfigError for a policy whose files, length or tokenizer cannot serve this run and its prompts."""
+    _refuse_nowhere(config.policy)
     # Imported here: it takes seconds, and a recipe with a mistake in it is refused without them.
     from actors.engines.policy_files import UnfitPolicyError, here, read_config, read_policy_files
 
@@ -46,6 +49,27 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
             "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
     refuse_unfit_prompts(config, pool, text.vocab_size)
+
+
+def _refuse_nowhere(policy: str) -> None:
+    """Raise ConfigError where nothing is at a path, or nobody has a model of that name. One question: others would ask for half a minute."""
+    if Path(policy).is_dir():
+        return
+    if Path(policy).is_absolute():
+        raise ConfigError(
+            f"policy: {policy} is no directory; name one that holds a Hugging Face model, or a model by its name"
+        )
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    try:
+        if not isinstance(try_to_load_from_cache(policy, "config.json"), str):
+            get_hf_file_metadata(hf_hub_url(policy, "config.json"), timeout=_HUB_TIMEOUT_S)
+    except Exception as error:  # its own, or of whichever HTTP library it stands on
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"policy: {policy} is no directory beside the recipe, and {constants.ENDPOINT} gives no model of that name "
+            f"({reason}); write ./NAME for a directory, or fetch it where there is a network: hf download {policy}"
+        ) from None
 
 
 def model_reach(text_config: Any) -> float | None:

@@ -37,7 +37,7 @@ def test_a_model_name_is_counted_with_its_own_tokenizer_and_found_again(
 
 def test_a_policy_that_is_nowhere_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_as("somebody/tiny", tmp_path, monkeypatch)
-    with pytest.raises(ConfigError, match="policy: somebody/else is no Hugging Face directory"):
+    with pytest.raises(ConfigError, match="policy: somebody/else is no directory beside the recipe, and "):
         refuse_unfit_policy(config("somebody/else"), POOL)
 
 

@@ -1,4 +1,4 @@
-"""Commands that only look, given what they cannot look at: one sentence that names it and the remedy, exit code 2, no traceback."""
+"""Commands, given what they cannot use: one sentence that names it and the remedy, the right exit code, no traceback, no process left."""
 
 import asyncio
 import os
@@ -6,10 +6,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
+import ray
+import yaml
 
 from deploy.cli import main as cli
+from deploy.config.recipe import load_recipe
 from deploy.dashboard.serve import TOKEN_VARIABLE, listen
+from deploy.run.launch import read_pool
+from deploy.run.verifier_check import refuse_unusable_verifiers
+from tests.hub import POLICY
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -21,14 +28,15 @@ Say = Callable[..., str]
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Say:
     """What `bvblend` says of arguments that it refuses, in one line."""
 
-    def say(*arguments: object) -> str:
+    def say(*arguments: object, code: int = 2) -> str:
         monkeypatch.setattr("sys.argv", ["bvblend", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             cli.main()
         told = capsys.readouterr()
-        assert ended.value.code == 2, told
+        assert ended.value.code == code, told
         assert "Traceback" not in told.err and told.out == ""
         assert len(told.err.splitlines()) == 1, told.err
+        assert not ray.is_initialized() and not psutil.Process().children()
         return told.err
 
     return say
@@ -143,4 +151,146 @@ def test_an_address_that_the_dashboard_cannot_have(refused: Say, run: Path, monk
     ],
 )
 def test_what_is_named_and_not_there(refused: Say, arguments: tuple[str, ...], what: str) -> None:
+    assert what in refused(*arguments)
+
+
+VERIFIERS = """
+def says(prompt, completion): return "good"
+def forgets(prompt, completion): pass
+def wants_more(prompt, completion, tokens): return 1.0
+number = 3
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory to call from, as somebody new has it: a recipe, prompts, verifiers, and things that are neither."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in {
+        "q.jsonl": "".join(f'{{"question": "What is {n}?", "answer": "{n}"}}\n' for n in range(8)),
+        "none.jsonl": "",
+        "my_verifiers.py": VERIFIERS,
+        "without_license.py": "raise RuntimeError('no license')",
+        "half.py": "def score(",
+        "file": "",
+        "list.yaml": "- steps",
+        "cut.yaml": "steps: [1\n",
+        "garbage.jsonl": "garbage",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "bytes.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "directory").mkdir()
+    recipe = {
+        "name": "mine",
+        "policy": str(POLICY),
+        "steps": 1,
+        "group_size": 2,
+        "batch_groups": 2,
+        "prompts": {"max_tokens": 64, "sources": [{"kind": "jsonl", "name": "q", "path": "q.jsonl"}]},
+        "sampling": {"max_tokens": 8},
+        "rollout": {"engine": "transformers", "max_model_len": 128},
+    }
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        ("nowhere.yaml", "no recipe at nowhere.yaml; shipped in deploy/recipes"),
+        ("directory", "directory cannot be read: Is a directory; a recipe is a YAML file"),
+        ("bytes.yaml", "bytes.yaml cannot be read: not UTF-8 at byte 0; a recipe is a YAML file"),
+        ("list.yaml", "list.yaml holds no settings; a recipe is a mapping of keys to values"),
+        ("file", "file holds no settings"),
+        ("cut.yaml", "cut.yaml is not YAML: line 2, column 1: "),
+    ],
+)
+def test_a_recipe_that_is_none(refused: Say, place: Path, recipe: str, what: str) -> None:
+    for command in ("plan", "train"):
+        assert what in refused(command, recipe)
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ("steps=many", "steps: Input should be a valid integer"),
+        ("stpes=3", "stpes: unknown key (value 3); did you mean steps?"),
+        ("batch_groups=0", "batch_groups: Input should be greater than or equal to 1"),
+        ("group_size=0", "group_size: Input should be greater than or equal to 1"),
+        ("prompts.sources=[]", "prompts.sources: Tuple should have at least 1 item"),
+        ("prompts.sources.0.path=none.jsonl", "none.jsonl holds no prompts"),
+        ("prompts.sources.0.path=gone.jsonl", "gone.jsonl' is no file"),
+        ("prompts.sources.0.path=directory", "directory' is no file"),
+        ("prompts.sources.0.verifier=exatc", "did you mean `exact`"),
+        (
+            "prompts.sources.0.verifier=not_there:score",
+            "`not_there:score` does not load: No module named 'not_there'; modules are",
+        ),
+        ("prompts.sources.0.verifier=without_license:score", "does not load: RuntimeError: no license"),
+        ("prompts.sources.0.verifier=half:score", "does not load: SyntaxError: "),
+        ("prompts.sources.0.verifier=my_verifiers:gone", "has no attribute 'gone'"),
+        ("prompts.sources.0.verifier=my_verifiers:number", "not a callable"),
+        ("prompts.sources.0.verifier=my_verifiers:wants_more", "and takes (prompt, completion, tokens)"),
+        ("prompts.sources.0.verifier=my_verifiers:says", "returned str, not a number; let `my_verifiers:says` return"),
+        ("policy=/nowhere/at/all", "/nowhere/at/all is no directory; name one that holds a Hugging Face model"),
+        ("policy=./directory", "directory is no Hugging Face directory"),
+        ("policy=a/b/c", "a/b/c is no directory beside the recipe, and "),
+    ],
+)
+def test_a_setting_that_cannot_be(refused: Say, place: Path, setting: str, what: str) -> None:
+    assert what in refused("train", "mine.yaml", "--set", setting)
+    assert not (place / "runs").exists()
+
+
+@pytest.mark.parametrize("estimator", ["rloo", "pass_at_k"])
+def test_groups_of_one_where_nothing_can_be_compared(refused: Say, place: Path, estimator: str) -> None:
+    said = refused("train", "mine.yaml", "--set", f"moments.estimator={estimator}", "--set", "group_size=1")
+    assert "gives no group of group_size = 1 any advantage; raise group_size" in said
+
+
+def test_a_verifier_that_forgets_to_return_is_warned_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = load_recipe(place / "mine.yaml", ["prompts.sources.0.verifier=my_verifiers:forgets"])
+    refuse_unusable_verifiers(config, read_pool(config))
+    assert "about the gold answer '0' of the first prompt, verifier returned NoneType, not a number" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("runs_dir", "why"), [("file", "a file is in the way"), ("/proc/runs", "No such file"), ("file/runs", "a file is")]
+)
+def test_a_place_where_no_run_can_be_made(refused: Say, place: Path, runs_dir: str, why: str) -> None:
+    said = refused("train", "mine.yaml", "--set", f"runs_dir={runs_dir}", code=3)
+    assert f"runs_dir: {runs_dir}: no run directory can be made there ({why}" in said and "name another place" in said
+
+
+def test_a_port_that_is_taken(refused: Say, place: Path) -> None:
+    taken = listen("127.0.0.1", 0)
+    port = taken.getsockname()[1]
+    said = refused("train", "mine.yaml", "--dashboard", port)
+    assert f"{port}: Address already in use; --dashboard 0 takes a free one" in said
+    taken.close()
+    assert "write PORT or HOST:PORT" in refused("train", "mine.yaml", "--dashboard", "http")
+
+
+def test_a_cluster_where_nobody_answers(refused: Say, place: Path) -> None:
+    assert "no Ray cluster answers at 127.0.0.1:1" in refused("train", "mine.yaml", "--address", "127.0.0.1:1", code=3)
+    assert not (place / "runs").exists()
+    said = refused("submit", "mine.yaml", "--address", "http://127.0.0.1:1", "--set", "runs_dir=/shared/runs", code=3)
+    assert "http://127.0.0.1:1" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("train",), "name a recipe, or a run to --resume, and not both"),
+        (("train", "mine.yaml", "--resume", "directory"), "and not both"),
+        (("train", "--resume", "directory"), "no run there (no config.yaml in it)"),
+        (("train", "mine.yaml", "--track", "tensorbord"), "did you mean tensorboard?"),
+        (("replay", "gone.jsonl"), "no log at gone.jsonl"),
+        (("replay", "garbage.jsonl"), "garbage.jsonl: line 1: "),
+        (("replay", "none.jsonl"), "none.jsonl: the log is empty"),
+        (("replay", "directory"), "directory: neither *.parquet nor *.jsonl there"),
+        (("replay", "garbage.jsonl", "--estimator", "gpro"), "did you mean grpo"),
+    ],
+)
+def test_an_argument_that_leads_nowhere(refused: Say, place: Path, arguments: tuple[str, ...], what: str) -> None:
     assert what in refused(*arguments)
