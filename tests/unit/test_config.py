@@ -146,7 +146,8 @@ def test_every_field_that_holds_a_path_is_expanded() -> None:
     found = dict(path_like(RunConfig))
     expected = {"policy", "runs_dir", "prompts.sources.path", "moments.clusters.encoder", "moments.clusters.cache_dir"}
     assert expected <= set(found)
-    assert not {key for key, schema in found.items() if schema.get("format") != "path"}, "give these fields PathText"
+    texts = {key: schema for key, schema in found.items() if schema.get("type") != "integer"}
+    assert not {key for key, schema in texts.items() if schema.get("format") != "path"}, "give these fields PathText"
 
 
 def test_paths_are_expanded_before_anything_is_made(
