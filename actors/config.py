@@ -103,7 +103,7 @@ class VerifierLimits(StrictModel):
     file_gib: float = Field(1.0, gt=0)
     """Size of each file that it writes, in GiB."""
     processes: int | None = Field(None, ge=16)
-    """Processes and threads of this machine's user, all of them, as the kernel counts; null for no limit. Root is not bound by it."""
+    """Processes and threads of its user as the kernel counts: in its user namespace where it has one, else on the whole machine; null for no limit. Root is not bound by it."""
 
 
 class RewardsConfig(StrictModel):

@@ -4,7 +4,6 @@ Usage: python -m actors.rewards.child PIPE_HANDLE TIMEOUT_S LIMITS_AS_JSON. Ends
 """
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
@@ -21,8 +20,6 @@ from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict, Verifier, brief, reason, was_told_to_stop
 from actors.verifiers import get_verifier
 
-PR_SET_CHILD_SUBREAPER = 36
-"""Of <sys/prctl.h>."""
 FIRST_PRIVATE = 24
 """The descriptor of the pipe is this one or one of as many behind it; a process may have at least 64."""
 GRACE_S = 5.0
@@ -170,8 +167,6 @@ def main(handle: int, timeout_s: float, limits: Mapping[str, int]) -> None:
     private = fcntl.fcntl(handle, fcntl.F_DUPFD_CLOEXEC, secrets.randbelow(FIRST_PRIVATE) + FIRST_PRIVATE)
     os.close(handle)
     _limit(limits)
-    # What a verifier started and left stays below this process, where it is found when this one is killed.
-    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     # What a verifier forks has no pipe to answer by.
     os.register_at_fork(after_in_child=lambda: os.close(private))
     with Connection(private) as pipe:

@@ -1,11 +1,13 @@
 """The parent's end of one verifier process: asks, checks every answer, and kills what does not answer in time.
 
 The child is a plain subprocess and not multiprocessing's: that one would import the parent's main module again, which
-in a Ray worker is Ray's own worker script.
+in a Ray worker is Ray's own worker script. Between the two stands `actors.rewards.supervisor`, which ends as the child ended, and
+before that kills all that was started below it.
 """
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 import os
@@ -14,16 +16,16 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-import psutil
-
 from actors.config import VerifierLimits
 from actors.import_path import module_command, module_environment
 from actors.prompts.prompt import Prompt
+from actors.rewards import supervisor
 from actors.rewards.child import GRACE_S, Request
 from actors.rewards.protocol import MAX_NAME, MAX_PARTS, MAX_REASON, Attempt, Verdict, brief
 from actors.rewards.stderr import StderrTail
@@ -70,14 +72,19 @@ class VerifierProcess:
         with far_end, os.fdopen(self._stderr.far_end, "wb") as stderr:
             handle = far_end.fileno()
             self._process = subprocess.Popen(
-                module_command("actors.rewards.child", str(handle), str(timeout_s), told),
+                _supervised(
+                    pid_namespace_allowed(),
+                    handle,
+                    module_command("actors.rewards.child", str(handle), str(timeout_s), told),
+                ),
                 pass_fds=(handle,),
-                stdin=subprocess.DEVNULL,
+                # The supervisor ends all when this is closed, which the end of this process does, too.
+                stdin=subprocess.PIPE,
                 # What verifiers print is hostile text, too; errors travel through the pipe.
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 env=module_environment(),
-                # A group of its own, so that whatever a verifier starts is killed with it.
+                # What this process's group gets from a terminal is not for them.
                 start_new_session=True,
             )
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
@@ -247,33 +254,31 @@ class VerifierProcess:
             answers.put_nowait(ProcessDiedError(death))
 
     def _kill(self, grace_s: float) -> bool:
-        """Kill it and its group; returns whether it had ended by itself within `grace_s`, which its exit code then is of."""
-        # Only before the process is reaped is its id still its own, and its group's.
+        """End everything; returns whether the verifier had ended by itself within `grace_s`, which the exit code then is of."""
+        assert self._process.stdin is not None
         handle = os.pidfd_open(self._process.pid)
         try:
             ended = bool(select.select([handle], [], [], grace_s)[0])
+            self._process.stdin.close()
+            # Only a supervisor that somebody has stopped takes longer.
+            if not select.select([handle], [], [], GRACE_S)[0]:
+                self._process.kill()
         finally:
             os.close(handle)
-        if not ended:
-            self._kill_descendants()
-        # The group is gone already where the process died before it could make one.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         return ended
 
-    def _kill_descendants(self) -> None:
-        """Also those that left its session: the process adopts them all while it lives. It is stopped first, and starts no more."""
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._process.pid)
-            process.suspend()
-            killed: set[int] = set()
-            # Until a look finds nobody new: those that are not killed yet may start others.
-            while found := [each for each in process.children(recursive=True) if each.pid not in killed]:
-                for each in found:
-                    killed.add(each.pid)
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        each.kill()
+
+@functools.cache
+def pid_namespace_allowed() -> bool:
+    """Whether verifiers of this process can have a pid namespace of their own. Tried once, in 50 ms."""
+    tried = subprocess.run(_supervised(True, -1, []), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return tried.returncode == 0
+
+
+def _supervised(namespace: bool, handle: int, command: Sequence[str]) -> list[str]:
+    # Isolated and without site-packages: it needs nothing of them, and starts in a fraction of the time.
+    return [sys.executable, "-I", "-S", supervisor.__file__, str(int(namespace)), str(handle), *command]
 
 
 def _kernel_limits(limits: VerifierLimits) -> dict[str, int]:

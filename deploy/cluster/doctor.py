@@ -14,6 +14,7 @@ import psutil
 from rich.table import Table
 from rich.text import Text
 
+from actors.rewards.process import pid_namespace_allowed
 from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import PackageCheck
 
@@ -42,6 +43,7 @@ def check_machine() -> list[MachineCheck]:
         _memory(),
         _clock(),
         _gpus(),
+        _verifiers(),
         _ray(),
     ]  # fmt: skip
     shared = Path("/dev/shm")
@@ -111,6 +113,12 @@ def _gpus() -> MachineCheck:
         return MachineCheck("GPU", "none: everything runs on the CPU")
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return MachineCheck("GPU", ", ".join(names))
+
+
+def _verifiers() -> MachineCheck:
+    if pid_namespace_allowed():
+        return MachineCheck("verifiers", "a pid namespace for each: the kernel ends all that one started")
+    return MachineCheck("verifiers", "no pid namespace allowed here: a supervisor ends all that one started")
 
 
 def _ray() -> MachineCheck:

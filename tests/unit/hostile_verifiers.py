@@ -66,25 +66,26 @@ def obey(prompt: Prompt, completion: str) -> Any:
         case "regex":
             # Holds the interpreter lock: nothing in the process can interrupt it.
             re.match(r"(a+)+$", "a" * 64 + "b")
-        case "spawn":
-            child = subprocess.Popen([sys.executable, "-c", "import threading; threading.Event().wait()"])
-            Path(argument).write_text(str(child.pid))
-            return 1
-        case "daemon":
-            # Twice forked, in a session of its own and with an empty environment.
-            script = "import os, sys\nif os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)\n"
-            script += "open(sys.argv[1], 'w').write(str(os.getpid()))\nimport threading; threading.Event().wait()"
-            subprocess.run([sys.executable, "-c", script, f"{argument}.partial"], env={}, check=True)
-            while not Path(f"{argument}.partial").exists() or not Path(f"{argument}.partial").read_text():
-                os.sched_yield()
-            Path(f"{argument}.partial").rename(argument)
+        case "spawn" | "daemon":
+            # It holds the named pipe open. A daemon is twice forked, in a session of its own and with an empty environment.
+            leave = "if os.fork(): os._exit(0)\nos.setsid()\nif os.fork(): os._exit(0)" if action == "daemon" else ""
+            script = f"import os, sys, threading\n{leave}\nheld = open(sys.argv[1], 'wb', 0)\nos.write(1, b'.')\n"
+            script += "threading.Event().wait()"
+            started = subprocess.Popen([sys.executable, "-c", script, argument], env={}, stdout=subprocess.PIPE)
+            assert started.stdout is not None and started.stdout.read(1) == b"."
             return 1
         case "print":
             print("1.0", flush=True)
             return 0.5
-        case "pid":
-            Path(argument).write_text(str(os.getpid()))
+        case "hold":
+            HELD.append(os.open(argument, os.O_WRONLY))
             return 1
+        case "touch":
+            Path(argument).touch()
+            return 1
+        case "look":
+            # Itself, and nobody of outside where it is in a namespace.
+            return Path(f"/proc/{os.getpid()}").samefile("/proc/self")
     return float(action)
 
 
@@ -115,6 +116,8 @@ def lived_before(trace: Path) -> bool:
     return before
 
 
+HELD: list[int] = []
+"""Open until the process ends."""
 MET: dict[str, list["asyncio.Future[None]"]] = {}
 
 

@@ -8,15 +8,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from actors.config import RewardsConfig
 from actors.prompts.prompt import Prompt
+from actors.rewards import process
 from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
-from actors.rewards.process import VerifierProcess
+from actors.rewards.process import VerifierProcess, pid_namespace_allowed
 from actors.rewards.protocol import Attempt, Verdict
 from actors.rewards.thread import RewardThread
 
@@ -42,16 +43,46 @@ async def judge(pool: RewardPool, asked: Prompt, completions: list[str]) -> list
     return await pool.judge(asked, [Attempt(text, index) for index, text in enumerate(completions)])
 
 
-def ends(pid: int) -> bool:
-    """Whether a process is gone, or goes within a minute: a kill is delivered after the call that sends it returns."""
-    try:
-        process = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([process], [], [], 60.0)[0])
-    finally:
-        os.close(process)
+def below(pool: RewardPool) -> list[psutil.Process]:
+    """Of the pool's one verifier: its supervisor, who gets the orphans, and the verifier itself."""
+    (busy,) = pool._processes
+    line = [psutil.Process(busy.process._process.pid)]
+    while len(line) < 3:
+        line += line[-1].children()
+    return line
+
+
+def in_namespace(other: psutil.Process) -> bool:
+    return not Path(f"/proc/{other.pid}/ns/pid").samefile("/proc/self/ns/pid")
+
+
+class Trace:
+    """A named pipe; whoever is asked to holds it open as long as it lives. No id: the same one means others elsewhere."""
+
+    def __init__(self, path: Path) -> None:
+        os.mkfifo(path)
+        self.path, self._waiting = path, select.poll()
+        self._handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self._waiting.register(self._handle, 0)  # for its hanging up, which it does after somebody had held it
+
+    def lives(self) -> bool:
+        return not self._waiting.poll(0)
+
+    def ends(self) -> bool:
+        """Within a minute: a kill is delivered after the call that sends it returns."""
+        return bool(self._waiting.poll(60_000))
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> Trace:
+    return Trace(tmp_path / "trace")
+
+
+@pytest.fixture(params=[True, False], ids=["namespace", "none"])
+def namespace(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Where it is not allowed, nothing else may be asked of the kernel."""
+    monkeypatch.setattr(process, "pid_namespace_allowed", lambda: request.param and pid_namespace_allowed())
+    return bool(request.param)
 
 
 async def test_rewards_come_back_in_order(pool: RewardPool) -> None:
@@ -136,37 +167,59 @@ async def test_a_verifier_that_cannot_be_loaded_is_an_error(pool: RewardPool, ve
         await pool.start([verifier])
 
 
-async def test_a_child_that_died_between_requests_is_replaced(pool: RewardPool, tmp_path: Path) -> None:
-    await judge(pool, prompt(), [f"pid {tmp_path / 'pid'}"])
-    child = int((tmp_path / "pid").read_text())
-    os.kill(child, signal.SIGKILL)
-    with suppress(ChildProcessError):  # the pool noticed first, and has reaped it
-        await asyncio.to_thread(os.waitid, os.P_PID, child, os.WEXITED | os.WNOWAIT)
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize(("killed", "started"), [(0, "hold"), (1, "daemon"), (2, "daemon")])
+async def test_a_child_that_died_between_requests_is_replaced(
+    pool: RewardPool, trace: Trace, killed: int, started: str
+) -> None:
+    """Also where it was its supervisor, or who gets the orphans."""
+    await judge(pool, prompt(), [f"{started} {trace.path}"])
+    line = below(pool)
+    line[killed].kill()
+    await asyncio.to_thread(line[-1].wait, 60)
+    assert await asyncio.to_thread(trace.ends)
     assert await judge(pool, prompt(), ["1"]) == [Verdict(1.0, None)]
 
 
-async def test_what_a_verifier_started_dies_with_it(pool: RewardPool, tmp_path: Path) -> None:
-    scores = await judge(pool, prompt(), [f"spawn {tmp_path / 'started'}", "exit 1"])
-    assert [score.reward for score in scores] == [1.0, None]
-    assert ends(int((tmp_path / "started").read_text()))
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("started", ["spawn", "daemon"])
+@pytest.mark.parametrize(
+    ("then", "error"),
+    [
+        ("exit 1", "ended its process with exit code 1"),
+        ("segfault", "was killed by SIGSEGV"),
+        ("hang", "timed out after 2 s"),
+    ],
+)
+async def test_what_a_verifier_started_dies_with_it(
+    monkeypatch: pytest.MonkeyPatch, trace: Trace, started: str, then: str, error: str
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    pool = RewardPool(RewardsConfig(timeout_s=2.0 if then == "hang" else 60.0))
+    await pool.start([OBEY])
+    assert await judge(pool, prompt(), [f"{started} {trace.path}"]) == [Verdict(1.0)]
+    assert trace.lives()
+    assert await judge(pool, prompt(), [then]) == [Verdict(None, f"verifier {error}")]
+    assert await asyncio.to_thread(trace.ends)
+    await pool.close()
 
 
-async def test_close_leaves_nothing_running(pool: RewardPool, tmp_path: Path) -> None:
-    await judge(pool, prompt(), [f"pid {tmp_path / 'child'}", f"spawn {tmp_path / 'started'}"])
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("started", ["hold", "spawn", "daemon"])
+async def test_close_leaves_nothing_running(pool: RewardPool, trace: Trace, started: str) -> None:
+    assert await judge(pool, prompt(), [f"{started} {trace.path}"]) == [Verdict(1.0)]
+    assert trace.lives()
     await pool.close()
     await pool.close()
-    assert ends(int((tmp_path / "child").read_text()))
-    assert ends(int((tmp_path / "started").read_text()))
+    assert trace.ends()
     with pytest.raises(RewardPoolClosedError):
         await judge(pool, prompt(), ["1"])
 
 
-async def test_close_ends_what_left_its_session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    pool = RewardPool(RewardsConfig(timeout_s=20.0))
-    assert await judge(pool, prompt(), [f"daemon {tmp_path / 'first'}"]) == [Verdict(1.0)]
-    await pool.close()
-    assert ends(int((tmp_path / "first").read_text()))
+async def test_a_verifier_finds_itself_by_its_id(pool: RewardPool, namespace: bool) -> None:
+    """In a namespace its id is small, and /proc is of the namespace, too."""
+    assert await judge(pool, prompt(), ["look"]) == [Verdict(1.0)]
+    assert [in_namespace(each) for each in below(pool)] == [False, *[namespace and pid_namespace_allowed()] * 2]
 
 
 async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +236,7 @@ async def test_close_ends_a_request_under_way(monkeypatch: pytest.MonkeyPatch) -
 async def test_close_ends_a_request_that_its_process_does_not_take(pool: RewardPool, tmp_path: Path) -> None:
     """The process is busy for ever, and the pipe to it is full."""
     await pool.start([LATER])
-    busy = asyncio.create_task(judge(pool, prompt(LATER), [f"pid {tmp_path / 'begun'}", "hang"]))
+    busy = asyncio.create_task(judge(pool, prompt(LATER), [f"touch {tmp_path / 'begun'}", "hang"]))
     while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
         await asyncio.sleep(0.001)
     large = asyncio.create_task(judge(pool, prompt(LATER), ["x" * 50_000_000]))
@@ -196,30 +249,35 @@ async def test_close_ends_a_request_that_its_process_does_not_take(pool: RewardP
 
 
 async def test_a_request_that_no_process_takes_has_a_deadline(pool: RewardPool, tmp_path: Path) -> None:
-    process = VerifierProcess(timeout_s=600.0, start_timeout_s=60.0)
-    assert await process.load(LATER) is None
-    busy = asyncio.create_task(process.judge(prompt(LATER), [Attempt(f"pid {tmp_path / 'begun'}"), Attempt("hang")]))
+    asked = VerifierProcess(timeout_s=600.0, start_timeout_s=60.0)
+    assert await asked.load(LATER) is None
+    busy = asyncio.create_task(asked.judge(prompt(LATER), [Attempt(f"touch {tmp_path / 'begun'}"), Attempt("hang")]))
     while not (tmp_path / "begun").exists():  # noqa: ASYNC110 - another process makes it, and nothing tells us
         await asyncio.sleep(0.001)
-    process._start_timeout_s = 0.1
-    assert await process.judge(prompt(LATER), [Attempt("x" * 50_000_000)]) == ({}, "did not take its request in 0.1 s")
+    asked._start_timeout_s = 0.1
+    assert await asked.judge(prompt(LATER), [Attempt("x" * 50_000_000)]) == ({}, "did not take its request in 0.1 s")
     assert (await busy)[1] == "did not take its request in 0.1 s"
-    await process.kill()
+    await asked.kill()
 
 
-def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
-    """The parent is killed outright."""
+@pytest.mark.parametrize("started", ["hold", "spawn", "daemon"])
+@pytest.mark.parametrize("allowed", [True, False])
+def test_nothing_outlives_the_actor(trace: Trace, started: str, allowed: bool) -> None:
+    """It is killed outright."""
     code = f"""
 import asyncio, os
 from actors.prompts.prompt import Prompt
 from actors.config import RewardsConfig
+from actors.rewards import process
 from actors.rewards.pool import RewardPool
 from actors.rewards.protocol import Attempt
+
+process.pid_namespace_allowed = {"process.pid_namespace_allowed" if allowed else "lambda: False"}
 
 async def main():
     pool = RewardPool(RewardsConfig(timeout_s=600))
     prompt = Prompt("p", "s", "?", None, {OBEY!r})
-    assert (await pool.judge(prompt, [Attempt("pid {tmp_path / "pid"}")]))[0].reward == 1.0
+    assert (await pool.judge(prompt, [Attempt("{started} {trace.path}")]))[0].reward == 1.0
     os.kill(os.getpid(), 9)
 
 asyncio.run(main())
@@ -229,7 +287,7 @@ asyncio.run(main())
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, capture_output=True, timeout=60, text=True
     )
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, "")
-    assert ends(int((tmp_path / "pid").read_text()))
+    assert trace.ends()
 
 
 async def test_a_slow_verifier_does_not_hold_up_groups_of_another(pool: RewardPool, tmp_path: Path) -> None:
