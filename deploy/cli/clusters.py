@@ -11,6 +11,7 @@ import typer
 
 from deploy.cli.console import console
 from deploy.cli.options import Overrides
+from deploy.cli.places import writing
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
@@ -46,7 +47,8 @@ def fit(
     if config.moments.clusters.by == "embedding" and config.moments.clusters.count == "auto":
         console.print(choice_table(choose_count(prompts.embedded(), seed)))
     clusters = fit_clusters(config.moments.clusters, prompts, seed)
-    clusters.save(out)
+    with writing(out):
+        clusters.save(out)
     sizes = np.bincount(clusters.assign_prompts(prompts), minlength=len(clusters))
     console.print(f"{len(clusters)} clusters by {clusters.by}, {len(prompts)} prompts, codebook {clusters.fingerprint}")
     console.print(f"prompts per cluster: {', '.join(map(str, sorted(sizes.tolist(), reverse=True)))}")

@@ -7,6 +7,7 @@ import typer
 
 from deploy.cli.console import console, errors
 from deploy.cli.options import Overrides
+from deploy.cli.places import writing
 from deploy.cluster.environment import EnvironmentProblemError, check_packages
 from deploy.config.recipe import ConfigError
 from deploy.rundir.find import find_run, load_run_config
@@ -124,7 +125,9 @@ def doctor(
 
         directory = find_run(run)
         out = out or Path(f"bvblend-doctor-{directory.path.name}.zip")
-        for line in write_bundle(directory, out, packages, checks):
+        with writing(out):
+            lines = list(write_bundle(directory, out, packages, checks))
+        for line in lines:
             console.print(line, soft_wrap=True)
     if any(check.problem for check in packages) or any(check.problem for check in checks):
         raise EnvironmentProblemError("the environment is wrong or half made: see the last column")

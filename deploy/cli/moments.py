@@ -11,9 +11,9 @@ from rich.table import Table
 
 from deploy.cli.console import console
 from deploy.cli.options import Overrides
-from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.cli.places import new_run_directory, writing
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.rundir.find import find_run, load_run_config
-from deploy.rundir.layout import RunDirectory
 
 if TYPE_CHECKING:
     from moments_service.offline.portable import PortableMoments
@@ -55,7 +55,7 @@ def import_moments(
     config = load_recipe(recipe, override or ())
     start = read_warm_start(config, exported, None, discount)
     assert start is not None
-    run = RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
+    run = new_run_directory(config)
     start.place(run.moments)
     console.print(f"start it: bvblend train --resume {run.path}", soft_wrap=True)
 
@@ -126,7 +126,8 @@ def rebuild_moments(
 
 def _write(portable: "PortableMoments", out: Path) -> None:
     try:
-        portable.write(out)
+        with writing(out):
+            portable.write(out)
     except ValueError as error:
         raise ConfigError(f"--out: {error}") from None
 

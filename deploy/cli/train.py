@@ -24,8 +24,9 @@ from deploy.cli.options import (
     WithoutLostGroups,
     refuse_without_resume,
 )
+from deploy.cli.places import new_run_directory
 from deploy.cluster.address import named_address, ray_to_join
-from deploy.cluster.environment import EnvironmentProblemError, require_packages
+from deploy.cluster.environment import require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError
@@ -147,7 +148,7 @@ def _train(
     refuse_unfit_policy(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
-        directory = _new_directory(config)
+        directory = new_run_directory(config)
         owned.enter_context(RunOwner.acquire(directory.path))
     else:
         _keep_changes(config, directory)
@@ -218,20 +219,6 @@ def _end_ray(own_ray: "OwnRay | None") -> None:
     ray.shutdown()
     if own_ray is not None:
         own_ray.close()
-
-
-def _new_directory(config: RunConfig) -> RunDirectory:
-    try:
-        return RunDirectory.create(Path(config.runs_dir), config.name, dump_config(config))
-    except OSError as error:
-        why = (
-            "a file is in the way"
-            if isinstance(error, FileExistsError | NotADirectoryError)
-            else error.strerror or error
-        )
-        raise EnvironmentProblemError(
-            f"runs_dir: {config.runs_dir}: no run directory can be made there ({why}); name another place"
-        ) from None
 
 
 def _keep_changes(config: RunConfig, directory: RunDirectory) -> None:

@@ -294,3 +294,8 @@ def test_a_cluster_where_nobody_answers(refused: Say, place: Path) -> None:
 )
 def test_an_argument_that_leads_nowhere(refused: Say, place: Path, arguments: tuple[str, ...], what: str) -> None:
     assert what in refused(*arguments)
+
+
+def test_an_output_that_cannot_be_written(refused: Say, place: Path) -> None:
+    said = refused("clusters", "fit", "mine.yaml", "--set", "moments.clusters.by=source", "--out", "file/out", code=3)
+    assert "--out file/out: it cannot be written there (Not a directory); name another place" in said
