@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from actors.import_path import own_packages_first
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, UnloadableVerifierError
@@ -34,7 +35,7 @@ def refuse_unusable_verifiers(config: RunConfig, pool: PromptPool) -> None:
 def _called_from_here() -> Iterator[None]:
     """Modules are found in the working directory first, as in the processes that Ray starts; a script's own path lacks it."""
     before = sys.path[:]
-    sys.path.insert(0, str(Path.cwd()))
+    sys.path[:] = own_packages_first([str(Path.cwd()), *before])
     try:
         yield
     finally:
