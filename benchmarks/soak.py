@@ -97,7 +97,9 @@ def descendants(pid: int) -> dict[int, int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                parents[int(entry.name)] = int(
+                    (entry / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[1]
+                )
             except (FileNotFoundError, ProcessLookupError):
                 continue
     found = {pid: parents[pid]}
@@ -108,7 +110,7 @@ def descendants(pid: int) -> dict[int, int]:
 
 def roles(run: Path, driver: int) -> dict[int, str]:
     """Role of every process of the run: ours by live.json, Ray's by their command line, others by the role that started them."""
-    live = json.loads((run / "live.json").read_text())
+    live = json.loads((run / "live.json").read_text(encoding="utf-8"))
     ours = {process["pid"]: process["role"].split()[0] for process in live["processes"]} | {driver: "driver"}
     tree = descendants(driver)
 
@@ -135,10 +137,10 @@ def use(step: int, role: str, pid: int) -> Use:
     """Raises FileNotFoundError or ProcessLookupError for a process that has ended."""
     place = Path(f"/proc/{pid}")
     kib: dict[str, int] = defaultdict(int)
-    for line in (place / "smaps_rollup").read_text().splitlines()[1:]:
+    for line in (place / "smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]:
         name, value = line.split()[:2]
         kib[name.rstrip(":")] = int(value)
-    threads = int((place / "stat").read_text().rsplit(")", 1)[1].split()[17])
+    threads = int((place / "stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[17])
     uss = kib["Private_Clean"] + kib["Private_Dirty"]
     descriptors = len(list((place / "fd").iterdir()))
     return Use(step, role, pid, kib["Rss"], kib["Pss"], uss, kib["Anonymous"], descriptors, threads)
@@ -182,7 +184,9 @@ def soak(steps: int, every_s: float, limit_s: float, runs: Path) -> tuple[list[l
         finally:
             driver.kill()
     if code not in (0, 130):
-        raise RuntimeError(f"the run ended with code {code}: {(runs / 'output.log').read_text()[-2000:]}")
+        raise RuntimeError(
+            f"the run ended with code {code}: {(runs / 'output.log').read_text(encoding='utf-8')[-2000:]}"
+        )
     return samples, samples[-1][0].step
 
 

@@ -204,9 +204,11 @@ def integrated_beta_density(p: float, alpha: float, beta: float) -> float:
     logarithms = (alpha - 1) * np.log(x) + (beta - 1) * np.log(1 - x)
     top = logarithms.max()
     norm = np.exp(np.maximum(logarithms - top, -700)).sum() / points
-    at = 1.0 if alpha == 1 else p ** (alpha - 1)
-    at *= 1.0 if beta == 1 else (1 - p) ** (beta - 1)
-    return float(math.exp(math.log(at) - top) / norm) if at > 0 else 0.0
+    if (p == 0 and alpha > 1) or (p == 1 and beta > 1):
+        return 0.0
+    # As logarithms: groups that are nearly equal give exponents in the thousands.
+    at = (0.0 if alpha == 1 else (alpha - 1) * math.log(p)) + (0.0 if beta == 1 else (beta - 1) * math.log(1 - p))
+    return float(math.exp(at - top) / norm)
 
 
 def bnpo(rows: Rows, lengths: list[list[int]]) -> Rows:

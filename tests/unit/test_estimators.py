@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import BlendConfig
@@ -96,6 +96,7 @@ def test_any_batch_equals_the_oracle(name: str, batch: list) -> None:
 
 
 @settings(max_examples=25, deadline=None)
+@example(batch=[[(0.0, 0), (0.0, 0), (1.0, 0), (0.25, 0)], [(0.0, 0)] * 4 + [(1.0, 0), (1.0, 0), (0.25, 0)]])
 @given(batch=batches_of(binned))
 def test_bnpo_equals_its_oracle(batch: list) -> None:
     # Rewards in steps: an integral on a grid cannot follow a density as narrow as nearly equal groups make it.
