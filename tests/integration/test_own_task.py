@@ -24,10 +24,11 @@ steps: 2
 batch_groups: 4
 group_size: 2
 prompts:
+  max_tokens: 100
   sources:
     - {kind: jsonl, name: sums, path: sums.jsonl, held_out: 4, verifier: "my_task:ends_with_answer"}
 sampling: {max_tokens: 8}
-rollout: {engine: transformers}
+rollout: {engine: transformers, max_model_len: 128}
 """
 
 
