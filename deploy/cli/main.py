@@ -57,13 +57,14 @@ def plan(
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.cluster.plan import arithmetic_table, processes_table
     from deploy.run.launch import read_pool
-    from deploy.run.policy_check import refuse_unfit_policy
+    from deploy.run.policy_check_apart import PolicyCheck
     from deploy.run.verifier_check import refuse_unusable_verifiers
 
     config = load_recipe(recipe, override or ())
-    pool = read_pool(config)
-    refuse_unusable_verifiers(config, pool)
-    refuse_unfit_policy(config, pool)
+    with PolicyCheck() as policy_check:
+        pool = read_pool(config)
+        refuse_unusable_verifiers(config, pool)
+        policy_check.refuse_unfit(config, pool)
     console.print(processes_table(config))
     console.print(arithmetic_table(config, pool))
     if named_address(address) is not None:

@@ -30,6 +30,7 @@ from deploy.cluster.environment import require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
 from deploy.run.errors import StoppedByHandError
+from deploy.run.policy_check_apart import PolicyCheck
 from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.owner import RunOwner
@@ -82,6 +83,7 @@ def train(
             assert recipe is not None
             config = load_recipe(recipe, override or ())
         require_packages(config.rollout.engine.kind)
+        policy_check = owned.enter_context(PolicyCheck())
         from deploy.run.warm_start import read_warm_start
         from deploy.rundir.resume import resume_point
 
@@ -100,6 +102,7 @@ def train(
             point,
             address,
             start,
+            policy_check,
             owned,
             dashboard=dashboard,
             trackers=trackers,
@@ -113,6 +116,7 @@ def _train(
     point: "ResumePoint | None",
     address: str | None,
     start: "WarmStart | None",
+    policy_check: PolicyCheck,
     owned: ExitStack,
     *,
     dashboard: str | None,
@@ -124,7 +128,6 @@ def _train(
     from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
     from deploy.run.launch import read_pool, refuse_other_prompts, run_training
-    from deploy.run.policy_check import refuse_unfit_policy
     from deploy.run.ray_cluster import connect
     from deploy.run.ray_watch import joined_ray, started_ray, watched
     from deploy.run.verifier_check import refuse_unusable_verifiers
@@ -145,7 +148,7 @@ def _train(
     if point is not None and (new := refuse_other_prompts(config, pool, point)):
         _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
     refuse_unusable_verifiers(config, pool)
-    refuse_unfit_policy(config, pool)
+    policy_check.refuse_unfit(config, pool)
     refuse_unwritable_mirror(config)
     if directory is None:
         directory = new_run_directory(config)

@@ -27,7 +27,7 @@ _REACH_ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "d
 
 def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
     """Raise ConfigError for a policy whose files, length or tokenizer cannot serve this run and its prompts."""
-    _refuse_nowhere(config.policy)
+    refuse_nowhere(config.policy)
     # Imported here: it takes seconds, and a recipe with a mistake in it is refused without them.
     from actors.engines.policy_files import UnfitPolicyError, here, read_config, read_policy_files
 
@@ -51,7 +51,7 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
     refuse_unfit_prompts(config, pool, text.vocab_size)
 
 
-def _refuse_nowhere(policy: str) -> None:
+def refuse_nowhere(policy: str) -> None:
     """Raise ConfigError where nothing is at a path, or nobody has a model of that name. One question: others would ask for half a minute."""
     if Path(policy).is_dir():
         return
