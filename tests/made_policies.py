@@ -36,6 +36,7 @@ MADE: dict[str, PretrainedConfig] = {
         n_group=2,
         topk_group=1,
         first_k_dense_replace=1,
+        topk_method="noaux_tc",  # as in the published config.json; by it vLLM makes the router's bias
     ),
     "gpt_neox": transformers.GPTNeoXConfig(**SMALL),
     "qwen3": transformers.Qwen3Config(**GROUPED, head_dim=32),

@@ -113,13 +113,13 @@ def one_round(config: MomentsConfig, directory: Path, seed: int, sequence: int) 
         asyncio.run(load(config, directory, seed, sequence, acknowledge))
     os.close(acknowledge)
     with os.fdopen(receive) as pipe:
-        # Every fifth dies while it starts and replays, the others while they work.
-        if seed % 5:
-            pipe.readline()
-        time.sleep(random.Random(seed).uniform(0.0, 0.2))
+        # Every fifth dies while it starts and replays, the others in the middle of their work, however fast the machine is just now.
+        chance = random.Random(seed)
+        heard = [pipe.readline() for _ in range(chance.randint(1, 60))] if seed % 5 else []
+        time.sleep(chance.uniform(0.0, 0.03 if heard else 0.2))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        return pipe.read().splitlines()
+        return "".join([*heard, pipe.read()]).splitlines()
 
 
 def check(config: MomentsConfig, directory: Path, acknowledged: list[str], groups: set[str]) -> None:

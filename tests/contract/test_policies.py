@@ -31,8 +31,9 @@ async def test_an_engine_samples_from_the_weights_it_was_sent(name: str, tmp_pat
     await sampled_after_an_update("transformers", name, tmp_path)
 
 
+# vLLM's latent attention on CPU takes the published sizes only: no DeepSeek-V3 that a test can hold runs there.
 @pytest.mark.long
-@pytest.mark.parametrize("name", MADE)
+@pytest.mark.parametrize("name", [name for name in MADE if name != "deepseek_v3"])
 async def test_vllm_samples_from_the_weights_it_was_sent(name: str, tmp_path: Path) -> None:
     await sampled_after_an_update({"kind": "vllm", "kv_cache_gib": 0.125}, name, tmp_path)
 

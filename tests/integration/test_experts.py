@@ -49,7 +49,7 @@ def test_a_mixture_of_experts_trains_and_is_exported_under_the_names_of_its_file
     rows = [json.loads(line) for line in (tmp_path / "runs" / "latest" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 3
     # The log-probs of the engine are the learner's: the weights that were sent are those that sample.
-    assert all(row["mismatch_max"] < 1e-3 for row in rows), rows
+    assert all(row["learner/mismatch_max"] < 1e-3 for row in rows), rows
     before = load_file(policy / "model.safetensors")
     after = load_file(tmp_path / "runs" / "latest" / "policy" / "model.safetensors")
     assert after.keys() == before.keys()
