@@ -38,6 +38,7 @@ from deploy.watching.trackers import TrackerName, chosen_trackers
 from moments_service import durable
 
 if TYPE_CHECKING:
+    from actors.prompts.pool import PromptPool
     from deploy.report.live import Display
     from deploy.run.ray_cluster import OwnRay
     from deploy.rundir.resume import ResumePoint
@@ -125,13 +126,10 @@ def _train(
 ) -> None:
     from actors.placement import alive_nodes
     from deploy.cluster.placement import refuse_what_does_not_fit
-    from deploy.mirror.mirror import refuse_unwritable_mirror
     from deploy.report.live import create_display
-    from deploy.run.launch import read_pool, refuse_other_prompts, run_training
+    from deploy.run.launch import run_training
     from deploy.run.ray_cluster import connect
     from deploy.run.ray_watch import joined_ray, started_ray, watched
-    from deploy.run.verifier_check import refuse_unusable_verifiers
-    from deploy.rundir.resume import refuse_what_cannot_go_on
 
     show = None
     if dashboard is not None:
@@ -142,14 +140,7 @@ def _train(
         show = partial(start_dashboard, access, port)
     if named_address(address) is not None:
         ray_to_join(address)
-    if directory is not None and point is not None:
-        refuse_what_cannot_go_on(config, directory, point)
-    pool = read_pool(config)
-    if point is not None and (new := refuse_other_prompts(config, pool, point)):
-        _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
-    refuse_unusable_verifiers(config, pool)
-    policy_check.refuse_unfit(config, pool)
-    refuse_unwritable_mirror(config)
+    pool = _usable_prompts(config, directory, point, policy_check)
     if directory is None:
         directory = new_run_directory(config)
         owned.enter_context(RunOwner.acquire(directory.path))
@@ -185,6 +176,26 @@ def _train(
             display.note(f"dashboard: {page}")
         result = asyncio.run(run_training(config, directory, pool, display, point, trackers))
     _show_end(result.summary, directory)
+
+
+def _usable_prompts(
+    config: RunConfig, directory: RunDirectory | None, point: "ResumePoint | None", policy_check: PolicyCheck
+) -> "PromptPool":
+    """The prompts of the run, once everything that they and the configuration name was found fit. Raises ConfigError before anything starts."""
+    from deploy.mirror.mirror import refuse_unwritable_mirror
+    from deploy.run.launch import read_pool, refuse_other_prompts
+    from deploy.run.verifier_check import refuse_unusable_verifiers
+    from deploy.rundir.resume import refuse_what_cannot_go_on
+
+    if directory is not None and point is not None:
+        refuse_what_cannot_go_on(config, directory, point)
+    pool = read_pool(config)
+    if point is not None and (new := refuse_other_prompts(config, pool, point)):
+        _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
+    refuse_unusable_verifiers(config, pool)
+    policy_check.refuse_unfit(config, pool)
+    refuse_unwritable_mirror(config)
+    return pool
 
 
 @contextmanager
