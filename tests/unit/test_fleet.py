@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError
+from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors.prompts.prompt import Prompt, Ticket
 from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.run import fleet as fleet_module
+from deploy.run.errors import ServiceDiedError
 from deploy.run.fleet import RolloutFleet
 from tests.unit.test_placement import recipe
 
@@ -289,3 +290,20 @@ async def test_an_actor_s_own_timeout_is_neither_a_hang_nor_a_late_start(
     fleet.suspend(1)
     with pytest.raises(TimeoutError, match="the file system did not answer"):
         await fleet.start()
+
+
+async def test_an_actor_that_tells_of_the_death_of_the_moments_service_lives(
+    fleet: RolloutFleet, actors: list[FakeActor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives an error that was raised in an actor the type of its cause as well."""
+    monkeypatch.setattr(fleet_module.ray, "cancel", lambda call: None)
+    told = RayTaskError("rollout", "where it was raised", ActorDiedError()).as_instanceof_cause()
+    assert isinstance(told, RayActorError)
+
+    async def tell(*_: object) -> None:
+        raise told
+
+    actors[0].rollout = Method(tell)
+    with pytest.raises(ServiceDiedError, match="the moments service died"):
+        await fleet.rollout(0, Ticket("0:0:0:0", PROMPTS[0], 2, 0), None)
+    assert fleet.serving(0)
