@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array
-from moments_service.moments import CommittedRewards, History
+from moments_service.moments import CommittedRewards, History, Indices
 from moments_service.strict import StrictModel
 
 SIGNAL_FLOOR = 1e-6
@@ -20,12 +20,20 @@ class RewardBatch:
 
     rewards: [M, G] raw verifier rewards, NaN where a completion has none.    lengths: [M, G] completion tokens.
     prompts: M prompt ids.    history: the moments of each group's cluster before this batch, [M] rows.
+    clusters: [M], whose moments those are.    born: [M] policy version that each group was sampled by.
+    score_norms: [M, G] squared norm of the score of a completion's token, on average: of the gradient of its log-prob by the
+    logits.    surprisals: [M, G] mean -log-prob of its tokens, in nats.
+    None where nobody knows.
     """
 
     rewards: Array
     lengths: Array
     prompts: tuple[str, ...]
     history: History
+    clusters: Indices | None = None
+    born: Indices | None = None
+    score_norms: Array | None = None
+    surprisals: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,8 @@ class CommittedRewards:
 
     clusters: [M].    rewards: [M, G] raw verifier rewards, NaN where there is none.    prompts: M prompt ids.
     policy_version: of the policy that the batch was trained into.    move: how far that step moved it, None if unmeasured.
-    lengths: [M, G] completion tokens, NaN past the size of a group; None where nobody counted them.
+    lengths: [M, G] completion tokens, NaN past the size of a group.    born, score_norms, surprisals: as in `RewardBatch`.
+    None where nobody knows.
     """
 
     clusters: Indices
@@ -44,6 +45,9 @@ class CommittedRewards:
     policy_version: int
     move: PolicyMove | None = None
     lengths: Array | None = None
+    born: Indices | None = None
+    score_norms: Array | None = None
+    surprisals: Array | None = None
 
 
 class ClusterMoments(Protocol):
