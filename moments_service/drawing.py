@@ -23,7 +23,9 @@ def blend(config: MomentsConfig, state: MomentsState, step: int, groups: Groups,
     groups: in feed order.    closed: what the commit of this step will take in beside them; alarms look at both.
     """
     table, clusters = groups.table, groups.clusters
-    rewards = RewardBatch(table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters))
+    rewards = RewardBatch(
+        table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters), sizes=table.sizes
+    )
     own = state.estimate(rewards)
     metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), config.blend.max_advantage)
     together = committed_rewards(groups, closed.all(), policy_version=-1, move=None)

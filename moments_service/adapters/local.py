@@ -91,8 +91,8 @@ class LocalMoments:
     ) -> Advantages:
         """Advantages of the batch of `step`, kept for `commit`; asked again, the step's batch is the newest one.
 
-        prompts: M texts.    rewards: [M, G], NaN or None for a completion without one.    lengths: [M, G] tokens; only
-        some estimators ask.    labels: M cluster names instead of the texts.    Returns values [M, G], NaN where there
+        prompts: M texts.    rewards: [M, G], NaN or None for a completion without one.    lengths: [M, G] tokens, 0 past
+        the size of a group.    labels: M cluster names instead of the texts.    Returns values [M, G], NaN where there
         is no reward, with the baseline, scale and weight they come from.
         """
         if step <= self.last_step:
@@ -186,8 +186,9 @@ class LocalMoments:
             )
         names = prompts if labels is None else labels
         drawn = _Drawn(self._assign(names), table, tuple(prompt_id(prompt) for prompt in prompts))
-        sizes = np.ones_like(table) if lengths is None else np.array(lengths, dtype=np.float64)
-        return RewardBatch(table, sizes, drawn.prompts, self._state.history(drawn.clusters)), drawn
+        tokens = np.ones_like(table) if lengths is None else np.array(lengths, dtype=np.float64)
+        history = self._state.history(drawn.clusters)
+        return RewardBatch(table, tokens, drawn.prompts, history, sizes=completions(table, tokens)), drawn
 
     def _assign(self, names: Sequence[str]) -> Indices:
         assigned = self.clusters.assign(names)
@@ -199,6 +200,11 @@ class LocalMoments:
         self._state.fold(step, CommittedRewards(drawn.clusters, drawn.rewards, drawn.prompts, policy_version, move))
         groups, missing = len(drawn.prompts), int(np.isnan(drawn.rewards).sum())
         self._counts += Counts(groups, drawn.rewards.size, missing, 0, groups)
+
+
+def completions(rewards: Array, lengths: Array) -> Indices:
+    """[M] completions of each group: those with a reward or with tokens. rewards, lengths: [M, G]."""
+    return (~np.isnan(rewards) | (lengths > 0)).sum(axis=1).astype(np.int64)
 
 
 def prompt_id(text: str) -> str:

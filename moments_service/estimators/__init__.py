@@ -3,6 +3,7 @@
 from typing import get_args
 
 from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RememberingEstimator, RewardBatch
+from moments_service.estimators.bbg import BBG
 from moments_service.estimators.bnpo import BNPO
 from moments_service.estimators.bv_blend import BlendConfig
 from moments_service.estimators.dbb import DBBOptions
@@ -16,10 +17,12 @@ from moments_service.estimators.maxrl import MaxRL
 from moments_service.estimators.ngrpo import NGRPO
 from moments_service.estimators.opo import OPO
 from moments_service.estimators.pass_at_k import PassAtK
+from moments_service.estimators.qae import QAE
 from moments_service.estimators.reinforce_pp import ReinforcePP
 from moments_service.estimators.reinforce_pp_baseline import ReinforcePPBaseline
 from moments_service.estimators.rloo import RLOO
 from moments_service.estimators.spo import SPOOptions
+from moments_service.estimators.w_reinforce import WReinforce
 
 __all__ = [
     "ESTIMATORS",
@@ -49,6 +52,9 @@ AnyEstimator = (
     | EBPOOptions
     | SPOOptions
     | DBBOptions
+    | QAE
+    | WReinforce
+    | BBG
 )
 """The options of every estimator."""
 ESTIMATORS: dict[str, type[EstimatorOptions]] = {

@@ -23,6 +23,7 @@ class RewardBatch:
     clusters: [M], whose moments those are.    born: [M] policy version that each group was sampled by.
     score_norms: [M, G] squared norm of the score of a completion's token, on average: of the gradient of its log-prob by the
     logits.    surprisals: [M, G] mean -log-prob of its tokens, in nats.
+    sizes: [M] completions that each group was sampled with, errors among them; None: just those with a reward.
     None where nobody knows.
     """
 
@@ -34,6 +35,12 @@ class RewardBatch:
     born: Indices | None = None
     score_norms: Array | None = None
     surprisals: Array | None = None
+    sizes: Indices | None = None
+
+    def lone_survivors(self) -> npt.NDArray[np.bool_]:
+        """[M]: whether errors have left a single reward of a group that was sampled with more."""
+        count = (~np.isnan(self.rewards)).sum(axis=1)
+        return np.zeros(len(count), dtype=np.bool_) if self.sizes is None else (count == 1) & (self.sizes > 1)
 
 
 @dataclass(frozen=True, slots=True)

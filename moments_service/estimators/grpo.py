@@ -22,12 +22,13 @@ class GRPO(EstimatorOptions):
 def grpo(batch: RewardBatch) -> Advantages:
     """A = (r - mean) / (std + 1e-6), std with n - 1 as in verl and TRL.
 
-    A group with a single reward has mean 0 and std 1, as in verl; a uniform group gives 0.
+    A group of one completion has mean 0 and std 1, as in verl. A uniform group gives 0, and so does one of which errors
+    left a single reward: there is nothing to compare it with.
     Source: GRPO (arXiv 2402.03300).
     """
     mean, _, count = group_moments(batch.rewards)
     single = count < 2
-    baseline = np.where(single, 0.0, mean)
+    baseline = np.where(single & ~batch.lone_survivors(), 0.0, mean)
     scale = np.where(single, 1.0, sample_deviation(batch.rewards))
     return advantages(batch.rewards, baseline, scale, EPSILON)
 

@@ -98,7 +98,8 @@ def _explain(
     state = rebuild(config, directory, incarnation, before_step=step).state
     assert state is not None
     history = state.history(np.array([entry.cluster for entry in batch]))
-    rewards = RewardBatch(table.rewards, table.lengths.astype(np.float64), table.prompt_ids, history)
+    lengths = table.lengths.astype(np.float64)
+    rewards = RewardBatch(table.rewards, lengths, table.prompt_ids, history, sizes=table.sizes)
 
     def numbers(values: np.ndarray, baseline: np.ndarray, scale: np.ndarray, weight: np.ndarray) -> Numbers:
         own = values[row, : len(group.rewards)].tolist()

@@ -159,7 +159,7 @@ def rewards_as_seen(name: str, rewards: np.ndarray) -> np.ndarray:
     kind = CONFIGS[name].estimator.kind
     if kind in ("maxrl", "bnpo"):
         return np.clip(rewards, 0.0, 1.0)
-    if kind == "pass_at_k":
+    if kind in ("pass_at_k", "w_reinforce", "bbg"):
         return np.where(np.isnan(rewards), np.nan, (rewards >= 1.0).astype(float))
     return rewards
 

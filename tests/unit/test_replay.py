@@ -156,9 +156,8 @@ def test_a_replay_is_what_training_would_have_done(variant: Any) -> None:
 
 
 def _uniform(rewards: list[float | None]) -> bool:
-    """Whether GRPO learns nothing from a group; a single reward of 1 has mean 0 and deviation 1 there, as in verl."""
-    known = [reward for reward in rewards if reward is not None]
-    return len(set(known)) == 1 and known != [1]
+    """Whether GRPO learns nothing from a group of several; one reward that errors left has nothing to be compared with."""
+    return len({reward for reward in rewards if reward is not None}) == 1
 
 
 def test_a_reward_that_no_cluster_can_remember_is_refused_with_its_line() -> None:
