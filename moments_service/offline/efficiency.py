@@ -1,0 +1,92 @@
+"""How much signal an estimator's advantages hold for the noise they add, measured on prompts whose truth is known.
+
+What pushes a policy the right way is how an advantage goes with the completion's luck, r - p, where p is its prompt's true
+mean; what blurs the push is its square. The efficiency of an advantage is eff = (E[A (r - p)])^2 / E[A^2] over prompts and
+samples: the squared signal to noise of a completion's push. The best possible is A = r - p itself, and by Cauchy and Schwarz
+eff <= E[(r - p)^2], so that eff / E[(r - p)^2], the effective signal, is a share of what a perfect baseline would give. RLOO
+has (G - 1) / G of it. Scales matter only where they differ from group to group; that an estimator weighs hard prompts more on
+purpose counts against it here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from moments_service.blend import Array
+from moments_service.config import MomentsConfig
+from moments_service.estimators import RewardBatch
+from moments_service.moments import CommittedRewards
+from moments_service.offline.population import Population, PromptStream
+from moments_service.state import MomentsState
+
+ORACLE = "oracle"
+"""The advantage r - p, which nobody can have."""
+
+
+@dataclass(slots=True)
+class Alignment:
+    """Sums of a stream of advantages, from which its efficiency comes."""
+
+    aligned: float = 0.0
+    """Of A (r - p)."""
+    squares: float = 0.0
+    """Of A^2."""
+    luck: float = 0.0
+    """Of (r - p)^2."""
+    count: int = 0
+
+    def add(self, values: Array, luck: Array) -> None:
+        """values: [M, G] advantages, NaN where there is none.    luck: [M, G] rewards less the true means of their prompts."""
+        known = ~np.isnan(values)
+        self.aligned += float((values * luck)[known].sum())
+        self.squares += float((values[known] ** 2).sum())
+        self.luck += float((luck[known] ** 2).sum())
+        self.count += int(known.sum())
+
+    @property
+    def efficiency(self) -> float:
+        """(E[A (r - p)])^2 / E[A^2], in square reward units; 0 for advantages that are all 0."""
+        return self.aligned**2 / (self.squares * self.count) if self.squares > 0 else 0.0
+
+    @property
+    def effective_signal(self) -> float:
+        """Share of a perfect baseline's efficiency, in [0, 1]."""
+        return self.aligned**2 / (self.squares * self.luck) if self.squares > 0 and self.luck > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a population is sampled: batches of `groups` groups of `size`; `before` of them become history before any is measured."""
+
+    groups: int
+    size: int
+    before: int
+    measured: int
+
+
+def measure(
+    configs: Mapping[str, MomentsConfig], population: Population, sampling: Sampling, seed: int
+) -> dict[str, Alignment]:
+    """Every estimator of `configs` on the same rewards of a population, and the oracle; by their names.
+
+    Each has a state of its own, which takes every batch in after it was measured, as in a run.
+    """
+    rng = np.random.default_rng(seed)
+    stream = PromptStream(population, rng)
+    states = {name: MomentsState(config, len(population.share)) for name, config in configs.items()}
+    found = {name: Alignment() for name in (*states, ORACLE)}
+    for step in range(sampling.before + sampling.measured):
+        prompts, clusters, means = stream.next(sampling.groups)
+        rewards = population.rewards(rng, clusters, means, sampling.size)
+        luck = rewards - means[:, None]
+        if step >= sampling.before:
+            found[ORACLE].add(luck, luck)
+        committed = CommittedRewards(clusters, rewards, prompts, policy_version=step + 1)
+        for name, state in states.items():
+            if step >= sampling.before:
+                history = state.history(clusters)
+                batch = RewardBatch(rewards, np.ones_like(rewards), prompts, history, clusters=clusters)
+                found[name].add(state.estimate(batch).values, luck)
+            state.fold(step, committed)
+    return found
