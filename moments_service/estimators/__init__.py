@@ -10,7 +10,9 @@ from moments_service.estimators.dbb import DBBOptions
 from moments_service.estimators.dr_grpo import DrGRPO
 from moments_service.estimators.ebpo import EBPOOptions
 from moments_service.estimators.grpo import GRPO
+from moments_service.estimators.ha_dw import HADWOptions
 from moments_service.estimators.james_stein import JamesStein
+from moments_service.estimators.kae import KAEOptions
 from moments_service.estimators.krpo import KRPO
 from moments_service.estimators.lite_ppo import LitePPO
 from moments_service.estimators.maxrl import MaxRL
@@ -20,8 +22,11 @@ from moments_service.estimators.pass_at_k import PassAtK
 from moments_service.estimators.qae import QAE
 from moments_service.estimators.reinforce_pp import ReinforcePP
 from moments_service.estimators.reinforce_pp_baseline import ReinforcePPBaseline
+from moments_service.estimators.rl_zvp import RLZVP
 from moments_service.estimators.rloo import RLOO
 from moments_service.estimators.spo import SPOOptions
+from moments_service.estimators.spo_pp import SPOPPOptions
+from moments_service.estimators.v05 import V05Options
 from moments_service.estimators.w_reinforce import WReinforce
 
 __all__ = [
@@ -55,6 +60,11 @@ AnyEstimator = (
     | QAE
     | WReinforce
     | BBG
+    | KAEOptions
+    | V05Options
+    | HADWOptions
+    | RLZVP
+    | SPOPPOptions
 )
 """The options of every estimator."""
 ESTIMATORS: dict[str, type[EstimatorOptions]] = {

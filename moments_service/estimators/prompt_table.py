@@ -88,10 +88,16 @@ def scores_by_prompt(prompts: Sequence[str], rewards: Array) -> tuple[tuple[str,
 
     prompts: M ids.    rewards: [M, G]. Sorting makes what is remembered independent of the order of groups.
     """
+    successes, failures = clipped_scores(rewards)
+    names, summed = sums_by_prompt(prompts, rewards, successes, failures)
+    return names, summed[0], summed[1]
+
+
+def sums_by_prompt(prompts: Sequence[str], rewards: Array, *columns: Array) -> tuple[tuple[str, ...], list[Array]]:
+    """The prompts of a batch that have a reward, sorted, with the sums of other columns, [M] each, over all of their groups."""
     groups = np.flatnonzero((~np.isnan(rewards)).any(axis=1))
     names = sorted({prompts[m] for m in groups.tolist()})
     row = {prompt: i for i, prompt in enumerate(names)}
     at = np.array([row[prompts[m]] for m in groups.tolist()], dtype=np.int64)
-    successes, failures = clipped_scores(rewards[groups])
-    summed = [np.bincount(at, weights=sums, minlength=len(names)).astype(np.float64) for sums in (successes, failures)]
-    return tuple(names), summed[0], summed[1]
+    summed = [np.bincount(at, weights=column[groups], minlength=len(names)).astype(np.float64) for column in columns]
+    return tuple(names), summed

@@ -22,5 +22,6 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     moments.fold(past)
     if isinstance(estimator, RememberingEstimator):
         estimator.fold(past)
-    batch = RewardBatch(rewards, np.ones_like(rewards), prompts, moments.history(clusters))
+    one = np.ones_like(rewards)
+    batch = RewardBatch(rewards, one, prompts, moments.history(clusters), clusters, score_norms=one, surprisals=one)
     return bool(estimator(batch).carries_signal().any())

@@ -30,7 +30,9 @@ CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig.model_validate({"estima
     )
 }
 CONFIGS |= {"pass_at_k-1": MomentsConfig.model_validate({"estimator": {"kind": "pass_at_k", "k": 1}})}
-REMEMBERING = ("spo", "dbb", "ebpo")
+REMEMBERING = ("spo", "dbb", "ebpo", "spo_pp", "kae", "v05", "ha_dw")
+EACH_ITS_OWN = ("krpo", "ha_dw", "rl_zvp")
+"""Estimators under which completions of a group have baselines or scales of their own."""
 LARGEST_EPSILON = 1e-4
 
 every_estimator = pytest.mark.parametrize("name", CONFIGS)
@@ -66,18 +68,34 @@ def clusters_of(groups: list) -> np.ndarray:
 
 
 def batch_for(state: MomentsState, groups: list, extra_columns: int = 0) -> RewardBatch:
+    lengths = [[n for _, n in row] for row, _, _ in groups]
     return RewardBatch(
         rewards=table([[r for r, _ in row] for row, _, _ in groups], np.nan, extra_columns),
-        lengths=table([[n for _, n in row] for row, _, _ in groups], 0.0, extra_columns),
+        lengths=table(lengths, 0.0, extra_columns),
         prompts=tuple(prompt for _, prompt, _ in groups),
         history=state.history(clusters_of(groups)),
+        clusters=clusters_of(groups),
+        born=np.array([max(state.last_step - row[0][1] % 2, 0) for row, _, _ in groups], dtype=np.int64),
+        score_norms=table([[n / 60 for n in row] for row in lengths], np.nan, extra_columns),
+        surprisals=table([[n / 20 for n in row] for row in lengths], np.nan, extra_columns),
+        sizes=np.array([len(row) for row in lengths], dtype=np.int64),
     )
 
 
 def fold(state: MomentsState, groups: list, move: PolicyMove | None = None) -> None:
     step = state.last_step + 1
     batch = batch_for(state, groups)
-    state.fold(step, CommittedRewards(clusters_of(groups), batch.rewards, batch.prompts, step + 1, move))
+    committed = CommittedRewards(
+        batch.clusters,
+        batch.rewards,
+        batch.prompts,
+        step + 1,
+        move,
+        born=batch.born,
+        score_norms=batch.score_norms,
+        surprisals=batch.surprisals,
+    )
+    state.fold(step, committed)
 
 
 def fresh(name: str) -> MomentsState:
@@ -164,11 +182,10 @@ def rewards_as_seen(name: str, rewards: np.ndarray) -> np.ndarray:
     return rewards
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "krpo"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in EACH_ITS_OWN])
 @some_examples
 @given(groups=batches, seen=st.booleans())
 def test_baseline_and_scale_explain_the_advantages(name: str, groups: list, seen: bool) -> None:
-    """All but KRPO, where every completion has its own."""
     state = experienced(name) if seen else fresh(name)
     batch = batch_for(state, groups)
     found = state.estimate(batch)
@@ -286,7 +303,9 @@ def test_a_fold_changes_what_comes_next(name: str) -> None:
     groups = random_groups(11)
     before = state.estimate(batch_for(state, groups))
     fold(state, [([(1.0, 1)] * 8, prompt, cluster) for _, prompt, cluster in groups])
-    assert np.nanmax(np.abs(state.estimate(batch_for(state, groups)).values - before.values)) > 1e-3
+    # The anchor of ha_dw moves by its own deviation, which soon is small.
+    least = 1e-4 if name == "ha_dw" else 1e-3
+    assert np.nanmax(np.abs(state.estimate(batch_for(state, groups)).values - before.values)) > least
 
 
 @remembering

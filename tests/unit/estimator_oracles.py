@@ -1,4 +1,4 @@
-"""What every estimator is to give, one completion at a time in plain Python, and the batches that are tried."""
+"""What every estimator is to give, one completion at a time in plain Python; the batches and pasts that are tried."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,8 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RewardBatch
-from moments_service.moments import History
+from moments_service.estimators import RememberingEstimator, RewardBatch
+from moments_service.messages.groups import PolicyMove
+from moments_service.moments import CommittedRewards, History
 
 Row = list[float | None]
 Rows = list[Row]
@@ -226,3 +227,56 @@ def bnpo(rows: Rows, lengths: list[list[int]]) -> Rows:
         return (clip01(r) - p) * min(1 / max(integrated_beta_density(p, alpha, beta), 1e-300), 1e6)
 
     return [each(row, lambda i, r, row=row: advantage(row, r)) for row in rows]
+
+
+# --- estimators that remember -----------------------------------------------------------------------------------------
+Step = tuple[list[tuple[str, Row]], float | None]
+"""Groups with their prompts, and how far the step moved the policy."""
+
+steps_strategy = st.lists(
+    st.tuples(
+        st.lists(
+            st.tuples(st.sampled_from("abcd"), st.lists(st.one_of(st.none(), anything), min_size=1, max_size=4)),
+            min_size=1,
+            max_size=4,
+        ),
+        st.one_of(st.none(), st.floats(0, 0.1)),
+    ),
+    min_size=0,
+    max_size=6,
+)
+group_rows = st.lists(st.lists(st.one_of(st.none(), anything), min_size=1, max_size=6), min_size=4, max_size=4)
+
+
+def remembering(
+    name: str, steps: list[Step], lags: Sequence[Sequence[int]] | None = None, **options: float
+) -> RememberingEstimator:
+    """An estimator that has folded these steps. lags: by how many versions the policy that sampled each group was older."""
+    estimator = configuration(name, **options).estimator.create()
+    assert isinstance(estimator, RememberingEstimator)
+    for version, (groups, log_ratio) in enumerate(steps):
+        move = None if log_ratio is None else PolicyMove(kl=1.0, log_ratio=log_ratio)
+        prompts = tuple(prompt for prompt, _ in groups)
+        clusters = np.zeros(len(groups), dtype=np.int64)
+        born = None if lags is None else sampled_by(version, lags[version][: len(groups)])
+        rewards = padded([row for _, row in groups])
+        estimator.fold(CommittedRewards(clusters, rewards, prompts, version + 1, move, born=born))
+    return estimator
+
+
+def sampled_by(version: int, lags: Sequence[int]) -> np.ndarray:
+    return np.array([max(version - lag, 0) for lag in lags], dtype=np.int64)
+
+
+def visits(prompt: str, steps: list[Step]) -> list[tuple[int, float, float]]:
+    """(step, successes, failures) of each step with a reward for the prompt."""
+    result = []
+    for number, (groups, _) in enumerate(steps):
+        scores = [clip01(r) for name, row in groups if name == prompt for r in known(row)]
+        if scores:
+            result.append((number, math.fsum(scores), math.fsum(1 - x for x in scores)))
+    return result
+
+
+def batch_whitened(residuals: Rows) -> Rows:
+    return whitened_by_tokens(residuals, [[1] * len(row) for row in residuals])

@@ -10,16 +10,17 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import BlendConfig
-from moments_service.estimators import ESTIMATORS, RememberingEstimator, RewardBatch
+from moments_service.estimators import ESTIMATORS, RewardBatch
 from moments_service.estimators.bnpo import beta_density
-from moments_service.messages.groups import PolicyMove
-from moments_service.moments import CommittedRewards, History
+from moments_service.moments import History
 from tests.unit.estimator_oracles import (
     Oracle,
     Row,
     Rows,
+    Step,
     anything,
     assert_rows,
+    batch_whitened,
     batches_of,
     binned,
     bnpo,
@@ -29,6 +30,7 @@ from tests.unit.estimator_oracles import (
     dr_grpo,
     each,
     estimated,
+    group_rows,
     integrated_beta_density,
     james_stein,
     known,
@@ -42,8 +44,11 @@ from tests.unit.estimator_oracles import (
     pass_at_k,
     ragged,
     reinforce_pp_baseline,
+    remembering,
     reward_batch,
     rloo,
+    steps_strategy,
+    visits,
     whitened_by_tokens,
 )
 
@@ -208,45 +213,6 @@ def test_an_unknown_estimator_gets_the_nearest_name(name: str, nearest: str) -> 
 
 
 # --- estimators that remember -----------------------------------------------------------------------------------------
-Step = tuple[list[tuple[str, Row]], float | None]
-"""Groups with their prompts, and how far the step moved the policy."""
-
-steps_strategy = st.lists(
-    st.tuples(
-        st.lists(
-            st.tuples(st.sampled_from("abcd"), st.lists(st.one_of(st.none(), anything), min_size=1, max_size=4)),
-            min_size=1,
-            max_size=4,
-        ),
-        st.one_of(st.none(), st.floats(0, 0.1)),
-    ),
-    min_size=0,
-    max_size=6,
-)
-group_rows = st.lists(st.lists(st.one_of(st.none(), anything), min_size=1, max_size=6), min_size=4, max_size=4)
-
-
-def remembering(name: str, steps: list[Step], **options: float) -> RememberingEstimator:
-    estimator = configuration(name, **options).estimator.create()
-    assert isinstance(estimator, RememberingEstimator)
-    for version, (groups, log_ratio) in enumerate(steps):
-        move = None if log_ratio is None else PolicyMove(kl=1.0, log_ratio=log_ratio)
-        prompts = tuple(prompt for prompt, _ in groups)
-        clusters = np.zeros(len(groups), dtype=np.int64)
-        estimator.fold(CommittedRewards(clusters, padded([row for _, row in groups]), prompts, version + 1, move))
-    return estimator
-
-
-def visits(prompt: str, steps: list[Step]) -> list[tuple[int, float, float]]:
-    """(step, successes, failures) of each step with a reward for the prompt."""
-    result = []
-    for number, (groups, _) in enumerate(steps):
-        scores = [clip01(r) for name, row in groups if name == prompt for r in known(row)]
-        if scores:
-            result.append((number, math.fsum(scores), math.fsum(1 - x for x in scores)))
-    return result
-
-
 def spo_value(prompt: str, steps: list[Step]) -> float:
     ones, zeros, last = 4.0, 4.0, None
     for number, successes, failures in visits(prompt, steps):
@@ -256,10 +222,6 @@ def spo_value(prompt: str, steps: list[Step]) -> float:
             ones, zeros = rho * ones, rho * zeros
         ones, zeros, last = ones + successes, zeros + failures, number
     return ones / (ones + zeros)
-
-
-def batch_whitened(residuals: Rows) -> Rows:
-    return whitened_by_tokens(residuals, [[1] * len(row) for row in residuals])
 
 
 @some_examples
