@@ -24,6 +24,8 @@ class SPOOptions(EstimatorOptions):
     """The least that a visit of a prompt leaves of what is remembered of it."""
     rho_max: float = Field(0.96, ge=0, le=1)
     """The most that it leaves; at least rho_min."""
+    initial_mass: float = Field(1.0, gt=0)
+    """Pseudo-rewards, at 1/2, of a prompt never seen; 1 / (1 - rho_min) is for a start that was sampled offline."""
 
     @model_validator(mode="after")
     def _bounds_are_in_order(self) -> "SPOOptions":
@@ -47,8 +49,8 @@ class SPO:
     it last sampled the prompt: the sum of the mean absolute log-ratios per token of the steps since, that of the visit's
     own step included. Where one of those steps was not measured, rho = rho_min: forgetting is then as fast as it gets.
 
-    A prompt never seen has v = 1/2 with the mass 1 / (1 - rho_min), 8 by default, which its first visit does not fade:
-    the paper samples this start offline. If a prompt comes twice in a batch, both groups have the same v and count as one
+    A prompt never seen has v = 1/2 with the mass `initial_mass`, which its first visit does not fade. The source starts at 1
+    online; its 1 / (1 - rho_min), 8 by default, belongs to a start that is sampled offline, which is not done here. If a prompt comes twice in a batch, both groups have the same v and count as one
     visit. A group without a reward is no visit. A batch of one completion, or of equal r - v, gives 0. The weight is 1
     for prompts seen before and else 0. The paper samples prompts by sqrt(v (1 - v)) + 0.05; `prompts.order: signal` with one
     cluster for each prompt comes near.
@@ -57,7 +59,7 @@ class SPO:
 
     def __init__(self, options: SPOOptions) -> None:
         self.d_half, self.rho_min, self.rho_max = options.d_half, options.rho_min, options.rho_max
-        each = 0.5 / (1.0 - self.rho_min)
+        each = 0.5 * options.initial_mass
         self._prompts = PromptTable({"successes": each, "failures": each, "moved_at": 0.0, "unmeasured_at": 0.0})
         self._clocks = {name: np.zeros(()) for name in CLOCKS}
 

@@ -9,13 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from moments_service.config import BlendConfig
-from moments_service.estimators import ESTIMATORS, RewardBatch
+from moments_service.estimators import ESTIMATORS
 from moments_service.estimators.bnpo import beta_density
-from moments_service.moments import History
 from tests.unit.estimator_oracles import (
     Oracle,
-    Row,
     Rows,
     Step,
     anything,
@@ -40,7 +37,6 @@ from tests.unit.estimator_oracles import (
     mean,
     ngrpo,
     opo,
-    padded,
     pass_at_k,
     ragged,
     reinforce_pp_baseline,
@@ -142,6 +138,30 @@ def test_reinforce_pp_over_equal_lengths_is_the_mean_and_deviation_of_the_batch(
     np.testing.assert_allclose(np.array(found, dtype=float), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("mean_of_tokens", [False, True])
+def test_the_baseline_of_opo_has_the_least_second_moment_of_the_gradient(mean_of_tokens: bool) -> None:
+    # Unit scores of tokens, each in a direction of its own: a completion's gradient has the squared norm L, or 1 / L.
+    rewards, lengths = np.array([1.0, 0.0, 0.5, 1.0]), np.array([1, 30, 4, 9])
+
+    def second_moment(baseline: float) -> float:
+        scores = [np.ones(n) / (n if mean_of_tokens else 1) for n in lengths.tolist()]
+        return math.fsum(
+            float(((r - baseline) * own @ own) * (r - baseline)) for r, own in zip(rewards, scores, strict=True)
+        )
+
+    batch = reward_batch([rewards.tolist()], [lengths.tolist()])
+    power = -1.0 if mean_of_tokens else 1.0
+    best = configuration("opo", length_power=power).estimator.create()(batch).baseline[0]
+    assert second_moment(best) < min(second_moment(best - 1e-3), second_moment(best + 1e-3))
+    other = configuration("opo", length_power=-power).estimator.create()(batch).baseline[0]
+    assert second_moment(other) > 1.2 * second_moment(best)
+
+
+def test_opo_without_length_is_the_mean_of_those_that_have_tokens() -> None:
+    assert_rows(estimated("opo", [[1.0, 0.0, 0.0]], [[5, 1, 0]], length_power=0), [[0.5, -0.5, -0.5]])
+    assert_rows(estimated("opo", [[1.0, 0.0, 0.0]], [[5, 1, 0]], length_power=-1), [[1 - 1 / 6, -1 / 6, -1 / 6]])
+
+
 def test_maxrl_weighs_a_lone_success_by_the_size_of_its_group() -> None:
     assert_rows(estimated("maxrl", [[1.0] + [0.0] * 7]), [[7.0] + [-1.0] * 7])
 
@@ -193,6 +213,12 @@ def test_krpo_takes_its_noises() -> None:
         ("spo", "d_half", 0, "greater than 0"),
         ("spo", "rho_min", 1, "less than 1"),
         ("spo", "rho_max", 0.5, "rho_max = 0.5: it must be between rho_min = 0.875 and 1"),
+        ("spo", "initial_mass", 0, "greater than 0"),
+        ("opo", "length_power", 2, "less than or equal to 1"),
+        ("kae", "visits", 0, "greater than or equal to 1"),
+        ("qae", "quantile", 0, "greater than 0"),
+        ("w_reinforce", "positive", -1, "greater than or equal to 0"),
+        ("bbg", "k", 0, "greater than or equal to 1"),
         ("dbb", "discount", 0, "greater than 0"),
         ("dbb", "discount", math.nan, "finite number"),
         ("pass_at_k", "kk", 2, "Extra inputs are not permitted"),
@@ -214,7 +240,7 @@ def test_an_unknown_estimator_gets_the_nearest_name(name: str, nearest: str) -> 
 
 # --- estimators that remember -----------------------------------------------------------------------------------------
 def spo_value(prompt: str, steps: list[Step]) -> float:
-    ones, zeros, last = 4.0, 4.0, None
+    ones, zeros, last = 0.5, 0.5, None
     for number, successes, failures in visits(prompt, steps):
         if last is not None:
             moves = [move for _, move in steps[last:number]]
@@ -283,9 +309,17 @@ def test_spo_forgets_the_less_the_policy_moved() -> None:
         ).state()
         return float(state["successes"][0]), float(state["failures"][0])
 
-    assert counts(0.0) == pytest.approx((0.96 * 12, 0.96 * 4 + 1))
-    assert counts(0.006) == pytest.approx((2**-0.1 * 12, 2**-0.1 * 4 + 1))
-    assert counts(9.0) == counts(None) == pytest.approx((0.875 * 12, 0.875 * 4 + 1))
+    assert counts(0.0) == pytest.approx((0.96 * 8.5, 0.96 * 0.5 + 1))
+    assert counts(0.006) == pytest.approx((2**-0.1 * 8.5, 2**-0.1 * 0.5 + 1))
+    assert counts(9.0) == counts(None) == pytest.approx((0.875 * 8.5, 0.875 * 0.5 + 1))
+
+
+def test_spo_starts_like_its_source_online_or_as_heavy_as_an_offline_start_is() -> None:
+    assert 1 / (1 - 0.875) == 8
+    for mass in (1.0, 8.0):
+        estimator = remembering("spo", [([("a", [1.0])], 0.0)], initial_mass=mass)
+        seen, unseen = estimator(reward_batch([[1.0, 0.0], [1.0, 0.0]], prompts="ab")).baseline
+        assert seen - unseen == pytest.approx((mass / 2 + 1) / (mass + 1) - 0.5)
 
 
 def test_dbb_counts_the_current_group_before_it_is_folded_in() -> None:
@@ -301,73 +335,6 @@ def test_ebpo_without_history_is_the_group_mean_over_the_deviation_of_the_batch(
     residuals = np.array(HALF) - np.array(HALF).mean(axis=1, keepdims=True)
     np.testing.assert_allclose(found.values, residuals / (residuals.std() + 1e-6))
     np.testing.assert_array_equal(found.weight, 0.0)
-
-
-# --- the variants and confidences of BV-Blend, METHODS A.8 ------------------------------------------------------------
-history_rows = st.tuples(
-    st.floats(-1, 1, width=32),
-    st.floats(0, 0.5, width=32),
-    st.floats(0.5, 100, width=32),
-    st.booleans(),
-    st.floats(0, 0.5, width=32),
-    st.floats(0, 0.5, width=32),
-)
-
-
-def blend_weight(row: Row, past: tuple, config: BlendConfig) -> float:
-    _, variance, mass, seen, within, between = past
-    if not seen:
-        return 0.0
-    rewards = known(row)
-    n = len(rewards)
-    if config.variant == "eb":
-        local, historical = within / max(n, 1), between + within / mass
-    elif config.variant == "precision":
-        # Half a reward of 1 and half a reward of 0 beside those of the group.
-        m = (math.fsum(rewards) + 0.5) / (n + 1)
-        smoothed = (math.fsum((r - m) ** 2 for r in rewards) + 0.5 * (1 - m) ** 2 + 0.5 * m**2) / (n + 1)
-        local, historical = smoothed / max(n, 1), variance / mass
-    else:
-        u = math.sqrt(variance / mass) / config.temperature
-        return {"exp": math.exp(-u), "rational": 1 / (1 + u), "linear": max(0.0, 1 - u)}[config.confidence]
-    return local / (local + historical) if local + historical > 0 else 0.0
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        BlendConfig(variant="eb"),
-        BlendConfig(variant="precision", max_advantage=2.0),
-        BlendConfig(confidence="rational"),
-        BlendConfig(confidence="linear", temperature=0.3),
-        BlendConfig(variant="paper", confidence="rational"),
-        BlendConfig(variant="paper", confidence="linear"),
-    ],
-    ids=lambda config: f"{config.variant}-{config.confidence}",
-)
-@some_examples
-@given(rows=group_rows, past=st.lists(history_rows, min_size=4, max_size=4))
-def test_the_variants_of_bv_blend_equal_their_oracle(config: BlendConfig, rows: Rows, past: list[tuple]) -> None:
-    columns = [np.array(column) for column in zip(*past, strict=True)]
-    history = History(*columns)
-    batch = RewardBatch(padded(rows), padded([[1] * len(row) for row in rows], 0.0), ("",) * 4, history)
-    found = config.create()(batch)
-    expected = []
-    for row, remembered in zip(rows, past, strict=True):
-        w, group_mean = blend_weight(row, remembered, config), mean(known(row))
-        local = math.fsum((r - group_mean) ** 2 for r in known(row)) / max(len(known(row)), 1)
-        squared = w * remembered[1] + (1 - w) * local
-        limit = math.inf if config.variant == "paper" else config.max_advantage
-        if config.variant != "paper":
-            squared += w * (1 - w) * (remembered[0] - group_mean) ** 2
-        b = w * remembered[0] + (1 - w) * group_mean
-        scale = math.sqrt(squared) + 1e-8
-        expected.append(each(row, lambda i, r, b=b, s=scale, top=limit: min(max((r - b) / s, -top), top)))
-    np.testing.assert_allclose(
-        found.weight, [blend_weight(row, h, config) for row, h in zip(rows, past, strict=True)], rtol=1e-6, atol=1e-7
-    )
-    # The oracle leaves Eq. 8's epsilon of 1e-8 beside the mass out; a scale near 0 magnifies that and all rounding.
-    assert_rows(ragged(found.values, rows), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_table_of_estimators_names_each_with_its_options() -> None:
