@@ -66,6 +66,29 @@ def replay(
 
 
 @inspect_app.command()
+def advise(
+    log: Annotated[Path, typer.Argument(help="A run directory, or a log that replay reads", show_default=False)],
+    override: Overrides = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the clusters and of what is drawn")] = 0,
+    reward: Annotated[
+        str | None, typer.Option(help="Columns that make the reward, as of replay", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All numbers, for programs")] = False,
+) -> None:
+    """Say from a log which estimator, group size and clusters suit it, and why. Example: bvblend advise runs/latest"""
+    from deploy.report.advice import advice_of, shown_advice
+    from deploy.report.replaying import reward_weights
+    from moments_service.durable import strict_json
+
+    weights = None if reward is None else reward_weights(reward)
+    found = advice_of(log, override or (), seed, errors, weights)
+    if as_json:
+        print(strict_json(found.as_json(), ascii_only=True))
+    else:
+        console.print(shown_advice(found, str(log)))
+
+
+@inspect_app.command()
 def dashboard(
     runs_dir: Annotated[Path, typer.Argument(help="Directory of runs, or one run")] = Path("runs"),
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8420,

@@ -256,10 +256,11 @@ def _note(line: str) -> None:
 
 
 def _show_end(summary: dict[str, Any], directory: RunDirectory) -> None:
-    from deploy.report.summary import rich_table, signal_sentence
+    from deploy.report.summary import end_sentences, rich_table
 
     console.print(rich_table(summary))
-    console.print(signal_sentence(summary))
+    for sentence in end_sentences(summary):
+        console.print(sentence, markup=False)
     console.print(f"picture and numbers: {directory.path}/summary.png, summary.md, summary.json", soft_wrap=True)
 
 

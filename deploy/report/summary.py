@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from deploy.cluster.environment import machine, versions
+from deploy.report.advice import advice_sentences
 from deploy.report.live import PHASES
 from deploy.report.numbers import shown
 from deploy.report.visible import one_line
@@ -36,11 +37,12 @@ def summarise(
     end: dict[str, Evaluation],
     estimator: str,
     steps: int = 2**62,
+    advice: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write all three files and return what summary.json holds.
 
     start, end: evaluations by split; without those that have no prompts.    steps: that the policy was trained for; rows of later ones are
-    of a history that a resume left. What was not measured is null.
+    of a history that a resume left. advice: of the run's rewards, as JSON. What was not measured is null.
     """
     rows = [row for row in directory.read_metrics() if row["step"] < steps]
     summary = {
@@ -58,6 +60,7 @@ def summarise(
             "grpo": _mean(column(rows, "signal/grpo")),
         },
         "groups_rescued": int(sum(column(rows, "signal/rescued_groups"))),
+        "advice": advice,
         "versions": versions(),
         "machine": machine(),
     }
@@ -90,7 +93,13 @@ def markdown(summary: dict[str, Any]) -> str:
     ]
     for name, *values in table_rows(summary):
         lines.append(f"| {_cell(name)} | " + " | ".join(values) + " |")
-    return "\n".join([*lines, "", signal_sentence(summary), ""])
+    return "\n".join([*lines, "", *end_sentences(summary), ""])
+
+
+def end_sentences(summary: dict[str, Any]) -> list[str]:
+    """What the samples were worth under the run's estimator, and what its rewards advise."""
+    advised = advice_sentences(summary["advice"])
+    return [signal_sentence(summary), *([""] if advised else []), *advised]
 
 
 def signal_sentence(summary: dict[str, Any]) -> str:

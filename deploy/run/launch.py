@@ -15,6 +15,7 @@ from actors.prompts.sources import load_prompts
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.mirror.mirror import mirrored
+from deploy.report.advice import advice_at_the_end
 from deploy.report.live import Display
 from deploy.report.summary import summarise
 from deploy.run.errors import StoppedByHandError
@@ -114,7 +115,9 @@ async def _trained_and_exported(run: Run, watched: dict[str, Sequence[Prompt]], 
     display.note("writing the final policy")
     await run.checkpoints.keep_moments()
     await run.learner.export_hf(str(run.directory.policy))
-    return RunResult(run.directory, summarise(run.directory, start, end, run.config.moments.estimator.kind, run.step))
+    advice = await asyncio.to_thread(advice_at_the_end, run.directory, run.config)
+    estimator = run.config.moments.estimator.kind
+    return RunResult(run.directory, summarise(run.directory, start, end, estimator, run.step, advice))
 
 
 async def _evaluated_training(

@@ -15,7 +15,7 @@ import numpy as np
 
 from moments_service.blend import Array
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RewardBatch
+from moments_service.estimators import Estimator, RememberingEstimator, RewardBatch
 from moments_service.moments import CommittedRewards
 from moments_service.offline.population import Population, PromptStream
 from moments_service.state import MomentsState
@@ -70,23 +70,43 @@ def measure(
 ) -> dict[str, Alignment]:
     """Every estimator of `configs` on the same rewards of a population, and the oracle; by their names.
 
-    Each has a state of its own, which takes every batch in after it was measured, as in a run.
+    Every batch becomes history after it was measured, as in a run. Those that keep the same moments, and nothing beside
+    them, share one state.
     """
     rng = np.random.default_rng(seed)
     stream = PromptStream(population, rng)
-    states = {name: MomentsState(config, len(population.share)) for name, config in configs.items()}
-    found = {name: Alignment() for name in (*states, ORACLE)}
+    states = _states(configs, len(population.share))
+    found = {name: Alignment() for name in (*configs, ORACLE)}
+    # Halfway through what is measured the population is what it says it is.
+    middle = sampling.before + (sampling.measured - 1) / 2
     for step in range(sampling.before + sampling.measured):
         prompts, clusters, means = stream.next(sampling.groups)
+        means = population.drifted(means, step - middle)
         rewards = population.rewards(rng, clusters, means, sampling.size)
         luck = rewards - means[:, None]
         if step >= sampling.before:
             found[ORACLE].add(luck, luck)
         committed = CommittedRewards(clusters, rewards, prompts, policy_version=step + 1)
-        for name, state in states.items():
+        for state, estimators in states:
             if step >= sampling.before:
                 history = state.history(clusters)
                 batch = RewardBatch(rewards, np.ones_like(rewards), prompts, history, clusters=clusters)
-                found[name].add(state.estimate(batch).values, luck)
+                for name, estimator in estimators.items():
+                    found[name].add(estimator(batch).values, luck)
             state.fold(step, committed)
     return found
+
+
+def _states(configs: Mapping[str, MomentsConfig], clusters: int) -> list[tuple[MomentsState, dict[str, Estimator]]]:
+    """States, each with the estimators that read it, by name."""
+    shared: dict[tuple[type, str], tuple[MomentsState, dict[str, Estimator]]] = {}
+    alone: list[tuple[MomentsState, dict[str, Estimator]]] = []
+    for name, config in configs.items():
+        state = MomentsState(config, clusters)
+        if isinstance(state.estimator, RememberingEstimator):
+            alone.append((state, {name: state.estimator}))
+            continue
+        settings = {key: value for key, value in vars(state.moments).items() if not key.startswith("_")}
+        key = type(state.moments), repr(settings)
+        shared.setdefault(key, (state, {}))[1][name] = state.estimator
+    return [*shared.values(), *alone]

@@ -33,6 +33,8 @@ class Population:
     """Prompts that are visited again and again in turn; 0: each prompt once."""
     persistence: float = 1.0
     """Chance that a prompt's mean is at the next visit what it was at the last; else it is drawn anew."""
+    drift: float = 0.0
+    """What a step adds to the mean of every prompt."""
 
     @classmethod
     def beta(cls, mean: float, rho: float) -> "Population":
@@ -52,6 +54,11 @@ class Population:
         rho = np.clip(between / np.where(both > 0, both, 1.0), 0.0, LARGEST_RHO)
         strength = 1.0 / np.maximum(rho, 1e-6) - 1.0
         return low + (high - low) * rng.beta(chance * strength, (1.0 - chance) * strength)
+
+    def drifted(self, means: Array, steps: float) -> Array:
+        """True means so many steps later, or earlier; a chance stays one."""
+        moved = means + steps * self.drift
+        return moved if self.outcomes is None else np.clip(moved, *self.outcomes)
 
     def rewards(self, rng: np.random.Generator, clusters: Indices, means: Array, size: int) -> Array:
         """[M, size] rewards of prompts of these clusters and true means."""
@@ -76,6 +83,7 @@ def fitted(log: LoggedRewards, spread: ClusterSpread, persistence: float) -> Pop
         outcomes=(float(values[0]), float(values[1])) if len(values) == 2 else None,
         pool=prompts if again else 0,
         persistence=persistence if again else 1.0,
+        drift=log.drift(),
     )
 
 

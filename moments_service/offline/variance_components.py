@@ -39,6 +39,14 @@ class Estimate:
         return self.value + self.margin
 
 
+def interval(drawn: Array) -> Estimate:
+    """Mean of some draws of a number, and how far they lie about it; those that are not finite are left out."""
+    known = drawn[np.isfinite(drawn)]
+    if len(known) < 2:
+        return Estimate(float("nan"), float("nan"))
+    return Estimate(float(known.mean()), Z * float(known.std(ddof=1)))
+
+
 @dataclass(frozen=True, slots=True)
 class ClusterSpread:
     """The components cluster by cluster, each shrunk to that of all by PRIOR_GROUPS. All arrays [K]."""
@@ -110,15 +118,14 @@ class VarianceComponents:
 
     def estimate(self, of: Callable[[Spread], Array]) -> Estimate:
         """Any number made of the components, with its interval."""
-        value, resampled = float(of(self.of_log)), of(self.resampled)
-        known = resampled[np.isfinite(resampled)]
-        return Estimate(value, Z * float(known.std()) if len(known) > 1 else float("nan"))
+        return Estimate(float(of(self.of_log)), interval(of(self.resampled)).margin)
 
     def by_cluster(self, resample: np.random.Generator | None = None) -> ClusterSpread:
         """resample: draw the prompts anew before."""
         prompts = int(self.log.prompts.max()) + 1
         weights = None if resample is None else resample.multinomial(prompts, np.full(prompts, 1 / prompts))
         spread, units = self._spread(weights), self._units
+        of_all = float(np.nan_to_num(spread.between))
         cells = units.cells(weights)
         clusters = int(self.log.clusters.max()) + 1
 
@@ -129,7 +136,7 @@ class VarianceComponents:
         within = (total(cells.squares_within) + PRIOR_GROUPS * spread.within) / (freedom + PRIOR_GROUPS)
         spare = total(cells.spare)
         own = (total(cells.squares_between) - within * prompts_beyond) / np.where(spare > 0, spare, 1.0)
-        between = (prompts_beyond * np.where(spare > 0, own, 0.0) + PRIOR_GROUPS * spread.between) / (
+        between = (prompts_beyond * np.where(spare > 0, own, 0.0) + PRIOR_GROUPS * of_all) / (
             prompts_beyond + PRIOR_GROUPS
         )
         count = total(cells.count)
