@@ -7,7 +7,7 @@ import numpy as np
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
-from moments_service.health import error_share, many_errors
+from moments_service.health import error_share, exploded, many_errors
 from moments_service.held import Groups, HeldGroups, committed_rewards
 from moments_service.messages.batch import Batch
 from moments_service.messages.table import GroupTable
@@ -30,7 +30,7 @@ def blend(config: MomentsConfig, state: MomentsState, step: int, groups: Groups,
     metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), config.blend.max_advantage)
     together = committed_rewards(groups, closed.all(), policy_version=-1, move=None)
     metrics["reward/errors"] = share = error_share(together)
-    alarms = state.alarms(together)
+    alarms = (*state.alarms(together), *exploded(state.heirs[clusters], table.rewards, own.values))
     if share > (limit := config.health.error_share):
         alarms = (*alarms, many_errors(limit, share))
         logger.warning("%.0f%% of the completions have no reward: %s", 100 * share, _error_examples(table, closed))

@@ -31,7 +31,12 @@ have lasted before it is taken for learning."""
 LENGTH_CHANGE = 0.25
 """A jump of rewards with at least this relative change of the completions' length is called a loophole."""
 
-AlarmKind = Literal["reward fell", "reward jumped", "reward jumped with length", "errors rose", "many errors"]
+LARGEST_PUSH = 1e3
+"""An advantage of more than so many times the batch's largest reward comes from a scale that is next to nothing."""
+
+AlarmKind = Literal[
+    "reward fell", "reward jumped", "reward jumped with length", "errors rose", "many errors", "advantages exploded"
+]
 _AVERAGES = ("reward", "error")
 
 
@@ -197,6 +202,19 @@ class HealthMonitor:
 def many_errors(limit: float, share: float) -> Alarm:
     """The alarm of a batch in which more than `limit` of the completions, `share`, have no reward."""
     return Alarm("many errors", cluster=None, expected=limit, found=share)
+
+
+def exploded(clusters: Indices, rewards: Array, advantages: Array) -> tuple[Alarm, ...]:
+    """The alarm of a batch with an advantage out of all proportion to its rewards; names the worst cluster.
+
+    clusters: [M].    rewards, advantages: [M, G], NaN where there is none.
+    """
+    largest = np.abs(np.nan_to_num(advantages)).max(axis=1, initial=0.0)
+    limit = LARGEST_PUSH * max(1.0, float(np.abs(np.nan_to_num(rewards)).max(initial=0.0)))
+    worst = int(largest.argmax())
+    if largest[worst] <= limit:
+        return ()
+    return (Alarm("advantages exploded", int(clusters[worst]), expected=limit, found=float(largest[worst])),)
 
 
 def error_share(batch: CommittedRewards) -> float:

@@ -12,8 +12,8 @@ def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: f
 
     `signal/own`, `signal/grpo`: share of groups that carry signal under either.    `signal/rescued`: share of groups that
     carry it and that GRPO would have wasted, `signal/rescued_groups` their number.    `advantage/mean_abs`,
-    `advantage/mean_abs_grpo`: mean |A| over the completions that have a reward, under either.    `advantage/clipped`: share
-    of advantages at the clip.    `advantage/history_weight`: mean trust in history.
+    `advantage/mean_abs_grpo`: mean |A| over the completions that have a reward, under either.    `advantage/max_abs`: the largest.
+    `advantage/clipped`: share of advantages at the clip.    `advantage/history_weight`: mean trust in history.
     """
     own_signal, grpo_signal = own.carries_signal(), counterfactual.carries_signal()
     rescued = own_signal & ~grpo_signal
@@ -26,6 +26,7 @@ def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: f
         "signal/rescued_groups": float(rescued.sum()),
         "advantage/mean": float(values.mean()),
         "advantage/mean_abs": float(magnitudes.mean()),
+        "advantage/max_abs": float(magnitudes.max()),
         "advantage/mean_abs_grpo": float(np.nanmean(np.abs(counterfactual.values))),
         "advantage/clipped": float((magnitudes >= max_advantage).mean()),
         "advantage/history_weight": float(own.weight.mean()),

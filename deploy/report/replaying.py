@@ -1,5 +1,6 @@
 """What `bvblend replay` prints."""
 
+import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -15,6 +16,8 @@ from moments_service.estimators.naming import configured
 from moments_service.offline.logs import read_log
 from moments_service.offline.replay import ReplaySummary, estimator_label, replay, with_clusters
 from moments_service.progress import silent
+
+logger = logging.getLogger(__name__)
 
 
 def reward_weights(text: str) -> dict[str, float]:
@@ -51,6 +54,10 @@ def replay_file(
         raise ConfigError(f"no log at {path}") from None
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    known = [reward for group in groups for reward in group.rewards if reward is not None]
+    for config in configs:
+        if known and (caution := config.estimator.caution(min(known), max(known))) is not None:
+            logger.warning("%s", caution)
     table = Table(title=f"{path.name}: {len(groups)} groups", title_style="bold")
     table.add_column("estimator")
     for name in ("signal ratio", "groups rescued", "mean |A|"):

@@ -1,6 +1,7 @@
 """From a configuration to a trained policy: starts every part, trains, evaluates, exports, sums up, ends every part."""
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -32,6 +33,11 @@ from deploy.watching.trackers import TrackerName
 from deploy.watching.watchers import Watchers
 from moments_service.seeding import derive_seed
 
+log = logging.getLogger(__name__)
+
+BINARY = (0.0, 1.0)
+"""What verifiers mostly give, where `rewards.range` does not say."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
@@ -50,6 +56,8 @@ def read_pool(config: RunConfig) -> PromptPool:
     if len(pool.train) < 1:
         raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
     refuse_missing_difficulty(config, pool.train)
+    if (caution := config.moments.estimator.caution(*(config.rewards.range or BINARY))) is not None:
+        log.warning("%s", caution)
     return pool
 
 

@@ -80,6 +80,10 @@ class EstimatorOptions(StrictModel):
         """Whether anything it remembers fades by how far a step moves the policy, so that the learner has to measure it."""
         return False
 
+    def caution(self, low: float, high: float) -> str | None:
+        """What one should know before it is used on rewards from `low` to `high`; None if nothing."""
+        return None
+
 
 class Estimator(Protocol):
     """Turns the rewards of a batch into advantages. Calling it changes nothing."""

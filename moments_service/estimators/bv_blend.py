@@ -65,6 +65,15 @@ class BlendConfig(EstimatorOptions):
     def fades_by_move(self) -> bool:
         return self.kl_half_life is not None and self.variant != "paper"
 
+    def caution(self, low: float, high: float) -> str | None:
+        if self.variant != "paper":
+            return None
+        return (
+            f"bv_blend: paper bounds no advantage: where all that a cluster remembers is alike, its scale is next to nothing, and a "
+            f"group unlike it gets up to (high - low) / {DELTA:g} = {(high - low) / DELTA:.0e} for rewards from {low:g} to {high:g}; "
+            f"variant safe stops at max_advantage = {self.max_advantage:g}"
+        )
+
 
 def bv_blend_paper(batch: RewardBatch, config: BlendConfig) -> Advantages:
     """A = (r - b) / (s + 1e-8), baseline and variance blended by the trust in the cluster's history.

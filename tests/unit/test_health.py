@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from moments_service.config import MomentsConfig
-from moments_service.health import Alarm, HealthMonitor
+from moments_service.estimators import RewardBatch
+from moments_service.health import Alarm, HealthMonitor, exploded
 from moments_service.moments import CommittedRewards, DecayedCounts
+from moments_service.state import MomentsState
 
 pytestmark = pytest.mark.unit
 
@@ -114,3 +116,29 @@ def test_observing_changes_nothing_and_a_saved_monitor_goes_on_alike() -> None:
     other.grow(5)
     assert {len(array) for array in other.state().values()} == {6}
     assert other.state()["length"][-1] == monitor.state()["length"][-1] > 0
+
+
+def after_nothing_but(reward: float, **estimator: str) -> tuple[float, tuple[Alarm, ...]]:
+    """The largest advantage, and the alarms, of a group of the opposite reward in a cluster that only ever saw this one."""
+    config = MomentsConfig.model_validate({"estimator": {"kind": "bv_blend", **estimator}})
+    state = MomentsState(config, 2)
+    clusters, rewards = np.array([1]), np.full((1, 4), reward)
+    for step in range(20):
+        state.fold(step, CommittedRewards(clusters, rewards, ("a",), step + 1))
+    values = state.estimate(RewardBatch(-rewards, np.ones((1, 4)), ("a",), state.history(clusters))).values
+    return float(np.abs(values).max()), exploded(clusters, -rewards, values)
+
+
+def test_an_advantage_out_of_all_proportion_raises_an_alarm_that_names_its_cluster() -> None:
+    largest, (alarm,) = after_nothing_but(-1.0, variant="paper")
+    assert largest > 1e8
+    assert str(alarm) == f"advantages exploded in cluster 1: {largest:.3g}, expected 1e+03"
+    largest, alarms = after_nothing_but(-1.0, variant="safe")
+    assert largest <= 5 and not alarms
+
+
+def test_large_rewards_may_have_large_advantages() -> None:
+    rewards = np.array([[1e6, 0.0, np.nan]])
+    assert not exploded(np.zeros(1, dtype=np.int64), rewards, rewards - 5e5)
+    (alarm,) = exploded(np.zeros(1, dtype=np.int64), rewards, 1e4 * rewards)
+    assert (alarm.expected, alarm.found) == (1e9, 1e10)

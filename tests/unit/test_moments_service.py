@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.clusters import PromptSet
-from moments_service.config import ClusterConfig, MomentsConfig
+from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.ledger import LedgerDamagedError, LedgerReader
 from moments_service.ledger.schema import COLUMNS
 from moments_service.messages.batch import Batch
@@ -396,6 +396,19 @@ async def test_steps_out_of_order_are_refused(service: MomentsService) -> None:
         await service.draw(2, ids(1))
 
 
+async def test_a_batch_says_that_its_advantages_exploded(tmp_path: Path) -> None:
+    config = MomentsConfig(estimator=BlendConfig(variant="paper"), clusters=ClusterConfig(count=4))
+    service = MomentsService(config, tmp_path, seed=0)
+    await service.fit_clusters(PROMPTS)
+    for step in range(18):
+        await train_on(service, step, group(step, (-1.0, -1.0)))
+    await service.submit(group(18, (1.0, 1.0)), payload="p")
+    batch = await service.draw(18, ids(18))
+    await service.close()
+    assert [alarm.kind for alarm in batch.alarms][-1] == "advantages exploded"
+    assert batch.metrics["advantage/max_abs"] == np.abs(batch.advantages).max() > 1e6
+
+
 async def test_metrics_hold_the_grpo_counterfactual(service: MomentsService) -> None:
     await train_on(service, 0, group(0, (1.0, 0.0)))
     for sequence, rewards in enumerate([(0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 0.0)], start=1):
@@ -407,6 +420,7 @@ async def test_metrics_hold_the_grpo_counterfactual(service: MomentsService) -> 
     # GRPO: (1 - .5) / sqrt(.5) in one group of four, nothing in the others.
     assert metrics["advantage/mean_abs_grpo"] == pytest.approx(0.5 / 0.5**0.5 / 4, rel=1e-5)
     assert metrics["advantage/mean_abs"] > metrics["advantage/mean_abs_grpo"] and metrics["advantage/clipped"] == 0
+    assert metrics["advantage/mean_abs"] < metrics["advantage/max_abs"] < 5
     assert metrics["group_size/mean"] == metrics["group_size/max"] == 2
     assert metrics["reward/pass_at_1"] == pytest.approx(3 / 8)
     assert metrics["pass_at_1/sums"] == pytest.approx(3 / 8)

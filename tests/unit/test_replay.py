@@ -218,6 +218,14 @@ def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: P
     assert "signal ratio" in done.stderr
 
 
+def test_the_command_warns_of_advantages_that_nothing_bounds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 0, "group": "a", "cluster": 1, "rewards": [1, -1, null]}')
+    for estimators, warned in (("bv_blend,grpo", False), ("bv_blend:paper,grpo", True)):
+        assert CliRunner().invoke(app, ["replay", str(log), "--estimator", estimators]).exit_code == 0
+        assert ("2e+08 for rewards from -1 to 1" in caplog.text) is warned
+
+
 @pytest.mark.parametrize(
     ("spec", "problem"),
     [

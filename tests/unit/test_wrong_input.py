@@ -254,6 +254,14 @@ def test_a_verifier_that_forgets_to_return_is_warned_of(place: Path, caplog: pyt
     assert "about the gold answer '0' of the first prompt, verifier returned NoneType, not a number" in caplog.text
 
 
+def test_advantages_that_nothing_bounds_are_warned_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = ["moments.estimator.variant=paper", "rewards.range=[-1, 1]"]
+    read_pool(load_recipe(place / "mine.yaml", settings[1:]))
+    assert not caplog.text
+    read_pool(load_recipe(place / "mine.yaml", settings))
+    assert "up to (high - low) / 1e-08 = 2e+08 for rewards from -1 to 1; variant safe stops at" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("runs_dir", "why"), [("file", "a file is in the way"), ("/proc/runs", "No such file"), ("file/runs", "a file is")]
 )
