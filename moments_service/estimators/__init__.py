@@ -11,6 +11,7 @@ from moments_service.estimators.dr_grpo import DrGRPO
 from moments_service.estimators.ebpo import EBPOOptions
 from moments_service.estimators.grpo import GRPO
 from moments_service.estimators.ha_dw import HADWOptions
+from moments_service.estimators.hierarchical import HierarchicalOptions
 from moments_service.estimators.james_stein import JamesStein
 from moments_service.estimators.kae import KAEOptions
 from moments_service.estimators.krpo import KRPO
@@ -41,6 +42,7 @@ __all__ = [
 
 AnyEstimator = (
     BlendConfig
+    | HierarchicalOptions
     | GRPO
     | DrGRPO
     | RLOO

@@ -48,6 +48,7 @@ class CommittedRewards:
     born: Indices | None = None
     score_norms: Array | None = None
     surprisals: Array | None = None
+    history: History | None = None
 
 
 class ClusterMoments(Protocol):
