@@ -6,19 +6,28 @@ from pydantic import BeforeValidator, Field
 
 from moments_service.estimators import ESTIMATORS, AnyEstimator
 from moments_service.estimators.bv_blend import BlendConfig
+from moments_service.estimators.hierarchical import HierarchicalOptions
+from moments_service.moments import ClusterMoments
+from moments_service.moments.create import MomentsKind, create_moments
 from moments_service.paths import PathText
 from moments_service.strict import BY_NAME, StrictModel
 from moments_service.suggestions import nearest
 
 __all__ = ["BY_NAME", "BlendConfig", "ClusterConfig", "HealthConfig", "MomentsConfig", "StrictModel"]
 
+DEFAULT = HierarchicalOptions()
+DEFAULT_OPTIONS = HierarchicalOptions.model_fields.keys()
+
 
 def _known(value: Any) -> Any:
-    """Refuse other names with the nearest one; options without a name are those of the default."""
+    """Refuse other names with the nearest one; options without a name are those of the default, or of `bv_blend` alone."""
     name = value.get("kind") if isinstance(value, dict) else value
     if isinstance(name, str) and name not in ESTIMATORS:
         raise ValueError(f"unknown estimator {name!r}{nearest(name, ESTIMATORS)}")
-    return {"kind": "bv_blend", **value} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    only_blend = bool(value) and value.keys() <= BlendConfig.model_fields.keys() - DEFAULT_OPTIONS
+    return {"kind": "bv_blend" if only_blend else DEFAULT.kind, **value}
 
 
 class ClusterConfig(StrictModel):
@@ -53,7 +62,7 @@ class MomentsConfig(StrictModel):
     """The moments service: which estimator turns rewards into advantages, over which clusters."""
 
     estimator: Annotated[Annotated[AnyEstimator, Field(discriminator="kind")], BY_NAME, BeforeValidator(_known)] = (
-        BlendConfig()
+        DEFAULT
     )
     """How rewards become advantages: the name of an estimator, or `kind` with the options of that one."""
     clusters: ClusterConfig = ClusterConfig()
@@ -63,3 +72,14 @@ class MomentsConfig(StrictModel):
     def blend(self) -> BlendConfig:
         """How history is kept and trusted: as BV-Blend is told, or by its defaults where another estimator looks at it."""
         return self.estimator if isinstance(self.estimator, BlendConfig) else BlendConfig()
+
+    @property
+    def moments_kind(self) -> MomentsKind:
+        """How the estimator wants its history kept."""
+        if isinstance(self.estimator, HierarchicalOptions):
+            return "tracked"
+        return "paper" if self.blend.variant == "paper" else "decayed"
+
+    def create_moments(self, clusters: int) -> ClusterMoments:
+        """Empty moments of that kind."""
+        return create_moments(self.moments_kind, self.blend, clusters)

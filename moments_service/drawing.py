@@ -2,10 +2,7 @@
 
 import logging
 
-import numpy as np
-
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.health import error_share, exploded, many_errors
 from moments_service.held import Groups, HeldGroups, committed_rewards
@@ -23,9 +20,7 @@ def blend(config: MomentsConfig, state: MomentsState, step: int, groups: Groups,
     groups: in feed order.    closed: what the commit of this step will take in beside them; alarms look at both.
     """
     table, clusters = groups.table, groups.clusters
-    rewards = RewardBatch(
-        table.rewards, table.lengths.astype(np.float64), table.prompt_ids, state.history(clusters), sizes=table.sizes
-    )
+    rewards = state.reward_batch(table, clusters)
     own = state.estimate(rewards)
     metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), config.blend.max_advantage)
     together = committed_rewards(groups, closed.all(), policy_version=-1, move=None)

@@ -92,7 +92,15 @@ def committed_rewards(
     groups = join([trained, closed]).in_feed_order() if len(closed) else trained
     table = groups.table
     lengths = np.where(table.filled(), table.lengths, np.nan)
-    return CommittedRewards(groups.clusters, table.rewards, table.prompt_ids, policy_version, move, lengths)
+    return CommittedRewards(
+        groups.clusters,
+        table.rewards,
+        table.prompt_ids,
+        policy_version,
+        move,
+        lengths,
+        born=table.policy_versions[:, 0],
+    )
 
 
 class HeldGroups:

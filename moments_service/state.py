@@ -17,8 +17,8 @@ from moments_service.estimators import Advantages, RememberingEstimator, RewardB
 from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.ledger.seals import LedgerEnd
 from moments_service.messages.counts import Counts
+from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards, History, Indices
-from moments_service.moments.create import create_moments
 
 MOMENTS_FILE = "moments.safetensors"
 
@@ -44,7 +44,7 @@ class MomentsState:
 
     def __init__(self, config: MomentsConfig, clusters: int) -> None:
         self.config = config
-        self.moments = create_moments(config.blend, clusters)
+        self.moments = config.create_moments(clusters)
         self.estimator = config.estimator.create()
         self.health = HealthMonitor(clusters, config.health.threshold)
         self.last_step = -1
@@ -69,6 +69,19 @@ class MomentsState:
         """Moments of the given clusters, [M] rows."""
         return self.moments.history(self.heirs[clusters])
 
+    def reward_batch(self, table: GroupTable, clusters: Indices) -> RewardBatch:
+        """What the estimator sees of these groups. clusters: [M]."""
+        clusters = self.heirs[clusters]
+        return RewardBatch(
+            table.rewards,
+            table.lengths.astype(np.float64),
+            table.prompt_ids,
+            self.moments.history(clusters),
+            clusters=clusters,
+            born=table.policy_versions[:, 0],
+            sizes=table.sizes,
+        )
+
     def estimate(self, batch: RewardBatch) -> Advantages:
         """Advantages of a batch from the state as it is; changes nothing."""
         return self.estimator(batch)
@@ -78,7 +91,8 @@ class MomentsState:
         observation = self._observe(committed)
         if observation is not None:
             self.health.fold(observation)
-        committed = replace(committed, clusters=self.heirs[committed.clusters])
+        clusters = self.heirs[committed.clusters]
+        committed = replace(committed, clusters=clusters, history=self.moments.history(clusters))
         self.moments.fold(committed)
         if isinstance(self.estimator, RememberingEstimator):
             self.estimator.fold(committed)
@@ -99,7 +113,7 @@ class MomentsState:
         """mean, variance, mass, weight (the trust in history) and seen of every cluster, K each."""
         history = self.moments.history(np.arange(len(self.moments)))
         nothing = np.full((len(self.moments), 1), np.nan)
-        unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(nothing), history)
+        unknown = RewardBatch(nothing, np.zeros_like(nothing), ("",) * len(nothing), history, np.arange(len(nothing)))
         return {
             "mean": history.mean.tolist(),
             "variance": history.variance.tolist(),

@@ -188,7 +188,9 @@ class LocalMoments:
         drawn = _Drawn(self._assign(names), table, tuple(prompt_id(prompt) for prompt in prompts))
         tokens = np.ones_like(table) if lengths is None else np.array(lengths, dtype=np.float64)
         history = self._state.history(drawn.clusters)
-        return RewardBatch(table, tokens, drawn.prompts, history, sizes=completions(table, tokens)), drawn
+        return RewardBatch(
+            table, tokens, drawn.prompts, history, drawn.clusters, sizes=completions(table, tokens)
+        ), drawn
 
     def _assign(self, names: Sequence[str]) -> Indices:
         assigned = self.clusters.assign(names)

@@ -3,6 +3,7 @@
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from moments_service.blend import Array, inverse_variance_confidence
 from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
@@ -13,6 +14,8 @@ from moments_service.moments.leave_one_out import Priors, TrackedHistory, leave_
 
 LEAST_SCALE = 0.1
 """Of the range of all rewards: no cluster's advantages are divided by less, so none is larger than 10."""
+PRIOR_REWARDS = 8.0
+"""Rewards' worth of the guess that they vary as much as their range allows, until history knows better."""
 
 
 class HierarchicalOptions(EstimatorOptions):
@@ -66,7 +69,8 @@ class Hierarchical:
         share = weights / np.where(alone, 1.0, weights.sum(axis=1, keepdims=True) - weights)
         scale = deviation / (1.0 + _average(np.where(alone, 0.0, (1.0 - trust) * share), valid))
         values = residual / deviation[:, None]
-        baseline = _average(batch.rewards - values * scale[:, None], valid)
+        explained = _average(batch.rewards - values * scale[:, None], valid)
+        baseline = np.where(valid.any(axis=1), explained, prior.mean)
         return Advantages(values, baseline, scale, _average(trust, valid))
 
     def fold(self, committed: CommittedRewards) -> None:
@@ -100,7 +104,10 @@ class Hierarchical:
         reach = max(history.highest, seen.max(initial=-np.inf)) - min(history.lowest, seen.min(initial=np.inf))
         if self._options.scale == "none" or not 0 < reach < np.inf:
             return np.ones(len(batch.rewards))
-        return np.maximum(np.sqrt(prior.within + trust * prior.variance), LEAST_SCALE * reach)
+        evidence = history.pooled["freedom"] + history.pooled["groups"]
+        expected = prior.within + trust * prior.variance
+        guessed = (evidence * expected + PRIOR_REWARDS * 0.25 * reach**2) / (evidence + PRIOR_REWARDS)
+        return np.maximum(np.sqrt(guessed), LEAST_SCALE * reach)
 
 
 def _tracked(batch: RewardBatch) -> TrackedHistory:
@@ -109,7 +116,7 @@ def _tracked(batch: RewardBatch) -> TrackedHistory:
     return batch.history
 
 
-def _average(values: Array, valid: Array) -> Array:
+def _average(values: Array, valid: npt.NDArray[np.bool_]) -> Array:
     """[M] mean of each group's values where it has rewards; of all its values where it has none. values: [M, G]."""
     counted = np.where(valid.any(axis=1, keepdims=True), valid, True)
     return np.where(counted, values, 0.0).sum(axis=1) / np.maximum(counted.sum(axis=1), 1)

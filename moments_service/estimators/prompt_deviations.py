@@ -88,5 +88,5 @@ class PromptDeviations:
         known = groups.scored & (visits > 0) & (cluster.between > 0)
         share = np.where(known, self._share(visits, groups, cluster), 0.0)
         found = (groups.mean - cluster.mean) * remembered / np.where(known, cluster.between, 1.0)
-        self._scores["lasted"] = SCORE_RETENTION * self._scores["lasted"] + np.sort(share * found).sum()
-        self._scores["scored"] = SCORE_RETENTION * self._scores["scored"] + np.sort(share).sum()
+        self._scores["lasted"][...] = SCORE_RETENTION * self._scores["lasted"] + np.sort(share * found).sum()
+        self._scores["scored"][...] = SCORE_RETENTION * self._scores["scored"] + np.sort(share).sum()

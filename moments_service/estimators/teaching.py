@@ -3,9 +3,9 @@
 import numpy as np
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RememberingEstimator, RewardBatch
+from moments_service.estimators import RewardBatch
 from moments_service.moments import CommittedRewards
-from moments_service.moments.create import create_moments
+from moments_service.state import MomentsState
 
 
 def can_teach(config: MomentsConfig, group_size: int) -> bool:
@@ -17,11 +17,8 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     rewards = (np.arange(group_size) < solved[:, None]).astype(np.float64)
     clusters = np.zeros(len(solved), dtype=np.int64)
     prompts = tuple(f"prompt{number}" for number in solved)
-    moments, estimator = create_moments(config.blend, clusters=1), config.estimator.create()
-    past = CommittedRewards(clusters, rewards, prompts, policy_version=1)
-    moments.fold(past)
-    if isinstance(estimator, RememberingEstimator):
-        estimator.fold(past)
+    state = MomentsState(config, clusters=1)
+    state.fold(0, CommittedRewards(clusters, rewards, prompts, policy_version=1))
     one = np.ones_like(rewards)
-    batch = RewardBatch(rewards, one, prompts, moments.history(clusters), clusters, score_norms=one, surprisals=one)
-    return bool(estimator(batch).carries_signal().any())
+    batch = RewardBatch(rewards, one, prompts, state.history(clusters), clusters, score_norms=one, surprisals=one)
+    return bool(state.estimate(batch).carries_signal().any())

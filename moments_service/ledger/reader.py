@@ -22,7 +22,7 @@ from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
 
 _GROUP = "group_id, prompt_id, source, sequence, rewards, errors, lengths, truncated, turns, oldest_version, newest_version, lost, cluster"
-_COMMITTED = "cluster, prompt_id, rewards, lengths"
+_COMMITTED = "cluster, prompt_id, rewards, lengths, oldest_version"
 _ORDER = "incarnation, step, sequence, group_id"
 _STEPS = "folds", "WHERE incarnation = ? AND step BETWEEN ? AND ?"
 _UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
@@ -145,6 +145,7 @@ class LedgerReader:
                     policy_version=policy_version,
                     move=None if kl is None else PolicyMove(kl, log_ratio),
                     lengths=padded(lengths, width, np.nan),
+                    born=np.array([row[8] for row in groups], dtype=np.int64),
                 )
                 yield LedgerCommit(incarnation, step, committed, tuple(row[2:4] for row in groups))
 

@@ -1,8 +1,9 @@
-"""Reward moments of every cluster: two ways to remember, one interface."""
+"""Reward moments of every cluster: three ways to remember, one interface."""
 
 from moments_service.moments.base import ClusterMoments, CommittedRewards, History, Indices
 from moments_service.moments.decayed import DecayedCounts
 from moments_service.moments.paper import PaperMoments
+from moments_service.moments.tracked import TrackedMeans
 
 __all__ = [
     "ClusterMoments",
@@ -11,4 +12,5 @@ __all__ = [
     "History",
     "Indices",
     "PaperMoments",
+    "TrackedMeans",
 ]

@@ -124,7 +124,7 @@ class NamedArrays:
         if expected != found:
             raise ValueError(
                 f"saved moments do not fit this run: saved {found}, expected {expected}; "
-                "keep moments.estimator.variant and the codebook of the run they come from"
+                "keep moments.estimator and the codebook of the run they come from"
             )
         for name, array in self._arrays.items():
             array[...] = state[name]

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.history import configured
 from moments_service.ledger import LedgerReader
@@ -97,9 +96,8 @@ def _explain(
     table = GroupTable.of([entry.group for entry in batch])
     state = rebuild(config, directory, incarnation, before_step=step).state
     assert state is not None
-    history = state.history(np.array([entry.cluster for entry in batch]))
-    lengths = table.lengths.astype(np.float64)
-    rewards = RewardBatch(table.rewards, lengths, table.prompt_ids, history, sizes=table.sizes)
+    rewards = state.reward_batch(table, np.array([entry.cluster for entry in batch]))
+    history = rewards.history
 
     def numbers(values: np.ndarray, baseline: np.ndarray, scale: np.ndarray, weight: np.ndarray) -> Numbers:
         own = values[row, : len(group.rewards)].tolist()

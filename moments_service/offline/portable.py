@@ -12,8 +12,8 @@ from moments_service.clusters import Clusters, load_clusters, refuse_other_clust
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.durable import verify_directory, whole_directory, write_json, write_tensors
 from moments_service.messages.counts import Counts
-from moments_service.moments import ClusterMoments, PaperMoments
-from moments_service.moments.create import create_moments
+from moments_service.moments import ClusterMoments
+from moments_service.moments.create import MomentsKind, create_moments
 from moments_service.state import MOMENTS_FILE, MomentsState
 
 CODEBOOK_FILE = "codebook.safetensors"
@@ -25,8 +25,7 @@ WARM_START = "warm_start"
 class About:
     """Where portable moments come from, as about.json says it."""
 
-    moments: str
-    """`decayed` or `paper`: what kind of moments these are."""
+    moments: MomentsKind
     blend: BlendConfig
     estimator: str
     encoder: str
@@ -68,7 +67,7 @@ class PortableMoments:
         config = state.config
         state.moments.carry_over(1.0)
         about = About(
-            moments=kind_of(config.blend),
+            moments=config.moments_kind,
             blend=config.blend,
             estimator=config.estimator.kind,
             encoder=clusters.encoder,
@@ -93,7 +92,7 @@ class PortableMoments:
         blend, counts = BlendConfig(**raw.pop("blend")), Counts(**raw.pop("counts"))
         about = About(**raw, blend=blend, counts=counts)
         clusters = load_clusters(directory / CODEBOOK_FILE)
-        moments = create_moments(blend, len(clusters))
+        moments = create_moments(about.moments, blend, len(clusters))
         try:
             moments.load_state(load_file(directory / MOMENTS_FILE))
         except (OSError, SafetensorError) as error:
@@ -114,7 +113,7 @@ class PortableMoments:
         """A copy with `discount` in (0, 1] of the mass: means and variances as they are, trusted less."""
         if not 0.0 < discount <= 1.0:
             raise ValueError(f"discount {discount:g} is not in (0, 1]; it is the share of the mass that is kept")
-        moments = create_moments(self.about.blend, len(self.clusters))
+        moments = create_moments(self.about.moments, self.about.blend, len(self.clusters))
         moments.load_state(self.moments.state())
         moments.carry_over(discount)
         return PortableMoments(self.clusters, moments, replace(self.about, discount=self.about.discount * discount))
@@ -157,10 +156,11 @@ class WarmStart:
     def refuse_misfit(self, config: MomentsConfig, encoder: str) -> None:
         """Raise ValueError if a run of this configuration and encoder cannot begin with it."""
         refuse_other_clusters(self.clusters, config.clusters.by, encoder)
-        if self.portable is not None and self.portable.about.moments != kind_of(config.blend):
+        if self.portable is not None and self.portable.about.moments != config.moments_kind:
+            variant = f":{config.blend.variant}" if config.estimator.kind == config.blend.kind else ""
             raise ValueError(
-                f"these moments are of kind {self.portable.about.moments}, and moments.estimator.variant "
-                f"{config.blend.variant} keeps kind {kind_of(config.blend)}"
+                f"these moments are of kind {self.portable.about.moments}, and moments.estimator "
+                f"{config.estimator.kind}{variant} keeps kind {config.moments_kind}"
             )
 
     def fill(self, moments: ClusterMoments) -> None:
@@ -186,7 +186,7 @@ class ClusterDifference:
 def merge(first: PortableMoments, second: PortableMoments) -> PortableMoments:
     """Both together: counts add up; the paper's moments are averaged by mass. Raises ValueError if they do not match."""
     _refuse_other_codebook(first, second)
-    moments = create_moments(first.about.blend, len(first.clusters))
+    moments = create_moments(first.about.moments, first.about.blend, len(first.clusters))
     moments.absorb(first.moments)
     moments.absorb(second.moments)
     about = replace(
@@ -210,11 +210,6 @@ def differences(first: PortableMoments, second: PortableMoments) -> list[Cluster
         for k in np.flatnonzero(one.seen | two.seen).tolist()
     ]
     return sorted(rows, key=lambda row: (-row.score, row.cluster))
-
-
-def kind_of(blend: BlendConfig) -> str:
-    """Which kind of moments a blend keeps: those of one kind can take each other up."""
-    return "paper" if isinstance(create_moments(blend, 0), PaperMoments) else "decayed"
 
 
 def _refuse_other_codebook(first: PortableMoments, second: PortableMoments) -> None:

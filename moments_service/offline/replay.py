@@ -97,6 +97,7 @@ def replay(groups: Sequence[LoggedGroup], config: MomentsConfig, summary: Replay
                 lengths=padded([group.lengths or (1,) * len(group.rewards) for group in batch], width, 0.0),
                 prompts=tuple(group.prompt or f"cluster {group.cluster}" for group in batch),
                 history=state.history(clusters),
+                clusters=clusters,
                 sizes=np.array([len(group.rewards) for group in batch], dtype=np.int64),
             )
             own = state.estimate(rewards)

@@ -30,7 +30,7 @@ CONFIGS: dict[str, MomentsConfig] = {name: MomentsConfig.model_validate({"estima
     )
 }
 CONFIGS |= {"pass_at_k-1": MomentsConfig.model_validate({"estimator": {"kind": "pass_at_k", "k": 1}})}
-REMEMBERING = ("spo", "dbb", "ebpo", "spo_pp", "kae", "v05", "ha_dw")
+REMEMBERING = ("hierarchical", "spo", "dbb", "ebpo", "spo_pp", "kae", "v05", "ha_dw")
 EACH_ITS_OWN = ("krpo", "ha_dw", "rl_zvp")
 """Estimators under which completions of a group have baselines or scales of their own."""
 LARGEST_EPSILON = 1e-4
@@ -151,7 +151,9 @@ def test_a_batch_without_any_reward_is_no_accident(name: str) -> None:
     """The service asks so for the weight of every cluster."""
     for state in (fresh(name), experienced(name)):
         nothing = np.full((CLUSTERS, 1), np.nan)
-        batch = RewardBatch(nothing, np.zeros_like(nothing), ("",) * CLUSTERS, state.history(np.arange(CLUSTERS)))
+        batch = RewardBatch(
+            nothing, np.zeros_like(nothing), ("",) * CLUSTERS, state.history(np.arange(CLUSTERS)), np.arange(CLUSTERS)
+        )
         assert np.isnan(state.estimate(batch).values).all()
         assert np.isfinite(state.estimate(batch).weight).all()
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moments_service.blend import exponential_confidence, group_moments, standard_error
-from moments_service.config import BlendConfig
+from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.bv_blend import bv_blend_paper, bv_blend_safe
 from moments_service.estimators.grpo import grpo
@@ -20,7 +20,6 @@ from moments_service.moments import (
     History,
     PaperMoments,
 )
-from moments_service.moments.create import create_moments
 
 pytestmark = pytest.mark.unit
 
@@ -164,7 +163,7 @@ def oracle(rows: list[list[float | None]], past: History, config: BlendConfig) -
 @given(first=batches, second=batches)
 def test_advantages_equal_the_oracle(variant: str, first: list, second: list) -> None:
     config = BlendConfig(variant=variant)  # type: ignore[arg-type]
-    moments = create_moments(config, 4)
+    moments = MomentsConfig(estimator=config).create_moments(4)
     fold(moments, np.array([k for k, _ in first]), padded([row for _, row in first]), 0)
     past = moments.history(np.array([k for k, _ in second]))
     rows = [row for _, row in second]
@@ -180,7 +179,10 @@ def test_folding_does_not_depend_on_the_order_or_the_sharding_of_groups(batch: l
     shuffled = list(batch)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     for config in (BlendConfig(variant="paper"), BlendConfig(variant="safe")):
-        straight, mixed = create_moments(config, 4), create_moments(config, 4)
+        straight, mixed = (
+            MomentsConfig(estimator=config).create_moments(4),
+            MomentsConfig(estimator=config).create_moments(4),
+        )
         for moments, order in ((straight, batch), (mixed, shuffled)):
             fold(moments, np.array([k for k, _ in order]), padded([row for _, row in order]), 3)
         for name, array in straight.state().items():
@@ -191,7 +193,7 @@ def test_folding_does_not_depend_on_the_order_or_the_sharding_of_groups(batch: l
 def test_groups_of_one_batch_do_not_see_each_other(batch: list) -> None:
     rows, clusters = [row for _, row in batch], np.array([k for k, _ in batch])
     config = BlendConfig()
-    moments = create_moments(config, 4)
+    moments = MomentsConfig(estimator=config).create_moments(4)
     fold(moments, np.array([0, 1]), np.array([[1.0, 0.0], [0.0, 0.0]]), 0)
     estimate = config.create()
     # One width for both: how numpy sums a row depends on how wide it is, in the last bit.
@@ -223,11 +225,14 @@ def test_non_binary_rewards_keep_their_own_variance() -> None:
 
 
 def test_saved_moments_of_another_kind_are_refused() -> None:
-    paper, safe = create_moments(BlendConfig(variant="paper"), 4), create_moments(BlendConfig(variant="safe"), 4)
+    paper, safe = (
+        MomentsConfig(estimator=BlendConfig(variant="paper")).create_moments(4),
+        MomentsConfig(estimator=BlendConfig(variant="safe")).create_moments(4),
+    )
     with pytest.raises(ValueError, match="variant"):
         safe.load_state(paper.state())
     with pytest.raises(ValueError, match="codebook"):
-        create_moments(BlendConfig(), 5).load_state(safe.state())
+        MomentsConfig(estimator=BlendConfig()).create_moments(5).load_state(safe.state())
 
 
 # --- GRPO ----------------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from moments_service.clusters.codebook import CodebookDraft
 from moments_service.clusters.encoder import EncoderNotFoundError, PromptEncoder
 from moments_service.clusters.labels import fit_labels
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
-from moments_service.config import BlendConfig, ClusterConfig
+from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.messages.groups import ScoredGroup
 from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards
-from moments_service.moments.create import create_moments
 
 pytestmark = pytest.mark.unit
 
@@ -237,7 +236,7 @@ moves = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6), st.floats(0.01,
 @settings(max_examples=60, deadline=None)
 @given(counts, moves, st.sampled_from(["safe", "paper"]))
 def test_a_change_loses_nothing(batch: list, transfers: list, variant: str) -> None:
-    moments = create_moments(BlendConfig(variant=variant), 5)  # type: ignore[arg-type]
+    moments = MomentsConfig(estimator=BlendConfig(variant=variant)).create_moments(5)  # type: ignore[arg-type]
     for step, (cluster, rewards) in enumerate(batch):
         moments.fold(CommittedRewards(np.array([cluster]), np.array([rewards]), ("p",), policy_version=step))
     before = moments.state()
@@ -265,8 +264,10 @@ def test_clusters_of_unlike_prompts_split_and_dead_ones_retire() -> None:
     prompts = PromptSet.of_embeddings(np.concatenate([easy, hard, blobs(1, 20, first=5)]))
     codebook = Codebook(unit(np.array([np.eye(16)[0] + 0.3 * np.eye(16)[1], np.eye(16)[5], np.eye(16)[9]])))
     assert codebook.assign_prompts(prompts).tolist() == [0] * 40 + [1] * 20
-    moments = create_moments(BlendConfig(), 3)
-    assert adapted(codebook, create_moments(BlendConfig(), 3), prompts) is not None  # 2 has neither prompts nor mass
+    moments = MomentsConfig(estimator=BlendConfig()).create_moments(3)
+    assert (
+        adapted(codebook, MomentsConfig(estimator=BlendConfig()).create_moments(3), prompts) is not None
+    )  # 2 has neither prompts nor mass
     rewards = np.array([[1.0] * 4] * 20 + [[0.0] * 4] * 20 + [[0.0] * 4] * 20)
     moments.fold(CommittedRewards(np.array([0] * 40 + [1] * 20), rewards, ("p",) * 60, 1))
     change = adapted(codebook, moments, prompts)

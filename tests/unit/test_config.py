@@ -52,7 +52,7 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
     [
         ("group_sise=4", "group_sise: unknown key (value 4); did you mean group_size?"),
         (
-            "moments.estimator.temprature=1",
+            "moments.estimator={kind: bv_blend, temprature: 1}",
             "moments.estimator.temprature: unknown key (value 1); did you mean temperature?",
         ),
         ("prompts.sources.0.limt=1", "prompts.sources.0.limt: unknown key (value 1); did you mean limit?"),
@@ -76,7 +76,7 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
             "moments.estimator.k: Input should be greater than or equal to 1 (value 0)",
         ),
         (
-            "moments.estimator.variant=save",
+            "moments.estimator={kind: bv_blend, variant: save}",
             "moments.estimator.variant: Input should be 'safe', 'paper', 'eb' or 'precision' (value 'save')",
         ),
         ("steps=none", "steps: "),

@@ -38,7 +38,7 @@ PROMPTS = PromptSet(
     tuple(prompt_id(*place) for place in PLACES), ("sums",) * 80, ("",) * 80, np.repeat(EMBEDDINGS, 20, axis=0)
 )
 """The prompt of every (place in the feed, cluster)."""
-CONFIG = MomentsConfig(clusters=ClusterConfig(count=4))
+CONFIG = MomentsConfig(estimator=BlendConfig(), clusters=ClusterConfig(count=4))
 
 
 def group(sequence: int, rewards: tuple[float | None, ...] = (0.0, 0.0), where: int = 0, **changes: Any) -> ScoredGroup:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from moments_service.clusters import Codebook, PromptSet, fit_codebook
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.durable import seal_directory
+from moments_service.estimators.naming import configured
 from moments_service.moments import ClusterMoments, CommittedRewards
-from moments_service.moments.create import create_moments
-from moments_service.offline.portable import About, PortableMoments, WarmStart, differences, kind_of, merge
+from moments_service.moments.leave_one_out import TrackedHistory
+from moments_service.offline.portable import About, PortableMoments, WarmStart, differences, merge
 from moments_service.service import MomentsService
 from moments_service.state import Counts
 from tests.unit.test_clusters import blobs
@@ -20,20 +21,20 @@ from tests.unit.test_moments_service import group, train_on
 
 pytestmark = pytest.mark.unit
 
-VARIANTS = ("safe", "paper")
+VARIANTS = ("safe", "paper", "hierarchical")
 CODEBOOK = fit_codebook(PromptSet(("a", "b", "c"), ("",) * 3, ("",) * 3, np.eye(3, dtype=np.float32), "mini-1"), 3, 0)
 
 
 def portable(variant: str, *rewards: tuple[int, list[float]], codebook: Codebook = CODEBOOK) -> PortableMoments:
-    blend = BlendConfig(variant=variant)  # type: ignore[arg-type]
-    moments = create_moments(blend, len(codebook))
+    config = configured(MomentsConfig(), variant if variant == "hierarchical" else f"bv_blend:{variant}")
+    moments = config.create_moments(len(codebook))
     for step, (cluster, values) in enumerate(rewards):
         moments.fold(CommittedRewards(np.array([cluster]), np.array([values]), ("p",), policy_version=step))
     moments.carry_over(1.0)
     about = About(
-        moments=kind_of(blend),
-        blend=blend,
-        estimator="bv_blend",
+        moments=config.moments_kind,
+        blend=config.blend,
+        estimator=config.estimator.kind,
         encoder=codebook.encoder,
         codebook=codebook.fingerprint,
         policy="tiny",
@@ -86,8 +87,13 @@ def test_a_discount_scales_the_mass_and_nothing_else(rewards: list, discount: fl
     before = full.moments.history(every)
     moments = full.discounted(discount).moments
     after = moments.history(every)
-    np.testing.assert_allclose(after.mass, discount * before.mass, rtol=1e-12, atol=0)
     np.testing.assert_array_equal(after.seen, before.seen)
+    if isinstance(after, TrackedHistory) and isinstance(before, TrackedHistory):
+        # Each cluster stands where it stood and is trusted less; what is shrunk to the others moves towards them.
+        np.testing.assert_allclose(after.precision, discount * before.precision, rtol=1e-12, atol=0)
+        np.testing.assert_array_equal(after.level, before.level)
+        return
+    np.testing.assert_allclose(after.mass, discount * before.mass, rtol=1e-12, atol=0)
     if variant == "paper":
         np.testing.assert_array_equal(after.mean, before.mean)
     else:
@@ -136,17 +142,17 @@ def test_moments_of_different_clusters_or_kinds_do_not_meet() -> None:
 
 def test_a_run_with_another_encoder_or_kind_of_moments_cannot_begin_with_them() -> None:
     start = WarmStart(CODEBOOK, portable("safe"))
-    start.refuse_misfit(MomentsConfig(), "mini-1")
+    start.refuse_misfit(MomentsConfig(estimator=BlendConfig()), "mini-1")
     with pytest.raises(ValueError, match=r"mini-1.*mini-2"):
-        start.refuse_misfit(MomentsConfig(), "mini-2")
+        start.refuse_misfit(MomentsConfig(estimator=BlendConfig()), "mini-2")
     with pytest.raises(ValueError, match="kind decayed"):
         start.refuse_misfit(MomentsConfig(estimator=BlendConfig(variant="paper")), "mini-1")
     with pytest.raises(ValueError, match=r"by embedding.*by is source"):
-        start.refuse_misfit(MomentsConfig(clusters=ClusterConfig(by="source")), "")
+        start.refuse_misfit(MomentsConfig(estimator=BlendConfig(), clusters=ClusterConfig(by="source")), "")
 
 
 async def test_a_run_begins_with_anothers_moments_and_makes_room_for_new_prompts(tmp_path: Path) -> None:
-    config = MomentsConfig(clusters=ClusterConfig(count=4))
+    config = MomentsConfig(estimator=BlendConfig(), clusters=ClusterConfig(count=4))
     old = MomentsService(config, tmp_path / "old", seed=0)
     embeddings = np.eye(8, dtype=np.float32)
     prompts = PromptSet(tuple(f"prompt{n}" for n in range(8)), ("sums",) * 8, ("",) * 8, embeddings)

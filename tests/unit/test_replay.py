@@ -18,7 +18,6 @@ from moments_service.estimators.naming import configured
 from moments_service.messages.groups import PolicyMove, Transcript
 from moments_service.messages.table import padded
 from moments_service.moments import CommittedRewards
-from moments_service.moments.create import create_moments
 from moments_service.offline.explain import GroupNotFoundError, explain
 from moments_service.offline.logs import LogError, parse_groups
 from moments_service.offline.rebuild import differing_arrays, rebuild
@@ -136,7 +135,7 @@ def test_a_replay_is_what_training_would_have_done(variant: Any) -> None:
     config = MomentsConfig(estimator=BlendConfig(variant=variant))
     summary = ReplaySummary()
     found = list(replay(parse_groups(log_lines(), "log").groups, config, summary))
-    moments, estimate = create_moments(config.blend, 2), config.blend.create()
+    moments, estimate = config.create_moments(2), config.blend.create()
     expected = []
     for step in range(4):
         batch = [json.loads(line) for line in log_lines() if json.loads(line)["step"] == step]

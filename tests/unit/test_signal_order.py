@@ -14,9 +14,8 @@ from actors.prompts.feed import PromptFeed
 from actors.prompts.group_sizes import SMALLEST, group_sizes
 from actors.prompts.order import SWEEP_EVERY
 from actors.prompts.prompt import Prompt, Ticket
-from moments_service.config import BlendConfig
+from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.moments import ClusterMoments, CommittedRewards
-from moments_service.moments.create import create_moments
 from moments_service.moments.expected_signal import HALF_RIGHT, ExpectedSignal, expected_signal
 from tests.unit.test_prompt_feed import pool
 
@@ -216,7 +215,7 @@ def told_by(moments: ClusterMoments) -> ExpectedSignal:
 
 
 def test_prompts_that_always_agree_promise_nothing_however_unlike_they_are() -> None:
-    moments = create_moments(BlendConfig(), 3)
+    moments = MomentsConfig(estimator=BlendConfig()).create_moments(3)
     fold(moments, 0, *[(1.0, 1.0), (0.0, 0.0)] * 50)
     fold(moments, 1, *[(1.0, 0.0), (0.0, 1.0)] * 50)
     told = told_by(moments)
@@ -228,7 +227,7 @@ def test_prompts_that_always_agree_promise_nothing_however_unlike_they_are() -> 
 
 
 def test_the_paper_s_moments_tell_of_the_whole_variance() -> None:
-    moments = create_moments(BlendConfig(variant="paper"), 2)
+    moments = MomentsConfig(estimator=BlendConfig(variant="paper")).create_moments(2)
     fold(moments, 0, (0.0, 0.0))
     for _ in range(20):
         fold(moments, 0, (0.0, 0.0))
