@@ -1,10 +1,12 @@
 """Everything that a commit changes, and nothing else: what a snapshot saves and a replay makes again."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
@@ -15,10 +17,12 @@ from moments_service.config import MomentsConfig
 from moments_service.durable import strict_json, write_tensors
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch
 from moments_service.health import Alarm, HealthMonitor, Observation
-from moments_service.ledger.seals import LedgerEnd
 from moments_service.messages.counts import Counts
 from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards, History, Indices
+
+if TYPE_CHECKING:
+    from moments_service.ledger.seals import LedgerEnd
 
 MOMENTS_FILE = "moments.safetensors"
 
@@ -141,7 +145,7 @@ class MomentsState:
         self.last_step = origin.last_step
         return origin
 
-    def under(self, config: MomentsConfig) -> "MomentsState":
+    def under(self, config: MomentsConfig) -> MomentsState:
         """The same state as a start of the run under another configuration goes on with it. Raises ValueError if it cannot."""
         other = MomentsState(config, len(self.moments))
         other._take(self.arrays(), self.config.estimator.kind, "the state before")
@@ -165,6 +169,9 @@ class MomentsState:
 
 def read_origin(directory: Path) -> SnapshotOrigin:
     """What the snapshot in a directory belongs to. Raises FileNotFoundError or SafetensorError where there is none."""
+    # Late: moments are also used where there is no ledger, nor what it is written with.
+    from moments_service.ledger.seals import LedgerEnd
+
     with safe_open(directory / MOMENTS_FILE, framework="numpy") as file:
         about = json.loads(file.metadata()["origin"])
     counts, before = Counts(**about.pop("counts")), Counts(**about.pop("counts_before"))

@@ -13,11 +13,13 @@ from actors.prompts.feed import PromptFeed
 from actors.prompts.prompt import Ticket
 from benchmarks.league.baselines import clusters_of, estimator_of
 from benchmarks.league.jobs import Job
-from benchmarks.league.learning import Learner, Pieces
+from benchmarks.league.judging import Judge
+from benchmarks.league.learning import Learner
 from benchmarks.league.measure import Measure
 from benchmarks.league.policy import Policy
 from benchmarks.league.sampling import Completions, answer_probabilities, sample
 from benchmarks.league.tasks import Indices, Task, load_task, task_file
+from benchmarks.league.tries import Prompts, read_prompts
 from moments_service.blend import Array
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.base import carries_signal
@@ -63,6 +65,7 @@ class Lab:
             raise ValueError("the league samples at temperature 1 from the whole distribution only")
         self.policy = Policy(task.policy)
         self.learner = Learner(self.policy, config.learner, self.steps, job.lr)
+        self.judge = Judge(task.train)
         self.clusters = clusters_of(task, job.clusters, job.seed)
         self.moments, self.control = estimator_of(config.moments, job.estimator)
         self.state = MomentsState(self.moments, int(self.clusters.max()) + 1)
@@ -76,46 +79,36 @@ class Lab:
         """Sample, judge, estimate, learn, remember. look: whether to compare the baselines with the truth."""
         tickets = self.feed.deal(self.groups)
         rows = np.array([self.rows[ticket.prompt.prompt_id] for ticket in tickets])
-        pieces = self.learner.read([self.task.train.tokens[row] for row in rows])
+        tokens = [self.task.train.tokens[row] for row in rows]
+        read = read_prompts(self.policy, tokens)
+        prompts = read.detached()
         said = sample(
             self.policy,
-            pieces.past,
-            pieces.start,
+            prompts,
             self.job.group_size,
             self.task.config.sampling.max_tokens,
             self.task.end,
             self.generator,
         )
-        rewards = self._judge(rows, said)
-        truth = self._truth(rows, pieces) if look or self.control else None
+        rewards = self.judge.rewards(rows, said)
+        truth = self._truth(rows, prompts) if look or self.control else None
         batch = self._batch(tickets, rows, said, rewards)
         found = self.state.estimate(batch) if self.control is None else self.control(batch, _there(truth))
-        self.learner.learn(pieces, said, found.values)
+        self.learner.learn(read, said, found.values)
         fades = self.control is None and self.moments.estimator.fades_by_move
-        self._fold(batch, self.learner.move(pieces, said, self.generator) if fades else None)
+        self._fold(batch, self.learner.move(tokens, said, self.generator) if fades else None)
         self._inform_feed()
         return _report(batch, found, said, truth)
 
-    def _judge(self, rows: Indices, said: Completions) -> Array:
-        """[M, G]: 1 where a completion is the gold answer, token by token."""
-        tokens, lengths = said.tokens.numpy(), said.lengths
-        rewards = np.zeros(lengths.shape)
-        for group, row in enumerate(rows):
-            answer = self.task.train.answers[row]
-            if len(answer) <= tokens.shape[2]:
-                same = (tokens[group, :, : len(answer)] == answer).all(axis=1)
-                rewards[group] = same & (lengths[group] == len(answer))
-        return rewards
-
-    def _truth(self, rows: Indices, pieces: Pieces) -> Array:
+    def _truth(self, rows: Indices, prompts: Prompts) -> Array:
         answers = [self.task.train.answers[row] for row in rows]
-        return answer_probabilities(self.policy, pieces.past, pieces.start, answers)
+        return self.judge.expected(rows, answer_probabilities(self.policy, prompts, answers))
 
     def _batch(self, tickets: list[Ticket], rows: Indices, said: Completions, rewards: Array) -> RewardBatch:
         clusters = self.clusters[rows]
         return RewardBatch(
             rewards=rewards,
-            lengths=said.lengths.astype(np.float64),
+            lengths=said.lengths.double().numpy(),
             prompts=tuple(ticket.prompt.prompt_id for ticket in tickets),
             history=self.state.history(clusters),
             clusters=clusters,
@@ -202,7 +195,7 @@ def _report(batch: RewardBatch, found: Advantages, said: Completions, truth: Arr
         uniform=float(uniform.mean()),
         signal=float(found.carries_signal().mean()),
         entropy=said.entropy,
-        length=float(said.lengths.mean()),
+        length=float(said.lengths.float().mean()),
         baseline_error=error,
     )
 

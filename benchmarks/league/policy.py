@@ -1,4 +1,4 @@
-"""A small Qwen3 as plain tensor algebra: prompts are read once, and all completions of a prompt continue from there.
+"""A small Qwen3 as plain tensor algebra: texts that begin alike are read once, and what is said after them goes on from there.
 
 Only what the league needs of the architecture, in float32 on a CPU; tests/unit/test_league.py holds it to transformers.
 """
@@ -25,28 +25,44 @@ _JOINED = {
 """A layer's parameters, and the tensors of the file that are joined in each."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Past:
-    """What later tokens of B prompts attend to: P places of the prompt, then the columns of its completions so far."""
+    """What later tokens attend to: R rows of P places, each row a trie of texts that begin alike.
+
+    A token's context is what stands before it on the path from its trie's root: segments go on from their parents.
+    """
 
     layers: list[tuple[torch.Tensor, torch.Tensor]]
-    """Keys and values of each layer, [B, kv heads, P + columns, d]."""
-    lengths: torch.Tensor
-    """[B] tokens of each prompt; the places behind them are padding."""
-    columns: int = 0
+    """Keys and values of each layer, [R, kv heads, P, d]."""
+    segments: torch.Tensor
+    """[R, P] segment that each place belongs to; -1 is padding."""
+    places: torch.Tensor
+    """[R, P] how many tokens come before it on its path."""
 
-    def rows(self, chosen: torch.Tensor) -> "Past":
-        """Those of some prompts."""
-        return Past(
-            [(keys[chosen], values[chosen]) for keys, values in self.layers], self.lengths[chosen], self.columns
-        )
+    def detached(self) -> "Past":
+        """The same without a gradient."""
+        layers = [(keys.detach(), values.detach()) for keys, values in self.layers]
+        return Past(layers, self.segments, self.places)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """T tokens to read, flat, in any order."""
+
+    tokens: torch.Tensor
+    """[T]"""
+    rows: torch.Tensor
+    """[T]"""
+    segments: torch.Tensor
+    """[T]"""
+    places: torch.Tensor
+    """[T]"""
+    parents: torch.Tensor
+    """[S] segment that each segment goes on from; -1 for a root. Of all segments of these rows, so far."""
 
 
 class Policy(nn.Module):
-    """Qwen3 without a cache class, a mask builder or a padding side of its own.
-
-    Completions of a prompt lie side by side in one row, time first: column t * G + g holds token t of completion g.
-    """
+    """Qwen3 on tries. No token is computed twice and none is padding, but in attention."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__()
@@ -83,74 +99,56 @@ class Policy(nn.Module):
                 found |= {f"model.layers.{number}.{part}": piece for part, piece in zip(parts, pieces, strict=True)}
         return {name: tensor.detach().clone() for name, tensor in found.items()}
 
-    def read(self, tokens: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, Past]:
-        """Prompts, padded on the right. tokens: [B, P].    lengths: [B]. Returns (hidden states [B, P, H], what to go on from)."""
-        places = torch.arange(tokens.shape[1])
-        hidden, layers = self._run(tokens, places[None, :], None, None)
-        return hidden, Past(layers, lengths)
-
-    def go_on(self, past: Past, tokens: torch.Tensor, group_size: int) -> tuple[torch.Tensor, Past]:
-        """Completions after their prompts and what was said of them so far. tokens: [B, T * G], time first.
-
-        Returns (hidden states [B, T * G, H], what to go on from).
-        """
-        before, new = past.columns, tokens.shape[1]
-        columns = torch.arange(before + new)
-        time, member = columns // group_size, columns % group_size
-        own = (member[before:, None] == member) & (time[before:, None] >= time)
-        width = past.layers[0][0].shape[2] - before
-        prompt = torch.arange(width) < past.lengths[:, None]
-        mask = torch.cat([prompt[:, None].expand(-1, new, -1), own.expand(len(tokens), -1, -1)], dim=-1)
-        hidden, layers = self._run(tokens, past.lengths[:, None] + time[before:], past, mask[:, None])
-        return hidden, Past(layers, past.lengths, before + new)
+    def read(self, texts: Texts, past: Past | None = None) -> tuple[torch.Tensor, Past]:
+        """Hidden states [T, H] of texts that go on from `past`, and what comes after them can go on from."""
+        sizes = torch.bincount(texts.rows, minlength=0 if past is None else len(past.segments))
+        count, width = len(sizes), int(sizes.max())
+        order = torch.argsort(texts.rows, stable=True)
+        column = torch.empty_like(order)
+        column[order] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[texts.rows[order]]
+        # Where each token stands in the grid of rows, and which token stands there; padding repeats the first.
+        slots = texts.rows * width + column
+        tokens_at = torch.zeros(count * width, dtype=torch.int64).index_copy_(0, slots, torch.arange(len(slots)))
+        grid = [
+            torch.full((count * width,), -1).index_copy_(0, slots, each).view(count, width)
+            for each in (texts.segments, texts.places)
+        ]
+        segments, places = grid
+        all_segments = segments if past is None else torch.cat([past.segments, segments], 1)
+        all_places = places if past is None else torch.cat([past.places, places], 1)
+        mask = _visible(segments, places, all_segments, all_places, texts.parents)[:, None]
+        states = F.embedding(texts.tokens, self.embedding)
+        rotation = self.cos[texts.places][:, None], self.sin[texts.places][:, None]
+        layers = []
+        for number, layer in enumerate(self.layers):
+            # [R, heads, W, d] each
+            queries, keys, values = (
+                part.index_select(0, tokens_at).view(count, width, -1, self.width).transpose(1, 2)
+                for part in self._project(layer, states, rotation)
+            )
+            if past is not None:
+                keys, values = (torch.cat(pair, 2) for pair in zip(past.layers[number], (keys, values), strict=True))
+            layers.append((keys, values))
+            mixed = F.scaled_dot_product_attention(queries, keys, values, mask, enable_gqa=self.heads != self.kv_heads)
+            states = self._finish(layer, states, mixed.transpose(1, 2).flatten(2).flatten(0, 1).index_select(0, slots))
+        return self._norm(states, self.last_norm), Past(layers, all_segments, all_places)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., H] to [..., V]."""
         return F.linear(hidden, self.embedding)
 
-    def _run(
-        self, tokens: torch.Tensor, places: torch.Tensor, past: Past | None, mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        """places: of each token in its sample.    mask: [B, 1, T, P + T], True where a query sees a key; None is causal."""
-        states = F.embedding(tokens, self.embedding)
-        rotation = self.cos[places][:, :, None], self.sin[places][:, :, None]
-        kept = []
-        for number, layer in enumerate(self.layers):
-            queries, keys, values = self._project(layer, states, rotation)
-            if past is not None:
-                keys, values = (
-                    torch.cat([old, new], 2) for old, new in zip(past.layers[number], (keys, values), strict=True)
-                )
-            kept.append((keys, values))
-            states = self._finish(layer, states, queries, keys, values, mask)
-        return self._norm(states, self.last_norm), kept
-
     def _project(
         self, layer: dict[str, nn.Parameter], states: torch.Tensor, rotation: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, ...]:
-        """Queries, keys and values, [B, heads, T, d]."""
-        joined = F.linear(self._norm(states, layer["before_attention"]), layer["qkv"])
-        joined = joined.view(*states.shape[:2], -1, self.width)
-        turned = joined[:, :, : self.heads + self.kv_heads]
-        queries, keys = turned.split([self.heads, self.kv_heads], 2)
-        values = joined[:, :, self.heads + self.kv_heads :]
+        """Queries, keys and values, [T, heads, d]."""
+        joined = F.linear(self._norm(states, layer["before_attention"]), layer["qkv"]).unflatten(-1, (-1, self.width))
+        queries, keys, values = joined.split([self.heads, self.kv_heads, self.kv_heads], 1)
         queries = _rotated(self._norm(queries, layer["q_norm"]), *rotation)
-        keys = _rotated(self._norm(keys, layer["k_norm"]), *rotation)
-        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+        return queries, _rotated(self._norm(keys, layer["k_norm"]), *rotation), values
 
-    def _finish(
-        self,
-        layer: dict[str, nn.Parameter],
-        states: torch.Tensor,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        mask: torch.Tensor | None,
-    ) -> torch.Tensor:
-        mixed = F.scaled_dot_product_attention(
-            queries, keys, values, mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
-        )
-        states = states + F.linear(mixed.transpose(1, 2).flatten(2), layer["out"])
+    def _finish(self, layer: dict[str, nn.Parameter], states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
+        """mixed: [T, heads * d] what attention brought."""
+        states = states + F.linear(mixed, layer["out"])
         gate, up = F.linear(self._norm(states, layer["before_mlp"]), layer["up"]).chunk(2, -1)
         return states + F.linear(F.silu(gate) * up, layer["down"])
 
@@ -161,3 +159,21 @@ class Policy(nn.Module):
 def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     first, second = states.chunk(2, -1)
     return states * cos + torch.cat([-second, first], -1) * sin
+
+
+def _visible(
+    segments: torch.Tensor,
+    places: torch.Tensor,
+    key_segments: torch.Tensor,
+    key_places: torch.Tensor,
+    parents: torch.Tensor,
+) -> torch.Tensor:
+    """[R, W, K] whether a query ([R, W]) sees a key ([R, K]). Padding sees the first one, so that no softmax is empty."""
+    seen = torch.zeros(*segments.shape, key_segments.shape[1], dtype=torch.bool)
+    path = segments
+    while (path >= 0).any():
+        seen |= (path[..., None] == key_segments[:, None]) & (path >= 0)[..., None]
+        path = torch.where(path >= 0, parents[path.clamp(min=0)], -1)
+    seen &= key_places[:, None] <= places[..., None]
+    seen[..., 0] |= segments < 0
+    return seen

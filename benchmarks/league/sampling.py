@@ -1,18 +1,17 @@
 """Sampling and exact probabilities: what a policy says after its prompts, and how likely it says the right thing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from benchmarks.league.policy import Past, Policy
+from benchmarks.league.policy import Policy
+from benchmarks.league.tries import Prompts, Tokens, read_prompts
+from moments_service.blend import Array
 
-Tokens = Sequence[npt.NDArray[np.int64]]
-"""Token ids of several texts."""
-_ROWS = 64
-"""Prompts whose probabilities are worked out at once."""
+AT_ONCE = 128
+"""Prompts whose probabilities are worked out together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,102 +20,107 @@ class Completions:
 
     tokens: torch.Tensor
     """[B, G, C] int64, the end-of-sequence token included."""
-    lengths: npt.NDArray[np.int64]
+    lengths: torch.Tensor
     """[B, G]"""
     logprobs: torch.Tensor
     """[B, G, C] nats, of the sampler."""
-    surprisals: npt.NDArray[np.float64]
+    surprisals: Array
     """[B, G] mean of -log p over a completion's tokens, nats."""
-    score_norms: npt.NDArray[np.float64]
+    score_norms: Array
     """[B, G] mean of 1 - 2 p + sum of p^2 over a completion's tokens: the squared norm of the score in logits."""
     entropy: float
     """Mean over all tokens, nats."""
 
-
-def padded(texts: Tokens, width: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """([B, L] filled up with 0 on the right, [B] lengths)."""
-    lengths = np.array([len(text) for text in texts], dtype=np.int64)
-    tokens = np.zeros((len(texts), width or int(lengths.max())), dtype=np.int64)
-    for row, text in enumerate(texts):
-        tokens[row, : len(text)] = text
-    return torch.from_numpy(tokens), torch.from_numpy(lengths)
-
-
-def last(hidden: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """[B, H]: hidden states at the last token of each prompt."""
-    return hidden[torch.arange(len(lengths)), lengths - 1]
+    @property
+    def mask(self) -> torch.Tensor:
+        """[B, G, C] which tokens are there."""
+        return torch.arange(self.tokens.shape[2]) < self.lengths[..., None]
 
 
 @torch.inference_mode()
 def sample(
-    policy: Policy,
-    past: Past,
-    start: torch.Tensor,
-    group_size: int,
-    max_tokens: int,
-    end: int,
-    generator: torch.Generator,
+    policy: Policy, prompts: Prompts, size: int, max_tokens: int, end: int, generator: torch.Generator
 ) -> Completions:
-    """Draw G completions of each prompt at temperature 1 until `end` or `max_tokens`. start: [B, H] at each prompt's last token."""
-    logits = policy.logits(start)[:, None].expand(-1, group_size, -1)
-    running = torch.ones(logits.shape[:2], dtype=torch.bool)
-    tokens, logprobs, norms, entropies, masks = [], [], [], [], []
+    """Draw `size` completions of each prompt at temperature 1, until `end` or `max_tokens`."""
+    count = len(prompts.start) * size
+    tokens = torch.zeros(count, max_tokens, dtype=torch.int64)
+    logprobs, norms, entropies = (torch.zeros(count, max_tokens) for _ in range(3))
+    lengths = torch.zeros(count, dtype=torch.int64)
+    running, past = torch.arange(count), prompts.past
+    logits = policy.logits(prompts.start).repeat_interleave(size, 0)
     for place in range(max_tokens):
         normalised = logits.log_softmax(-1)
         probabilities = normalised.exp()
-        # argmax of p / Exp(1) is a draw from p.
-        noise = torch.empty(logits.shape).exponential_(generator=generator)
-        drawn = (probabilities / noise).argmax(-1)
-        logprob = normalised.gather(-1, drawn[..., None])[..., 0]
-        tokens.append(drawn)
-        logprobs.append(logprob)
-        norms.append(1.0 - 2.0 * logprob.exp() + probabilities.square().sum(-1))
-        entropies.append(-(probabilities * normalised).sum(-1))
-        masks.append(running)
-        running = running & (drawn != end)
-        if place + 1 == max_tokens or not running.any():
+        # The argmax of p / Exp(1) is a draw from p.
+        drawn = (probabilities / torch.empty_like(logits).exponential_(generator=generator)).argmax(-1)
+        logprob = normalised.gather(-1, drawn[:, None])[:, 0]
+        tokens[running, place] = drawn
+        logprobs[running, place] = logprob
+        norms[running, place] = 1.0 - 2.0 * logprob.exp() + probabilities.square().sum(-1)
+        entropies[running, place] = -(probabilities * normalised).sum(-1)
+        lengths[running] += 1
+        goes_on = drawn != end
+        running, drawn = running[goes_on], drawn[goes_on]
+        if place + 1 == max_tokens or not len(running):
             break
-        hidden, past = policy.go_on(past, drawn, group_size)
+        at = torch.full_like(running, place)
+        hidden, past = policy.read(prompts.after(running // size, running % size, at, drawn, size), past)
         logits = policy.logits(hidden)
-    mask = torch.stack(masks, -1)
-    lengths = mask.sum(-1)
-    said = torch.stack(logprobs, -1)
 
-    def mean(values: torch.Tensor) -> npt.NDArray[np.float64]:
-        return ((values * mask).sum(-1) / lengths).double().numpy()
+    def mean(values: torch.Tensor) -> Array:
+        return (values.sum(-1) / lengths).double().view(-1, size).numpy()
 
+    longest = int(lengths.max())
     return Completions(
-        tokens=torch.stack(tokens, -1),
-        lengths=lengths.numpy(),
-        logprobs=said,
-        surprisals=mean(-said),
-        score_norms=mean(torch.stack(norms, -1)),
-        entropy=float((torch.stack(entropies, -1) * mask).sum() / mask.sum()),
+        tokens=tokens[:, :longest].view(-1, size, longest),
+        lengths=lengths.view(-1, size),
+        logprobs=logprobs[:, :longest].view(-1, size, longest),
+        surprisals=mean(-logprobs),
+        score_norms=mean(norms),
+        entropy=float(entropies.sum() / lengths.sum()),
     )
 
 
+def token_logprobs(policy: Policy, prompts: Prompts, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[N] log-probs of what was said after the prompts, in the order of the mask.
+
+    tokens: [B, G, C].    mask: [B, G, C] which of them are there, without gaps.
+    """
+    size = tokens.shape[1]
+    of, member, at = mask.nonzero(as_tuple=True)
+    # What a token is predicted from: its prompt, or the token before it.
+    later = at > 0
+    read = torch.cat([later[1:], torch.zeros(1, dtype=torch.bool)])
+    hidden, sources = prompts.start, of.clone()
+    if later.any():
+        said = prompts.after(of[read], member[read], at[read], tokens[mask][read], size)
+        hidden = torch.cat([hidden, policy.read(said, prompts.past)[0]])
+        sources[later] = len(prompts.start) + torch.arange(int(later.sum()))
+    logits = policy.logits(hidden.index_select(0, sources))
+    return logits.log_softmax(-1).gather(-1, tokens[mask][:, None])[:, 0]
+
+
 @torch.inference_mode()
-def answer_probabilities(policy: Policy, past: Past, start: torch.Tensor, answers: Tokens) -> npt.NDArray[np.float64]:
-    """[B]: the probability that the policy says exactly this after each prompt. answers: with their end-of-sequence token."""
-    targets, lengths = padded(answers)
-    hidden = start[:, None]
-    if targets.shape[1] > 1:
-        hidden = torch.cat([hidden, policy.go_on(past, targets[:, :-1], 1)[0]], dim=1)
-    logprobs = policy.logits(hidden).log_softmax(-1).gather(-1, targets[..., None])[..., 0].double()
-    there = torch.arange(targets.shape[1]) < lengths[:, None]
-    return (logprobs * there).sum(-1).exp().numpy()
+def answer_probabilities(policy: Policy, prompts: Prompts, answers: Tokens) -> npt.NDArray[np.float64]:
+    """[B]: the probability that the policy says exactly this. answers: with their end-of-sequence token."""
+    lengths = torch.tensor([len(answer) for answer in answers])
+    tokens = torch.zeros(len(answers), 1, int(lengths.max()), dtype=torch.int64)
+    mask = torch.arange(tokens.shape[2]) < lengths[:, None, None]
+    tokens[mask] = torch.from_numpy(np.concatenate(answers))
+    logprobs = token_logprobs(policy, prompts, tokens, mask).double()
+    of = mask.nonzero(as_tuple=True)[0]
+    return torch.zeros(len(answers), dtype=torch.float64).index_add_(0, of, logprobs).exp().numpy()
 
 
 @torch.inference_mode()
 def success_probabilities(policy: Policy, prompts: Tokens, answers: Tokens) -> npt.NDArray[np.float64]:
-    """[N]: `answer_probabilities` of any number of prompts, alike in length together."""
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable")
+    """[N]: `answer_probabilities` of any number of prompts, those that begin alike together."""
+    order = sorted(range(len(prompts)), key=lambda row: prompts[row].tolist())
     found = np.empty(len(prompts))
-    for first in range(0, len(order), _ROWS):
-        rows = order[first : first + _ROWS]
-        tokens, lengths = padded([prompts[row] for row in rows])
-        hidden, past = policy.read(tokens, lengths)
-        found[rows] = answer_probabilities(policy, past, last(hidden, lengths), [answers[row] for row in rows])
+    for first in range(0, len(order), AT_ONCE):
+        rows = order[first : first + AT_ONCE]
+        read = read_prompts(policy, [prompts[row] for row in rows])
+        found[rows] = answer_probabilities(policy, read, [answers[row] for row in rows])
     return found
 
 

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "deploy" / "recipes"
 FRESH_LIMIT = 640
 """Training prompts of each family of `fresh`: 120 steps of 64 completions see no prompt twice, at any group size from 2 up."""
+_CLUSTERS = "clusters/"
 
 Indices = npt.NDArray[np.int64]
 
@@ -42,6 +43,7 @@ class Task:
 
     config: RunConfig
     policy: Path
+    """Its directory."""
     end: int
     """Id of the end-of-sequence token."""
     train: Split
@@ -66,20 +68,20 @@ def task_file(name: str, cache: Path) -> Path:
 
 
 def prepare(name: str, cache: Path, codebooks: Iterable[tuple[int, int]] = ()) -> Path:
-    """Make the file of a task, or add the clusters that it lacks. codebooks: (clusters, seed of the run)."""
+    """Make the file of a task, or add the clusters that it lacks. codebooks: (clusters, seed of the run) of each."""
     path = task_file(name, cache)
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    config = recipe_of(name)
+    about, arrays = _made(config)
     if path.is_file():
-        about, arrays = _read(path)
-    else:
-        cache.mkdir(parents=True, exist_ok=True)
-        about, arrays = _made(recipe_of(name))
-    wanted = {f"clusters/{count}:{seed}": (count, seed) for count, seed in codebooks}
+        before, known = _read(path)
+        if before["train"] == about["train"]:
+            arrays |= {key: array for key, array in known.items() if key.startswith(_CLUSTERS)}
+    wanted = {f"{_CLUSTERS}{count}:{seed}": (count, seed) for count, seed in codebooks}
     missing = {key: value for key, value in wanted.items() if key not in arrays}
     if missing:
-        arrays |= _clusters(RunConfig.model_validate(json.loads(about["config"])), _prompts(about["train"]), missing)
-    if missing or not path.is_file():
-        write_tensors(path, arrays, about)
+        arrays |= _clusters(config, _prompts(about["train"]), missing)
+    cache.mkdir(parents=True, exist_ok=True)
+    write_tensors(path, arrays, about)
     return path
 
 
@@ -97,9 +99,9 @@ def load_task(path: Path) -> Task:
         train=split("train"),
         held_out=split("held_out"),
         clusters={
-            name.removeprefix("clusters/"): array.astype(np.int64)
+            name.removeprefix(_CLUSTERS): array.astype(np.int64)
             for name, array in arrays.items()
-            if name.startswith("clusters/")
+            if name.startswith(_CLUSTERS)
         },
     )
 

@@ -8,7 +8,6 @@ precision holds the coordinates exactly too.
 import math
 from typing import Any
 
-import faiss
 import numpy as np
 
 from moments_service.clusters.base import Embeddings, Indices
@@ -28,6 +27,8 @@ class CentroidIndex:
     """Search over K centroids. centroids: [K, d] float32, unit length.    cells: [L, d] of `fit_cells`, L = 0 for none."""
 
     def __init__(self, centroids: Embeddings, cells: Embeddings) -> None:
+        import faiss  # late: clusters by a label, and estimators without any, are used where it is not installed
+
         dimension = centroids.shape[1]
         self._index: Any = faiss.IndexFlatIP(dimension)
         # Kept: the inverted lists only borrow it, and the cells are held nowhere else.
@@ -54,6 +55,8 @@ class CentroidIndex:
         return np.asarray(self._coarse.reconstruct_n(0, self._coarse.ntotal), dtype=np.float32)
 
     def _add(self, points: Embeddings) -> None:
+        import faiss
+
         if not self._coarse.ntotal:
             self._index.add(points)
             return
@@ -92,6 +95,8 @@ def spherical_kmeans(
 
     sample: most points per centroid to train on; FAISS would silently take 256.
     """
+    import faiss
+
     kmeans = faiss.Kmeans(
         points.shape[1],
         clusters,

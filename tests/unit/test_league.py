@@ -1,22 +1,42 @@
 """The league: its policy is the real one, its probabilities are exact, its jobs survive kills."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.league.jobs import Job, read_jobs, results, run_jobs
+from actors.prompts.renderer import Renderer
+from actors.prompts.sources import load_prompts
+from actors.rollout.sample import Sample
+from actors.verifiers.reasoning_gym import task_score
+from actors.weights.block import open_tensors
+from benchmarks.league.baselines import clusters_of, estimator_of
+from benchmarks.league.jobs import Job
+from benchmarks.league.judging import Judge
+from benchmarks.league.lab import Lab
+from benchmarks.league.learning import Learner
 from benchmarks.league.policy import Policy
-from benchmarks.league.sampling import last, padded, sample, success_probabilities
-from benchmarks.league.table import half_width, student_quantile
-from moments_service.durable import append_line
+from benchmarks.league.sampling import Completions, sample, success_probabilities, token_logprobs
+from benchmarks.league.tasks import Split, Task, load_task, prepare, recipe_of, task_file
+from benchmarks.league.tries import bundles, read_prompts
+from learner.job import LearnerJob
+from learner.optim import AdamW
+from learner.rank import LearnerRank
+from moments_service.estimators import RewardBatch
+from moments_service.moments import CommittedRewards
+from moments_service.seeding import derive_seed
+from moments_service.state import MomentsState
 
 pytestmark = pytest.mark.unit
 
-POLICY = Path(__file__).parents[2] / "deploy" / "recipes" / "cold_start" / "policy"
+ROOT = Path(__file__).parents[2]
+POLICY = ROOT / "deploy" / "recipes" / "cold_start" / "policy"
 END = 1
 
 
@@ -28,42 +48,96 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With one small task, `sums`: prompts of two sources from a file, and the cold start's policy."""
+    home = tmp_path_factory.mktemp("task")
+    lines = [
+        {
+            "question": f"State the final answer to the following arithmetic problem: {a} {sign} {b} =",
+            "answer": str(answer),
+        }
+        for a in range(2, 9)
+        for b in range(2, 9)
+        for sign, answer in (("+", a + b), ("-", a - b))
+    ]
+    for name, sign in (("plus", "+"), ("minus", "-")):
+        chosen = [json.dumps(line) for line in lines if f" {sign} " in line["question"]]
+        (home / f"{name}.jsonl").write_text("\n".join(chosen))
+    sources = "\n".join(
+        f"    - {{kind: jsonl, name: {name}, path: {name}.jsonl, verifier: exact, held_out: 9}}"
+        for name in ("plus", "minus")
+    )
+    (home / "sums.yaml").write_text(
+        f"name: sums\npolicy: {POLICY}\nsteps: 6\nprompts:\n  sources:\n{sources}\n"
+        "sampling: {max_tokens: 6}\nlearner: {optimizer: {lr: 1.0e-3}, schedule: {final_share: 1.0}}\n"
+    )
+    prepare(str(home / "sums.yaml"), home / "cache")
+    return home / "cache"
+
+
+@pytest.fixture(scope="module")
+def task(cache: Path) -> Task:
+    return load_task(task_file("sums", cache))
+
+
+def lab_of(task: Task, **changes: object) -> Lab:
+    return Lab(task, Job.model_validate({"task": "sums", "estimator": "rloo", "clusters": "source"} | changes))
+
+
 def drawn_prompts() -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return [rng.integers(2, 300, size) for size in (9, 30, 17)]
+    one, other, third = (rng.integers(2, 300, size) for size in (9, 30, 17))
+    return [np.append(other[:7], one), other, third]
 
 
 @torch.no_grad()
-def test_prompts_and_completions_have_the_logits_of_transformers() -> None:
+def test_tries_have_the_logits_of_transformers() -> None:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(POLICY)
     policy, prompts = Policy(POLICY), drawn_prompts()
-    tokens, lengths = padded(prompts)
-    said = torch.randint(2, 300, (len(prompts), 2, 4), generator=torch.Generator().manual_seed(0))
-    hidden, past = policy.read(tokens, lengths)
-    # Two tokens of both completions, then two more: time comes first.
-    first, past = policy.go_on(past, said[..., :2].transpose(1, 2).flatten(1), 2)
-    second, _ = policy.go_on(past, said[..., 2:].transpose(1, 2).flatten(1), 2)
-    for row, prompt in enumerate(prompts):
-        for member in range(2):
-            whole = torch.cat([torch.from_numpy(prompt), said[row, member]])[None]
-            parts = [hidden[row, : len(prompt)], first[row, member::2], second[row, member::2]]
-            torch.testing.assert_close(policy.logits(torch.cat(parts)), model(whole).logits[0], rtol=1e-4, atol=1e-4)
+    assert [shared for _, shared in bundles(prompts)] == [0, 7]
+    said = [[[5, 6, 7], [8]], [[9], [10, 11]], [[12, 13], [14, 15, END]]]
+    mask = torch.tensor([[[place < len(one) for place in range(3)] for one in both] for both in said])
+    tokens = torch.zeros(mask.shape, dtype=torch.int64)
+    tokens[mask] = torch.tensor([token for both in said for one in both for token in one])
+    found = token_logprobs(policy, read_prompts(policy, prompts), tokens, mask)
+    expected = []
+    for prompt, both in zip(prompts, said, strict=True):
+        for one in both:
+            whole = torch.tensor([[*prompt.tolist(), *one]])
+            logits = model(whole).logits[0, len(prompt) - 1 : -1]
+            expected.append(logits.log_softmax(-1).gather(-1, torch.tensor(one)[:, None])[:, 0])
+    torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
 
 
 def test_a_completion_comes_as_often_as_its_probability_says() -> None:
     policy, prompts = Policy(POLICY), drawn_prompts()
-    draws = 2000
-    tokens, lengths = padded(prompts)
-    hidden, past = policy.read(tokens, lengths)
-    said = sample(policy, past, last(hidden, lengths), draws, 6, END, torch.Generator().manual_seed(0))
+    draws = 400
+    read = read_prompts(policy, prompts)
+    said = sample(policy, read.detached(), draws, 6, END, torch.Generator().manual_seed(0))
     for row, prompt in enumerate(prompts):
         completions = [tuple(said.tokens[row, member, : said.lengths[row, member]].tolist()) for member in range(draws)]
         favourite = max(set(completions), key=completions.count)
         share = completions.count(favourite) / draws
         (expected,) = success_probabilities(policy, [prompt], [np.array(favourite)])
         assert share == pytest.approx(expected, abs=4 * (expected * (1 - expected) / draws) ** 0.5)
+
+
+def test_what_the_sampler_says_of_its_tokens_is_what_the_policy_says_of_them() -> None:
+    policy, prompts = Policy(POLICY), drawn_prompts()
+    read = read_prompts(policy, prompts)
+    said = sample(policy, read.detached(), 3, 6, END, torch.Generator().manual_seed(1))
+    again = token_logprobs(policy, read, said.tokens, said.mask)
+    torch.testing.assert_close(said.logprobs[said.mask], again, rtol=1e-4, atol=1e-4)
+    assert said.surprisals[0, 0] == pytest.approx(-float(said.logprobs[0, 0][said.mask[0, 0]].mean()), rel=1e-5)
+    # The gradient of a log-prob by the logits is one-hot minus probabilities.
+    one = int(said.tokens[1, 0, 0])
+    probabilities = policy.logits(read.start)[1].softmax(-1).detach()
+    norm = (torch.nn.functional.one_hot(torch.tensor(one), len(probabilities)) - probabilities).square().sum()
+    only = sample(policy, read.detached(), 3, 1, END, torch.Generator().manual_seed(1))
+    assert only.tokens[1, 0, 0] == one and only.score_norms[1, 0] == pytest.approx(float(norm), rel=1e-4)
 
 
 def test_names_of_tensors_are_those_of_the_file() -> None:
@@ -75,56 +149,182 @@ def test_names_of_tensors_are_those_of_the_file() -> None:
     assert all(torch.equal(found[name], written[name]) for name in written)
 
 
-def test_a_list_stands_for_as_many_jobs(tmp_path: Path) -> None:
-    (tmp_path / "jobs.yaml").write_text("- {task: fresh, estimator: [grpo, rloo], seed: [0, 1], snapshots: [1, 2]}")
-    jobs = read_jobs(tmp_path / "jobs.yaml")
-    assert [(job.estimator, job.seed) for job in jobs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
-    assert {job.snapshots for job in jobs} == {(1, 2)}
+def test_an_update_is_that_of_the_learner(task: Task) -> None:
+    """The same completions and advantages make the same weights as a rank of the product's learner."""
+    lab = lab_of(task, completions=24, group_size=3)
+    tokens = [task.train.tokens[row] for row in (0, 1, 50, 51, 52, 7, 70, 3)]
+    learner = Learner(lab.policy, task.config.learner, 6, lr=1e-4)
+    read = read_prompts(lab.policy, tokens)
+    said = sample(lab.policy, read.detached(), 3, 6, task.end, torch.Generator().manual_seed(3))
+    advantages = np.random.default_rng(0).normal(size=(8, 3))
+    learner.learn(read, said, advantages)
+
+    config = task.config.learner.model_copy(update={"optimizer": AdamW(lr=1e-4)})
+    rank = LearnerRank(config, LearnerJob(str(POLICY), 6), 0, world_size=1)
+    try:
+        rank.setup("127.0.0.1", 0, timeout_s=60.0)
+        groups = [
+            (tuple(_sample(f"g{row}", place, prompt, said, row) for place in range(3)), advantages[row])
+            for row, prompt in enumerate(tokens)
+        ]
+        rank.step([groups], 0)
+        packed = rank.export_weights(1)
+    finally:
+        rank.close()
+    assert packed is not None
+    expected, before, found = (
+        open_tensors(packed[0].manifest, packed[1]),
+        Policy(POLICY).tensors(),
+        lab.policy.tensors(),
+    )
+    assert found.keys() == expected.keys()
+    joined = [torch.cat([each[name].flatten() for name in sorted(found)]) for each in (found, expected, before)]
+    # AdamW's first step is the rate times the sign of the gradient: where that is next to nothing, its sign is chance.
+    assert float((joined[0] - joined[2]).abs().mean()) > 5e-5
+    torch.testing.assert_close(joined[0], joined[1], rtol=0, atol=1e-5)
+    assert float((joined[0] - joined[1]).abs().mean()) < 1e-8
 
 
-def working(job: Job, directory: Path) -> dict[str, object]:
-    """A job that fails, dies or works, as its estimator says."""
-    if job.estimator == "fails":
-        raise ValueError("no such estimator")
-    if job.estimator == "dies":
-        import os
-
-        os.kill(os.getpid(), 9)
-    return {"seed": job.seed}
-
-
-def test_jobs_that_fail_or_die_are_written_down_and_stop_no_other(tmp_path: Path) -> None:
-    jobs = [Job(task="t", estimator=name, seed=seed) for name in ("fails", "dies", "works") for seed in (0, 1)]
-    assert run_jobs(jobs, tmp_path, 2, working, say=lambda line: None) == 4
-    rows = {(row["job"]["estimator"], row["job"]["seed"]): row for row in results(tmp_path)}
-    assert len(rows) == 6
-    assert "no such estimator" in rows["fails", 0]["error"] and "code -9" in rows["dies", 1]["error"]
-    assert rows["works", 1]["result"] == {"seed": 1}
+def _sample(group: str, place: int, prompt: np.ndarray, said: Completions, row: int) -> Sample:
+    length = int(said.lengths[row, place])
+    nothing = np.zeros(len(prompt))
+    return Sample(
+        group_id=group,
+        index=place,
+        token_ids=np.concatenate([prompt, said.tokens[row, place, :length].numpy()]).astype(np.int32),
+        loss_mask=np.concatenate([nothing, np.ones(length)]).astype(np.bool_),
+        logprobs=np.concatenate([nothing, said.logprobs[row, place, :length].numpy()]).astype(np.float32),
+        versions=np.concatenate([nothing - 1, np.zeros(length)]).astype(np.int32),
+        temperature=1.0,
+    )
 
 
-def test_a_start_does_what_has_no_result_and_parts_share_the_jobs(tmp_path: Path) -> None:
-    jobs = [Job(task="t", estimator="works", seed=seed) for seed in range(5)]
-    line = {"key": jobs[0].key, "job": jobs[0].model_dump(mode="json"), "result": {"seed": "before"}, "seconds": 0.0}
-    append_line(tmp_path / "results.jsonl", json.dumps(line).encode())
-    # A kill left the half of a line.
-    with (tmp_path / "results.jsonl").open("ab") as file:
-        file.write(b'{"key": "' + jobs[1].key.encode())
-    for part in (1, 2):
-        assert run_jobs(jobs, tmp_path, 1, working, (part, 2), say=lambda line: None) == 0
-    found = results(tmp_path)
-    assert sorted(row["job"]["seed"] for row in found) == [0, 1, 2, 3, 4]
-    assert next(row for row in found if row["job"]["seed"] == 0)["result"] == {"seed": "before"}
+def test_a_job_needs_no_more_than_torch_and_its_task(cache: Path, tmp_path: Path) -> None:
+    code = f"""
+import json, sys
+from pathlib import Path
+REFUSED = "ray vllm faiss sentence_transformers reasoning_gym msgspec fsspec psutil typer rich scipy fastapi matplotlib".split()
+class Bare:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in REFUSED:
+            raise ImportError(name + " is not on a bare machine")
+sys.meta_path.insert(0, Bare())
+from benchmarks.league.jobs import Job
+from benchmarks.league.lab import train
+job = Job(task="sums", estimator="oracle", clusters="source", steps=40, lr=3e-4, snapshots=(6,))
+print(json.dumps(train(job, Path({str(tmp_path)!r}), Path({str(cache)!r}))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    result = json.loads(done.stdout)
+    assert [completions for completions, _ in result["curve"]] == [0, 640, 1280, 1920, 2560]
+    assert set(result["end"]["held_out"]["sources"]) == {"plus", "minus"}
+    assert result["end"]["train"]["pass_at"]["1"] > result["start"]["train"]["pass_at"]["1"] + 0.1
+    assert len(list(tmp_path.glob("snapshots/*/6.safetensors"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("probability", "freedom", "expected"),
-    [(0.975, 1, 12.7062), (0.975, 4, 2.7764), (0.975, 30, 2.0423), (0.9975, 4, 5.5976)],
-)
-def test_quantiles_are_those_of_the_tables(probability: float, freedom: int, expected: float) -> None:
-    assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-3)
+def test_the_same_job_is_the_same_run(task: Task) -> None:
+    one, other, seeded = (lab_of(task, seed=seed) for seed in (0, 0, 1))
+    steps = [[lab.step() for _ in range(3)] for lab in (one, other, seeded)]
+    assert steps[0] == steps[1] != steps[2]
 
 
-def test_more_comparisons_make_wider_intervals() -> None:
-    values = [0.1, 0.3, 0.2, 0.4, 0.25]
-    assert half_width(values) == pytest.approx(2.7764 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
-    assert half_width(values, comparisons=10) == pytest.approx(5.5976 * np.std(values, ddof=1) / 5**0.5, rel=1e-3)
+def test_clusters_are_by_name(task: Task) -> None:
+    sources = np.array([prompt.source for prompt in task.train.prompts])
+    by_source = clusters_of(task, "source", 0)
+    assert set(sources[by_source == 0]) == {"minus"} and set(sources[by_source == 1]) == {"plus"}
+    dealt = clusters_of(task, "shuffled:source", 0)
+    assert sorted(dealt) == sorted(by_source) and (dealt != by_source).any()
+    assert (dealt != clusters_of(task, "shuffled:source", 1)).any()
+    assert len(np.unique(clusters_of(task, "prompt", 0))) == len(task.train.prompts)
+    assert set(clusters_of(task, "one", 0)) == {0}
+    with pytest.raises(ValueError, match="prepare it"):
+        clusters_of(task, "embedding:16", 0)
+
+
+def made_batch(task: Task) -> RewardBatch:
+    state = MomentsState(task.config.moments, 2)
+    rewards = np.array([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    state.fold(0, CommittedRewards(np.array([0, 0]), np.array([[1.0, 0.0], [1.0, 1.0]]), ("a", "b"), 1))
+    return RewardBatch(rewards, np.ones((3, 2)), ("a", "b", "c"), state.history(np.array([0, 0, 1])))
+
+
+def test_controls_are_what_they_say(task: Task) -> None:
+    batch, truth = made_batch(task), np.array([0.5, 0.9, 0.0])
+    rewards, history = batch.rewards, batch.history
+
+    def found(spec: str) -> np.ndarray:
+        config, control = estimator_of(task.config.moments, spec)
+        return (control(batch, truth) if control else config.estimator.create()(batch)).values
+
+    np.testing.assert_allclose(found("oracle"), rewards - truth[:, None])
+    np.testing.assert_allclose(found("oracle_scaled")[1], [0.1 / 0.3] * 2)
+    assert np.isfinite(found("oracle_scaled")).all()
+    flat = rewards.ravel()
+    others = np.array([np.delete(flat, place).mean() for place in range(6)]).reshape(3, 2)
+    np.testing.assert_allclose(found("batch_mean"), rewards - others)
+    # The third group's cluster was never seen: each against the other of its group.
+    np.testing.assert_allclose(found("cluster_mean"), [*(rewards[:2] - history.mean[:2, None]), [0.0, 0.0]])
+    np.testing.assert_allclose(found("fixed:1")[:2], (rewards - history.mean[:, None])[:2] / history.variance[0] ** 0.5)
+    np.testing.assert_allclose(found("fixed:0")[0], [1.0, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(found("unscaled:grpo"), rewards - rewards.mean(axis=1, keepdims=True))
+    np.testing.assert_allclose(found("rloo")[0], [1.0, -1.0])
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "signal"])
+def test_prompts_come_as_the_feed_deals_them(task: Task, sampler: str) -> None:
+    lab = lab_of(task, order=sampler, clusters="prompt", estimator="oracle")
+    assert [lab.step(look=True).baseline_error for _ in range(2)] == pytest.approx([0.0, 0.0], abs=1e-12)
+
+
+def test_a_noisy_verifier_is_part_of_the_truth(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    split = Split(
+        tuple(replace(prompt, verifier=f"{__name__}:judge") for prompt in task.train.prompts),
+        task.train.tokens,
+        task.train.answers,
+    )
+    judge, rows = Judge(split), np.arange(40)
+    answers = [task.train.answers[row] for row in rows]
+    tokens = torch.zeros(40, 50, 3, dtype=torch.int64)
+    lengths = torch.full((40, 50), 3)
+    right = rng.random((40, 50)) < 0.3
+    for row, place in zip(*right.nonzero(), strict=True):
+        tokens[row, place, : len(answers[row])] = torch.from_numpy(answers[row])
+        lengths[row, place] = len(answers[row])
+    nothing = np.zeros((40, 50))
+    said = Completions(tokens, lengths, torch.zeros(40, 50, 3), nothing, nothing, 0.0)
+    np.testing.assert_array_equal(Judge(task.train).rewards(rows, said), right)
+    np.testing.assert_allclose(judge.expected(rows, np.full(40, 0.3)), 0.3 * 0.75 + 0.7 * 0.25)
+    assert judge.rewards(rows, said).mean() == pytest.approx(0.4, abs=4 * (0.24 / 2000) ** 0.5)
+
+
+def test_verdicts_are_nearly_always_those_of_the_products_verifiers(tmp_path: Path) -> None:
+    """On what the cold policy says to all families; what differs is right for the product, as `07` is for 7."""
+    config = recipe_of("cold_start")
+    few = tuple(source.model_copy(update={"limit": 12, "held_out": 0}) for source in config.prompts.sources)
+    pool = load_prompts(config.prompts.model_copy(update={"sources": few}), tmp_path).train
+    renderer = Renderer.load(str(POLICY), chat=False, stop=())
+    split = Split(
+        pool,
+        tuple(np.array(renderer.opening_ids(prompt.text)) for prompt in pool),
+        tuple(np.array([*renderer.opening_ids(prompt.answer or ""), END]) for prompt in pool),
+    )
+    policy, size = Policy(POLICY), 24
+    read = read_prompts(policy, split.tokens)
+    said = sample(policy, read.detached(), size, 10, END, torch.Generator().manual_seed(0))
+    found = Judge(split).rewards(np.arange(len(pool)), said)
+    texts = [
+        [renderer.text(said.tokens[row, place, : said.lengths[row, place]].tolist()) for place in range(size)]
+        for row in range(len(pool))
+    ]
+    expected = np.array([[task_score(prompt, text) for text in row] for prompt, row in zip(pool, texts, strict=True)])
+    assert found.mean() > 0.05
+    assert (found <= expected).all() and (found != expected).mean() < 0.002
+
+
+FLIPPED = 0.25
+"""Share of the rewards that this module, as a noisy verifier, turns around."""
+
+
+def is_flipped(prompt_id: str, place: int) -> bool:
+    return derive_seed(0, prompt_id, place) < FLIPPED * 2**63
