@@ -70,8 +70,8 @@ class PromptConfig(StrictModel):
 
     sources: tuple[Source, ...] = Field(min_length=1)
     """Where prompts come from, one entry a task or file."""
-    order: Literal["shuffled", "signal"] = "shuffled"
-    """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out."""
+    order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
+    """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out; the others go by how each prompt's groups came out (docs/prompt_sampling.md)."""
     chat: bool = False
     """Wrap every prompt as a user message in the tokenizer's chat template."""
     max_tokens: int = Field(512, ge=1)

@@ -216,9 +216,9 @@ class MomentsService:
         return {} if self._history.state is None else self._history.state.cluster_stats()
 
     async def expected_signal(self) -> ExpectedSignal:
-        """What history says of the groups to come, for every prompt that `fit_clusters` got; [N] and [K] arrays."""
+        """What history says of the groups to come, for every prompt that `fit_clusters` got, and how the last ones came out."""
         state = self._fitted_state()
-        return expected_signal(state.history(np.arange(len(state.moments))), self._assigned)
+        return expected_signal(state.history(np.arange(len(state.moments))), self._assigned, state.outcomes)
 
     async def assign(self, prompts: PromptSet | np.ndarray) -> np.ndarray:
         """Cluster of each prompt, [N] int64. prompts: or bare embeddings, [N, d] float32, unit length."""

@@ -20,6 +20,7 @@ from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.messages.counts import Counts
 from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards, History, Indices
+from moments_service.moments.outcomes import Outcomes, outcomes_of
 
 if TYPE_CHECKING:
     from moments_service.ledger.seals import LedgerEnd
@@ -52,6 +53,7 @@ class MomentsState:
         self.estimator = config.estimator.create()
         self.health = HealthMonitor(clusters, config.health.threshold)
         self.last_step = -1
+        self.outcomes: Outcomes | None = None
         # Who stands for each cluster: groups may come for one that was split or retired after they were submitted.
         self.heirs: Indices = np.arange(clusters)
 
@@ -100,7 +102,7 @@ class MomentsState:
         self.moments.fold(committed)
         if isinstance(self.estimator, RememberingEstimator):
             self.estimator.fold(committed)
-        self.last_step = step
+        self.last_step, self.outcomes = step, outcomes_of(step, committed)
 
     def alarms(self, batch: CommittedRewards) -> tuple[Alarm, ...]:
         """What looks broken in a batch that is not history yet; changes nothing."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from actors.prompts.group_sizes import group_sizes
-from actors.prompts.order import ORDERS
+from actors.prompts.orders import ORDERS, UNKNOWN
 from actors.prompts.prompt import Prompt, Ticket
 from moments_service.moments.expected_signal import ExpectedSignal
 
@@ -15,12 +15,12 @@ from moments_service.moments.expected_signal import ExpectedSignal
 class PromptFeed:
     """Deals out a pool of prompts for ever, some tickets at a time; an epoch is as many tickets as there are prompts.
 
-    order `shuffled`: every epoch is a permutation of the pool, fixed by the seed.    order `signal`: clusters that promise
-    signal come more often, see `SignalOrder`.    max_group_size: spread the completions of each deal over groups of 2 up to so
+    order: `shuffled`, every epoch is a permutation of the pool, fixed by the seed; `signal`, clusters that promise signal come
+    more often; `mopps`, `greso` and `kalman` go by how each prompt's groups came out. See `orders/`.    max_group_size: spread the completions of each deal over groups of 2 up to so
     many, see `group_sizes`; None gives every group `group_size`.
 
-    Its state is all that its choices depend on, but for what `learn` gave it: a resumed feed that learns the same goes on
-    exactly where the saved one stood.
+    Its state is all that its choices depend on, but for what `learn` said of clusters: a resumed feed that learns the same
+    goes on exactly where the saved one stood.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class PromptFeed:
         self._seed = seed
         self._group_size = group_size
         self._max_group_size = max_group_size
-        self._adapts = order == "signal" or max_group_size is not None
+        self._adapts = order != "shuffled" or max_group_size is not None
         self._order = ORDERS[order](tuple(self._rows), seed)
         self._sequence = 0
         # [N] expected reward variance within each prompt, as far as the moments know.
@@ -58,7 +58,7 @@ class PromptFeed:
     def learn(self, signal: ExpectedSignal) -> None:
         """From the next deal on, go by this. Once after every commit, so that it is the same whenever groups arrive.
 
-        signal: with clusters in the order in which the feed got its prompts.
+        signal: with clusters in the order in which the feed got its prompts; outcomes that it was told before count once.
         """
         if len(signal.clusters) != len(self._prompts):
             raise ValueError(
@@ -69,6 +69,9 @@ class PromptFeed:
         variance = signal.within if self._group_size > 1 else signal.total
         self._variance = variance[clusters]
         self._order.learn(clusters, np.sqrt(variance))
+        if (outcomes := signal.outcomes) is not None:
+            rows = [self._rows.get(prompt, UNKNOWN) for prompt in outcomes.prompts]
+            self._order.observe(np.array(rows, dtype=np.int64), outcomes)
 
     def deal(self, groups: int) -> list[Ticket]:
         """The next `groups` tickets, with `groups * group_size` completions between them; never ends."""

@@ -36,7 +36,7 @@ class Job(StrictModel):
     """Policy steps."""
     lr: float | None = Field(None, gt=0)
     """Learning rate."""
-    order: Literal["shuffled", "signal"] = "shuffled"
+    order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
     """Order of the prompts."""
     seed: int = 0
     """The one that every choice derives from."""

@@ -137,7 +137,7 @@ class Lab:
     def _inform_feed(self) -> None:
         if self.feed.adapts:
             history = self.state.history(np.arange(len(self.state.moments)))
-            self.feed.learn(expected_signal(history, self.clusters))
+            self.feed.learn(expected_signal(history, self.clusters, self.state.outcomes))
 
 
 def train(job: Job, directory: Path, cache: Path, steps: Callable[[int], object] = lambda step: None) -> dict[str, Any]:

@@ -17,6 +17,14 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS_GIB = {"vllm": 1.8, "transformers": 0.9, "learner": 0.7, "moments": 0.3, "driver": 0.6}
 """Resident memory of each process before it holds a policy, as seen with the pinned packages on CPU."""
 
+_ORDERS = {
+    "shuffled": "every prompt once an epoch",
+    "signal": "clusters that promise signal first",
+    "mopps": "prompts whose success rate may be near one half first (MoPPS)",
+    "greso": "shuffled, prompts with uniform groups mostly skipped (GRESO)",
+    "kalman": "prompts near one half more often (Kalman)",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
@@ -76,9 +84,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         "the run": f"{config.steps} steps = {completions * config.steps} completions, "
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
-        "order": "every prompt once an epoch"
-        if config.prompts.order == "shuffled"
-        else "clusters that promise signal first",
+        "order": _ORDERS[config.prompts.order],
         "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}",
     }
     for name, text in rows.items():

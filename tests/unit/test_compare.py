@@ -117,7 +117,7 @@ def test_settings_are_varied_with_every_estimator(
     ("vary", "message"),
     [
         (["prompts.ordr=shuffled"], "--vary prompts.ordr=shuffled: prompts.ordr: unknown key .*did you mean order"),
-        (["prompts.order=shuffled,loudest"], "--vary prompts.order=loudest: prompts.order: .*'shuffled' or 'signal'"),
+        (["prompts.order=shuffled,loudest"], "--vary prompts.order=loudest: prompts.order: .*'greso' or 'kalman'"),
         (["prompts.sources.99.limit=3"], "99 is no place in that list; it has 0 to 11"),
         (["prompts.order"], "write it as key.path=value,value"),
         (["prompts.order="], "write it as key.path=value,value"),

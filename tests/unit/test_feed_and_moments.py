@@ -74,7 +74,18 @@ def seen(batch: Batch) -> tuple[object, ...]:
 
 
 @pytest.mark.parametrize("variant", ["safe", "paper"])
-@pytest.mark.parametrize(("order", "largest"), [("signal", None), ("shuffled", 8), ("signal", 8)])
+@pytest.mark.parametrize(
+    ("order", "largest"),
+    [
+        ("signal", None),
+        ("shuffled", 8),
+        ("signal", 8),
+        ("mopps", None),
+        ("greso", None),
+        ("kalman", None),
+        ("kalman", 8),
+    ],
+)
 async def test_k_steps_a_resume_and_k_steps_are_2k_steps(
     tmp_path: Path, variant: str, order: str, largest: int | None
 ) -> None:
@@ -113,3 +124,23 @@ async def test_k_steps_a_resume_and_k_steps_are_2k_steps(
         for source, size in zip(batch.table.sources, batch.table.sizes.tolist(), strict=True):
             completions[source] += size
     assert completions["family1"] > 1.3 * completions["family0"]
+
+
+async def test_a_service_that_died_after_a_commit_tells_again_how_it_came_out(tmp_path: Path) -> None:
+    config = MomentsConfig(clusters=ClusterConfig(by="source"))
+    service = MomentsService(config, tmp_path, seed=0)
+    await service.fit_clusters(prompt_set())
+    assert (await service.expected_signal()).outcomes is None
+    feed = PromptFeed(POOL, 3, group_size=4, order="mopps")
+    tickets = feed.deal(GROUPS)
+    for number in range(3):
+        _, tickets = await step(service, feed, number, tickets)
+    told = (await service.expected_signal()).outcomes
+    await service.close()
+    again = MomentsService(config, tmp_path, seed=0)
+    await again.fit_clusters(prompt_set())
+    repeated = (await again.expected_signal()).outcomes
+    await again.close()
+    assert told is not None and repeated is not None and (told.step, told.prompts) == (2, repeated.prompts)
+    assert repeated.step == 2 and repeated.uniform.tolist() == told.uniform.tolist()
+    assert (repeated.successes.tolist(), repeated.counts.tolist()) == (told.successes.tolist(), told.counts.tolist())

@@ -187,6 +187,7 @@ def sized_batch(rows: Rows, prompts: str = "abca") -> RewardBatch:
 
 # --- groups of which errors left a single reward ----------------------------------------------------------------------
 COMPARED_WITH_MORE = {
+    "hierarchical": "its cluster's and the prompt's memory",
     "reinforce_pp": "the whole batch",
     "krpo": "the filter's start at 0",
     "ngrpo": "the virtual reward",

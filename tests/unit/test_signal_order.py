@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from actors.prompts.feed import PromptFeed
 from actors.prompts.group_sizes import SMALLEST, group_sizes
-from actors.prompts.order import SWEEP_EVERY
+from actors.prompts.orders.signal import SWEEP_EVERY
 from actors.prompts.prompt import Prompt, Ticket
 from moments_service.config import BlendConfig, MomentsConfig
 from moments_service.moments import ClusterMoments, CommittedRewards

@@ -1,65 +1,17 @@
-"""Which prompt comes next: a new shuffle every epoch, or more of those that promise signal and none left out."""
+"""More of the prompts whose clusters promise signal, and none left out."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from actors.prompts.orders.base import Rows, refuse_other_order, shuffled
 from moments_service.blend import Array
+from moments_service.moments.outcomes import Outcomes
 from moments_service.seeding import derive_seed
 
 SWEEP_EVERY = 4
-"""Signal order: every so many-th place of the feed goes to the prompt that has waited longest."""
-
-Rows = npt.NDArray[np.int64]
-
-
-class PromptOrder(Protocol):
-    """Chooses among N prompts, which it knows as rows 0 … N - 1 (sorted by id). Places are drawn in order, each once."""
-
-    def draw(self, place: int) -> tuple[int, int]:
-        """Row of the prompt at this place of the feed, and how often it was drawn before in this epoch (N places)."""
-        ...
-
-    def learn(self, clusters: Rows, promise: Array) -> None:
-        """From the next place on. clusters: [N] of each row.    promise: [K] >= 0, what a group of the cluster is worth."""
-        ...
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint needs besides the place, as JSON."""
-        ...
-
-    def load_state(self, state: Mapping[str, Any], rows: Rows) -> None:
-        """Go on from `state`. rows: [n] of the prompts that it is of, by id; more may have come. Raises ValueError for what
-        another order saved."""
-        ...
-
-
-class ShuffledOrder:
-    """Every epoch is a permutation of the prompts, fixed by the seed."""
-
-    def __init__(self, ids: Sequence[str], seed: int) -> None:
-        """ids: N, sorted."""
-        self._ids = ids
-        self._seed = seed
-        self._epoch = -1
-        self._rows: list[int] = []
-
-    def draw(self, place: int) -> tuple[int, int]:
-        epoch, cursor = divmod(place, len(self._ids))
-        if epoch != self._epoch:
-            self._rows, self._epoch = shuffled(self._ids, derive_seed(self._seed, "feed", epoch)), epoch
-        return self._rows[cursor], 0
-
-    def learn(self, clusters: Rows, promise: Array) -> None:
-        """Nothing that is learned changes this order."""
-
-    def state(self) -> dict[str, Any]:
-        return {"order": "shuffled"}
-
-    def load_state(self, state: Mapping[str, Any], rows: Rows) -> None:
-        refuse_other_order(state, "shuffled")
+"""Every so many-th place of the feed goes to the prompt that has waited longest."""
 
 
 class SignalOrder:
@@ -109,6 +61,9 @@ class SignalOrder:
         self._ends = np.cumsum(sizes)
         self._cumulative = np.cumsum(sizes * promise)
 
+    def observe(self, rows: Rows, outcomes: Outcomes) -> None:
+        """Clusters say it all."""
+
     def state(self) -> dict[str, Any]:
         return {"order": "signal", "dealt": self._dealt.tolist(), "occurrences": self._occurrences.tolist()}
 
@@ -132,22 +87,3 @@ class SignalOrder:
         start = self._ends[cluster - 1] if cluster else 0
         members = self._members[start : self._ends[cluster]]
         return int(members[self._dealt[members].argmin()])
-
-
-ORDERS: dict[str, Callable[[Sequence[str], int], PromptOrder]] = {"shuffled": ShuffledOrder, "signal": SignalOrder}
-"""How each is made: from the sorted ids of the prompts and a seed."""
-
-
-def shuffled(ids: Sequence[str], seed: int) -> list[int]:
-    """Rows of `ids` in an order fixed by the seed."""
-    # Sorted by hash, not shuffled: the order then depends on no library's generator and not on the pool's order.
-    return sorted(range(len(ids)), key=lambda row: derive_seed(seed, ids[row]))
-
-
-def refuse_other_order(state: Mapping[str, Any], order: str) -> None:
-    """Raise ValueError if a saved feed dealt its prompts in another order."""
-    if state["order"] != order:
-        raise ValueError(
-            f"the checkpoint's prompt feed dealt prompts in order {state['order']} (prompts.order), this run in order "
-            f"{order}; resume with the same, or start a new run"
-        )
