@@ -50,8 +50,9 @@ lint: $(VENV)/.dev  ## format, lint and check types
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-policy: $(VENV)/.cpu  ## rebuild the cold-start policy that ships with the recipe
+policy: $(VENV)/.cpu  ## rebuild the tiny policies that ship with the recipes (about 7 minutes)
 	$(BIN)/python -m deploy.recipes.cold_start.make_policy
+	$(BIN)/python -m deploy.recipes.mixed.make
 
 install: $(VENV)/.cpu  ## environment for laptops and CI (vLLM on CPU)
 install-gpu: $(VENV)/.gpu  ## environment for CUDA machines

@@ -1,4 +1,4 @@
-"""The cold policy's tokenizer: bytes, plus every word that a family's prompts keep repeating."""
+"""The tokenizer of a tiny policy: bytes, plus every word that a source's prompts keep repeating."""
 
 import re
 from collections import Counter, defaultdict
