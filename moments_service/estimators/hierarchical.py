@@ -62,8 +62,9 @@ class Hierarchical:
         local = prior.within[:, None] / np.where(alone, 1.0, size)
         certain = local + prior.variance[:, None] <= 0
         trust = np.where(certain, 0.5, inverse_variance_confidence(local, prior.variance[:, None]))
-        trust = np.where(alone & valid, 1.0, trust)
+        trust = np.where(prior.known[:, None], np.where(alone & valid, 1.0, trust), 0.0)
         residual = batch.rewards - others - trust * (prior.mean[:, None] - others)
+        residual = np.where(alone & ~prior.known[:, None] & valid, 0.0, residual)
         deviation = self._deviation(batch, history, prior, _average(trust, valid))
         # With equal weights r - b is proportional to r - baseline, as in RLOO.
         share = weights / np.where(alone, 1.0, weights.sum(axis=1, keepdims=True) - weights)

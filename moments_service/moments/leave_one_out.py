@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from moments_service.blend import Array
 from moments_service.moments.base import History, Indices
@@ -41,13 +42,15 @@ class Priors:
     """What is expected of each group from history and the other groups of its batch; nothing of it hangs on the group. [M] each.
 
     mean: expected reward of the prompt.    level_variance: of the cluster's mean around that.    between: variance of prompts
-    around the cluster's mean.    within: variance of the rewards of one prompt.
+    around the cluster's mean.    within: variance of the rewards of one prompt.    known: whether there is anything to go by; the
+    rest says nothing where not.
     """
 
     mean: Array
     level_variance: Array
     between: Array
     within: Array
+    known: npt.NDArray[np.bool_]
 
     @property
     def variance(self) -> Array:
@@ -83,9 +86,8 @@ def leave_one_out(history: TrackedHistory, clusters: Indices, batch: GroupMeans)
     total = 1.0 + seen + now
     # As deviations from the centre: nothing is lost where all rewards are far from 0.
     moved = seen * (history.level - centre) + now * (others.mean_in_cluster(batch.mean) - centre)
-    return Priors(
-        centre + np.where(history.precision + others.number > 0, moved, 0.0) / total, spread / total, between, within
-    )
+    known = np.full(len(apart), not unknown) | (others.number_everywhere > 0)
+    return Priors(centre + moved / total, spread / total, between, within, known)
 
 
 class _Others:
@@ -95,15 +97,16 @@ class _Others:
         _, self._row_of = np.unique(clusters, return_inverse=True)
         self._scored = batch.scored.astype(np.float64)
         self.number = self.in_cluster(np.ones(len(clusters)))
-        self._everywhere = np.maximum(self._scored.sum() - self._scored, 0.0)
+        self.number_everywhere = np.maximum(self._scored.sum() - self._scored, 0.0)
 
     def in_cluster(self, values: Array) -> Array:
         counted = values * self._scored
-        return np.bincount(self._row_of, weights=counted)[self._row_of] - counted
+        total, size = (np.bincount(self._row_of, weights=sums)[self._row_of] for sums in (counted, np.abs(counted)))
+        return _less(total.astype(np.float64), counted, size.astype(np.float64))
 
     def everywhere(self, values: Array) -> Array:
         counted = values * self._scored
-        return counted.sum() - counted
+        return _less(counted.sum(), counted, np.abs(counted).sum())
 
     def mean_in_cluster(self, values: Array) -> Array:
         origin = _origin(values, self._scored)
@@ -111,12 +114,19 @@ class _Others:
 
     def mean_everywhere(self, values: Array) -> Array:
         origin = _origin(values, self._scored)
-        return origin + self.everywhere(values - origin) / np.maximum(self._everywhere, 1.0)
+        return origin + self.everywhere(values - origin) / np.maximum(self.number_everywhere, 1.0)
 
     def variance(self, values: Array) -> Array:
         centred = values - _origin(values, self._scored)
-        square = self.everywhere(centred**2) - self.everywhere(centred) ** 2 / np.maximum(self._everywhere, 1.0)
-        return np.maximum(square, 0.0) / np.maximum(self._everywhere - 1.0, 1.0)
+        raw = self.everywhere(centred**2)
+        square = _less(raw, self.everywhere(centred) ** 2 / np.maximum(self.number_everywhere, 1.0), raw)
+        return np.maximum(square, 0.0) / np.maximum(self.number_everywhere - 1.0, 1.0)
+
+
+def _less(total: Array | float, own: Array, size: Array | float) -> Array:
+    """total - own, 0 where only rounding is left of it. size: sum of magnitudes."""
+    rest = total - own
+    return np.where(np.abs(rest) <= 1e-12 * size, 0.0, rest)
 
 
 def _origin(values: Array, scored: Array) -> float:

@@ -9,6 +9,8 @@ from moments_service.moments.leave_one_out import TrackedHistory, leave_one_out,
 
 RETENTION = 0.9
 """What one policy version leaves of the sums that variances are estimated from."""
+DRIFT_RETENTION = 0.97
+"""What one batch leaves of what earlier ones said of the drift."""
 PRIOR_CLUSTERS = 2.0
 """Clusters' worth of the guess that clusters differ as much as the prompts of one do."""
 
@@ -137,8 +139,8 @@ class TrackedMeans(NamedArrays):
             predicted = 1.0 / before.precision[known] + noise[known]
             step = age[known] * before.variance[known]
             excess = surprise[known] ** 2 - noise[known] - 1.0 / arrays["precision"][touched][known]
-            arrays["drift_sum"][...] = RETENTION * arrays["drift_sum"] + (step * excess / predicted**2).sum()
-            arrays["drift_weight"][...] = RETENTION * arrays["drift_weight"] + (step**2 / predicted**2).sum()
+            arrays["drift_sum"][...] = DRIFT_RETENTION * arrays["drift_sum"] + (step * excess / predicted**2).sum()
+            arrays["drift_weight"][...] = DRIFT_RETENTION * arrays["drift_weight"] + (step**2 / predicted**2).sum()
         arrays["precision"][touched] = before.precision
         self._merge(touched, arrays["level"][touched] + surprise, 1.0 / noise)
 
