@@ -1,14 +1,19 @@
 """What the nodes of a Ray cluster have, and places on them that are reserved for actors of one kind."""
 
 import asyncio
+import contextlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray.exceptions import RayError, RpcError
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.config import Placement
+
+GIVE_BACK_S = 5.0
 
 
 class NoRoomError(RuntimeError):
@@ -85,6 +90,22 @@ async def reserve(part: Part, timeout_s: float) -> PlacementGroup:
         remove_placement_group(places)
         raise
     return places
+
+
+async def give_back(places: PlacementGroup) -> None:
+    """Remove a placement group. A Ray that does not answer in `GIVE_BACK_S`, because it is ending itself, gives the places back anyway."""
+    loop, removed = asyncio.get_running_loop(), asyncio.Event()
+
+    def remove() -> None:
+        # In a thread that nobody waits for when the process ends.
+        with contextlib.suppress(RayError, RpcError):
+            remove_placement_group(places)
+        with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(removed.set)
+
+    threading.Thread(target=remove, name="give-back", daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(removed.wait(), GIVE_BACK_S)
 
 
 def place_in(places: PlacementGroup, index: int) -> PlacementGroupSchedulingStrategy:

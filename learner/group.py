@@ -8,9 +8,9 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
-from actors.placement import Part, bundle, place_in, reserve
+from actors.placement import Part, bundle, give_back, place_in, reserve
 from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
 from learner.batching.split import split_batch
@@ -128,7 +128,7 @@ class LearnerGroup:
         for rank in self.ranks:
             ray.kill(rank, no_restart=True)
         self.ranks = []
-        await asyncio.to_thread(remove_placement_group, self.places)
+        await give_back(self.places)
 
     async def _all(self, method: str, doing: str, timeout_s: float, *arguments: Any) -> list[Any]:
         return await _gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)

@@ -82,6 +82,7 @@ class Command:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
 
     def wait(self, timeout_s: float) -> int:
@@ -89,6 +90,11 @@ class Command:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise AssertionError("\n".join([f"not done in {timeout_s} s:", self.output(), *self.stacks()])) from None
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """As a scheduler, `timeout` or a terminal does: to the process and to whatever is in its process group."""
+        self.process.send_signal(number)
+        os.killpg(self.process.pid, number)
 
     def stacks(self) -> list[str]:
         """What every process of it is doing."""

@@ -4,7 +4,6 @@ Exit codes: 0 done, 2 configuration or usage, 3 environment, 4 the run failed, 1
 """
 
 import io
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -30,6 +29,7 @@ from deploy.cluster.address import named_address
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
+from deploy.run import signals
 from deploy.run.errors import StoppedByHandError
 from deploy.rundir.find import load_run_config
 from deploy.rundir.layout import RunDirectory
@@ -173,7 +173,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that is not UTF-8 is shown what it cannot print as an escape
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    signals.on_request(signals.interrupt)
     try:
         app()
     except SystemExit as end:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +14,7 @@ import typer
 from actors.redaction import redacted
 from deploy.cli.console import console
 from deploy.cli.ending import exit_code, keep, say
+from deploy.cli.lasting_output import outlast_readers
 from deploy.cli.options import (
     Address,
     FromStep,
@@ -29,6 +29,7 @@ from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import require_packages
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.run import signals
 from deploy.run.errors import StoppedByHandError
 from deploy.run.policy_check_apart import PolicyCheck
 from deploy.rundir.find import find_run, load_run_config
@@ -131,6 +132,7 @@ def _train(
     from deploy.run.ray_cluster import connect
     from deploy.run.ray_watch import joined_ray, started_ray, watched
 
+    outlast_readers()
     show = None
     if dashboard is not None:
         from deploy.dashboard.actor import parse_address, refuse_taken, start_dashboard
@@ -161,12 +163,12 @@ def _train(
         if own_ray is not None and exit_code(error) == 4:
             own_ray.keep_logs(directory.ray_logs)
 
-    with ExitStack() as parts, _closing_words(display, tell):
+    with ExitStack() as parts, _closing_words(directory, display, tell):
         parts.callback(lambda: _end_ray(own_ray))
         own_ray = connect(config, address)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray has set one that ends without a word
+        signals.on_request(signals.interrupt)  # for SIGTERM Ray has set one that ends without a word
         ray_itself = joined_ray() if own_ray is None else started_ray()
-        parts.enter_context(watched(ray_itself, partial(_end_now, tell)))
+        parts.enter_context(watched(ray_itself, partial(_end_now, directory, tell)))
         if not wait_for_nodes:
             refuse_what_does_not_fit(config, alive_nodes())
         if own_ray is None:
@@ -199,23 +201,29 @@ def _usable_prompts(
 
 
 @contextmanager
-def _closing_words(display: "Display", tell: Callable[[BaseException], None]) -> Iterator[None]:
+def _closing_words(
+    directory: RunDirectory, display: "Display", tell: Callable[[BaseException], None]
+) -> Iterator[None]:
     """Say and keep why a run ends early before its last parts are ended, which may take a while or fail. Another Ctrl-C drops them."""
+    from deploy.run.stopping import as_asked
+
     try:
         yield
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as raised:
+        error = as_asked(raised, directory.path)
         code = exit_code(error)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: os._exit(code))
+        signals.on_request(lambda: os._exit(code))
         tell(error)
         raise typer.Exit(code) from None
     finally:
         display.close()
 
 
-def _end_now(tell: Callable[[BaseException], None], error: Exception) -> None:
+def _end_now(directory: RunDirectory, tell: Callable[[BaseException], None], died: Exception) -> None:
     """What the process waits for will never come."""
-    tell(error)
+    from deploy.run.stopping import as_asked
+
+    tell(error := as_asked(died, directory.path))
     os._exit(exit_code(error))
 
 

@@ -20,6 +20,7 @@ def in_a_sentence(error: BaseException) -> str:
         error = cause
     kind, lines = type(error), str(error).strip().splitlines() or [""]
     text = " ".join((lines[0] if kind.__module__.startswith("ray.") else " ".join(lines)).split())
+    text = text.partition(" Traceback (most recent call last):")[0]  # some have that of another process in their text
     text = text if len(text) <= _MOST else text[:_MOST] + " …"
     if not text:
         return kind.__name__

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup
 
 from actors.deadline import LateError, within
-from actors.placement import addresses, alive_nodes, no_room, reserve
+from actors.placement import addresses, alive_nodes, give_back, no_room, reserve
 from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
@@ -208,7 +208,7 @@ class RolloutFleet:
         for actor in self.actors:
             ray.kill(actor, no_restart=True)
         if self._places is not None:
-            await asyncio.to_thread(remove_placement_group, self._places)
+            await give_back(self._places)
 
     async def _evaluate(
         self, prompts: Sequence[Prompt], places: Sequence[int], rewards: list[list[float | None]]

@@ -37,6 +37,8 @@ class PolicyCheck:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            # What the driver's group is sent is for the driver, which ends this one.
+            start_new_session=True,
         )
 
     def __enter__(self) -> "PolicyCheck":

@@ -4,14 +4,17 @@ import logging
 import os
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import ray.cloudpickle
-from ray._private import ray_constants
+from ray._private import ray_constants, services
 from ray.exceptions import AuthenticationError, RpcError
 
 from actors import import_path
@@ -88,8 +91,22 @@ def start_own(cpus: int) -> OwnRay:
     ray_constants.ENABLE_RAY_CLUSTER = False
     limit_task_history()
     watchdog = start_watchdog(home.path)
-    _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(home.path))
+    with _a_session_each():
+        _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(home.path))
     return OwnRay(home, watchdog)
+
+
+@contextmanager
+def _a_session_each() -> Iterator[None]:
+    """Start Ray's daemons in sessions of their own, and with them all that they start: what is sent to the group of the driver, by a
+    scheduler, `timeout` or a terminal, asks the driver to end, which ends them in order. Ray blocks SIGINT in them, has no setting for
+    the rest, and lets them die with the driver."""
+    popen = services.ConsolePopen
+    vars(services)["ConsolePopen"] = partial(popen, start_new_session=True)
+    try:
+        yield
+    finally:
+        vars(services)["ConsolePopen"] = popen
 
 
 def _init(**options: Any) -> None:

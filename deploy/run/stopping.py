@@ -1,18 +1,19 @@
-"""Stopping by hand: what Ctrl-C, SIGTERM and `ray job stop` mean in each part of a run's life."""
+"""Stopping by hand: what Ctrl-C, SIGTERM, SIGHUP and `ray job stop` mean in each part of a run's life."""
 
 import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from deploy.run import signals
+from deploy.run.errors import StoppedByHandError, in_a_sentence
 from deploy.run.run import Run
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopper:
-    """Consumes: SIGINT and SIGTERM, from when the first part of a run is started until the last one has ended.
+    """Consumes: the signals that ask for an end, from when the first part of a run is started until the last one has ended.
 
     starting   the parts are dropped
     training   ends after the policy step under way, or at once where none is, or after `checkpoint.stop_grace_s`; then a checkpoint
@@ -37,8 +38,8 @@ class Stopper:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Whatever signals meant before, they mean again afterwards."""
-        loop, before = asyncio.get_running_loop(), {number: signal.getsignal(number) for number in SIGNALS}
-        for number in SIGNALS:
+        loop, before = asyncio.get_running_loop(), {number: signal.getsignal(number) for number in signals.heard()}
+        for number in before:
             loop.add_signal_handler(number, self.stop)
         try:
             yield
@@ -49,6 +50,8 @@ class Stopper:
 
     def stop(self) -> None:
         """Somebody asked for the end."""
+        if signals.is_echo():
+            return
         again, self.asked = self.asked, True
         run, training = self._run, self._training
         if run is None or training is None:
@@ -68,3 +71,16 @@ class Stopper:
         grace_s = run.config.checkpoint.stop_grace_s
         self._note(f"stopping after this step, or without it in {grace_s:g} s; once more drops it now")
         asyncio.get_running_loop().call_later(grace_s, training.cancel)
+
+
+def as_asked(error: BaseException, run: Path) -> BaseException:
+    """Why a run ended: `error`, or that somebody had asked for its end, which then did not come in order: parts of the run die of a
+    signal that a scheduler sends to every process of a job."""
+    in_order = isinstance(error, StoppedByHandError | KeyboardInterrupt)
+    if in_order or not signals.asked.wait(signals.REACHED_S):
+        return error
+    stopped = StoppedByHandError(
+        f"stopped, and no checkpoint was written then ({in_a_sentence(error)}); go on with --resume {run} from the one before"
+    )
+    stopped.__cause__ = error
+    return stopped

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from actors.import_path import module_command, module_environment
+from deploy.run.signals import SIGNALS
 
 MARK = "BVBLEND_DRIVER"
 
@@ -47,6 +48,8 @@ def marked_processes(name: str, value: str) -> dict[int, str]:
 
 def main(mark: str, directory: Path) -> None:
     """Consumes: nothing. Waits for: the end of the driver. Ends: when nothing marked is left but itself."""
+    for number in SIGNALS:  # whoever sends one to all processes of a run means the driver
+        signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     while victims := marked_processes(MARK, mark).keys() - {os.getpid()}:
         for pid in victims:

@@ -1,13 +1,19 @@
 """Parts of a run die or hang, or somebody presses Ctrl-C: what the last lines say, the exit code, and that nothing is left."""
 
+import contextlib
 import os
+import pty
 import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from deploy.run.signals import ECHO_S
 from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT, Command, settings
 
@@ -18,20 +24,24 @@ START_S = 300.0
 STOPPED = "; go on with --resume"
 
 
+SMALL = {
+    "rollout__engine": "transformers",
+    "rollout__cpus": 0.5,
+    "learner__cpus": 0.5,
+    "batch_groups": 4,
+    "group_size": 2,
+    "evaluation__train_prompts": 4,
+    "prompts__sources__0__held_out": 4,
+    "checkpoint__every": 2,
+    "steps": 1000,
+}
+TAKES_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
 def small_run(bvblend: Callable[..., Command], runs: Path, **changes: object) -> Command:
-    quick = {
-        "rollout__engine": "transformers",
-        "rollout__cpus": 0.5,
-        "learner__cpus": 0.5,
-        "batch_groups": 4,
-        "group_size": 2,
-        "evaluation__train_prompts": 4,
-        "prompts__sources__0__held_out": 4,
-        "checkpoint__every": 2,
-        "steps": 1000,
-        "runs_dir": runs,
-    }
-    return bvblend("train", COLD_START, *settings(**quick | changes))
+    return bvblend("train", COLD_START, *settings(**SMALL | {"runs_dir": runs} | changes))
 
 
 def process_of(command: Command, name: str) -> int:
@@ -40,7 +50,7 @@ def process_of(command: Command, name: str) -> int:
 
 def last_lines(command: Command, code: int) -> list[str]:
     """What a person reads at the end of a run that ended by itself, with nothing left of it."""
-    assert command.wait(60) == code, command.output()
+    assert command.wait(90) == code, command.output()
     command.wait_until_nothing_is_left(30)
     output = command.output()
     for noise in ("Traceback", "never retrieved", "state-dump", "ray::", "(raylet)"):
@@ -106,6 +116,55 @@ def test_ctrl_c_ends_each_phase_in_one_sentence(
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_process_group_ends_a_run_as_one_to_the_driver(
+    bvblend: Callable[..., Command], tmp_path: Path, number: signal.Signals
+) -> None:
+    command = small_run(bvblend, tmp_path, checkpoint__every=0)
+    command.wait_for("step    2/", START_S)
+    command.signal_group(number)
+    *_, last = last_lines(command, 130)
+    run = RunDirectory(tmp_path / "latest")
+    (step,) = run.checkpoint_steps()
+    assert f"stopped after {step} steps{STOPPED}" in last and step == len(run.read_metrics()), last
+
+
+@pytest.mark.long
+def test_a_terminal_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
+    terminal, end = pty.openpty()
+    arguments = ["train", COLD_START, *settings(**SMALL | {"checkpoint__every": 0, "runs_dir": tmp_path})]
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAKES_TERMINAL, *(sys.executable, "-m", "deploy.cli"), *map(str, arguments)],
+        **{"stdin": end, "stdout": end, "stderr": end, "cwd": ROOT, "start_new_session": True},
+    )
+    os.close(end)
+    try:
+        seen = b""
+        while b"step 2 of" not in seen:
+            seen += os.read(terminal, 2**16)
+        os.close(terminal)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    run = RunDirectory(tmp_path / "latest")
+    (step,) = run.checkpoint_steps()
+    assert f"stopped after {step} steps" in run.error.read_text() and "stopped" in run.ending.read_text()
+
+
+@pytest.mark.long
+def test_a_signal_to_every_process_is_a_stop_too(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    """As a scheduler does that knows all processes of a job, in whatever session they are."""
+    command = small_run(bvblend, tmp_path)
+    command.wait_for("step    3/", START_S)
+    for pid in command.alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    *_, last = last_lines(command, 130)
+    assert "stopped" in last and STOPPED in last, last
+
+
+@pytest.mark.long
 def test_ctrl_c_at_the_end_leaves_a_run_that_is_done_or_one_to_go_on_with(
     bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:
@@ -133,6 +192,7 @@ def test_ctrl_c_twice_drops_what_is_under_way(bvblend: Callable[..., Command], t
     command = small_run(bvblend, tmp_path)
     command.wait_for("step    2/", START_S)
     command.process.send_signal(signal.SIGINT)
+    time.sleep(ECHO_S)  # what comes sooner is no other request
     command.process.send_signal(signal.SIGINT)
     *_, last = last_lines(command, 130)
     assert "stopped" in last and STOPPED in last, last

@@ -1,5 +1,5 @@
-"""The life of one run with vLLM, in this order: it is looked at from outside while it goes on, stopped by Ctrl-C, resumed, and
-ends. Whatever watches a run watches this one: `top`, the dashboard, `doctor` as somebody would who was asked for help, a real
+"""The life of one run with vLLM, in this order: it is looked at from outside while it goes on, stopped as a scheduler does it, resumed,
+and ends. Whatever watches a run watches this one: `top`, the dashboard, `doctor` as somebody would who was asked for help, a real
 Prometheus, and every tracker that is installed.
 """
 
@@ -58,7 +58,7 @@ class Live:
 
 @dataclass(frozen=True)
 class Interrupted:
-    """What Ctrl-C led to."""
+    """What SIGTERM to the whole process group led to."""
 
     exit_code: int
     seconds: float
@@ -75,7 +75,7 @@ def bvblend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 
 @pytest.fixture(scope="module")
 def live(bvblend: Callable[..., Command], tmp_path_factory: pytest.TempPathFactory) -> Live:
-    # wandb writes for seconds after its run has ended; it joins at the resume, so that Ctrl-C is timed without it.
+    # wandb writes for seconds after its run has ended; it joins at the resume, so that the end is timed without it.
     runs, trackers = tmp_path_factory.mktemp("runs"), [name for name in installed_trackers() if name != "wandb"]
     quick = settings(steps=10_000, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=runs, name=SECRET)
     track = ("--track", ",".join(trackers)) if trackers else ()
@@ -98,7 +98,7 @@ def prometheus(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def interrupted(live: Live) -> Interrupted:
     asked = time.monotonic()
-    live.command.process.send_signal(signal.SIGINT)
+    live.command.signal_group(signal.SIGTERM)
     code = live.command.wait(30)
     seconds = time.monotonic() - asked
     live.command.wait_until_nothing_is_left(10)
@@ -208,7 +208,7 @@ def test_every_expression_that_ships_finds_data(live: Live, prometheus: Promethe
     assert [rule["name"] for rule in rules if rule["state"] == "firing"] == []
 
 
-def test_ctrl_c_ends_it_in_ten_seconds_with_a_checkpoint_to_go_on_from(interrupted: Interrupted) -> None:
+def test_sigterm_to_its_group_ends_it_in_ten_seconds_with_a_checkpoint_to_go_on_from(interrupted: Interrupted) -> None:
     assert interrupted.exit_code == 130, interrupted.output
     assert interrupted.seconds < 10
     # The secret is in the name of the run, and what the command says at its end is read by others too.

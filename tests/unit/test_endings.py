@@ -3,9 +3,11 @@
 import asyncio
 import gc
 import os
+import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,9 +18,11 @@ from actors.deadline import LateError, within
 from deploy.cli import ending
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.recipe import ConfigError
+from deploy.run import signals
 from deploy.run.clock import PhaseError
 from deploy.run.errors import StoppedByHandError, in_a_sentence
 from deploy.run.ray_watch import RayDiedError, watched
+from deploy.run.stopping import as_asked
 from deploy.rundir.layout import RunDirectory
 from tests.conftest import ROOT
 
@@ -104,6 +108,68 @@ def test_exit_codes(error: BaseException, code: int) -> None:
     assert ending.exit_code(error) == code
 
 
+def test_an_end_that_was_asked_for_stays_one_whatever_breaks_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died, by_hand = RayDiedError("Ray's GCS died"), StoppedByHandError("stopped after 3 steps")
+    monkeypatch.setattr(signals, "asked", threading.Event())
+    assert as_asked(died, tmp_path) is died and as_asked(by_hand, tmp_path) is by_hand
+    signals.asked.set()
+    assert as_asked(by_hand, tmp_path) is by_hand
+    told = as_asked(died, tmp_path)
+    assert ending.exit_code(told) == 130 and told.__cause__ is died
+    assert "no checkpoint was written then (Ray's GCS died); go on with --resume" in str(told)
+
+
+@pytest.mark.parametrize("how", ["terminal", "pipe"])
+def test_output_that_nobody_reads_any_more_ends_nothing(tmp_path: Path, how: str) -> None:
+    ours, theirs = pty.openpty() if how == "terminal" else os.pipe()
+    script = f"""
+import sys
+from pathlib import Path
+from deploy.cli.lasting_output import outlast_readers
+outlast_readers()
+print("heard")
+sys.stdin.read()
+for stream in (sys.stdout, sys.stderr):
+    print("told nobody", file=stream, flush=True)
+Path({str(tmp_path / "done")!r}).touch()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    assert os.read(ours, 5) == b"heard"
+    os.close(ours)
+    process.communicate(timeout=60)
+    assert process.returncode == 0 and (tmp_path / "done").exists()
+
+
+def test_what_nohup_ignores_stays_ignored_and_a_signal_and_its_echo_are_one(tmp_path: Path) -> None:
+    script = """
+import os, signal
+from deploy.run import signals
+signals.on_request(lambda: print("asked", flush=True))
+for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+    os.kill(os.getpid(), number)
+print(signals.asked.is_set())
+"""
+    done = subprocess.run(
+        ["nohup", sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.stdout.splitlines() == ["asked", "True"]
+
+
 def test_a_new_start_forgets_how_the_one_before_it_ended(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path)
     ending.keep(run, ValueError("the first"))
@@ -168,7 +234,7 @@ def test_the_end_of_a_process_of_ray_is_noticed_at_once() -> None:
             other.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_ctrl_c_before_anything_runs_is_one_sentence(tmp_path: Path, number: int) -> None:
     """The recipe is a pipe that nobody fills: the command stands in the middle of reading it."""
     os.mkfifo(recipe := tmp_path / "recipe.yaml")
