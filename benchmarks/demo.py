@@ -1,4 +1,4 @@
-"""The demo from start to end: how long it takes, where a step's time goes, what it teaches.
+"""The demo from start to end: how long it takes, where a step's time goes, what is learned.
 
 usage: python -m benchmarks.demo --out benchmarks/results/demo.json [--recipe deploy/recipes/cold_start.yaml]
 """
@@ -40,8 +40,8 @@ def figures(seconds: float, summary: dict[str, Any]) -> list[Figure]:
         figure("train pass@1 at the end", summary["train"]["end"], "1", "higher"),
         figure("held-out pass@1 at the start", summary["held_out"]["start"], "1", "higher"),
         figure("held-out pass@1 at the end", summary["held_out"]["end"], "1", "higher"),
-        figure("groups that teach", summary["signal_ratio"]["own"], "1", "higher"),
-        figure("groups that teach under GRPO", summary["signal_ratio"]["grpo"], "1", "higher"),
+        figure("effective signal", summary["effective_signal"]["own"], "1", "higher"),
+        figure("effective signal under GRPO", summary["effective_signal"]["grpo"], "1", "higher"),
     ]
 
 

@@ -94,7 +94,7 @@ def mean_curve(runs: list[Run]) -> list[float]:
 def table(found: dict[str, list[Run]]) -> list[str]:
     """Markdown lines of one group size."""
     lines = [
-        "| estimator | n | train, end | `safe` is ahead by | train, whole run | held out, end | groups that teach "
+        "| estimator | n | train, end | `safe` is ahead by | train, whole run | held out, end | groups with an advantage "
         "| completions to GRPO's end |",
         "|---|---|---|---|---|---|---|---|",
     ]

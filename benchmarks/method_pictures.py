@@ -21,7 +21,7 @@ SMOOTHED_STEPS = 10
 
 
 def signal_picture(directory: RunDirectory) -> Figure:
-    """Share of groups that teach, and trust in history, step by step."""
+    """Share of groups with any advantage, and trust in history, step by step."""
     rows = directory.read_metrics()
     steps = np.array([row["step"] + 1 for row in rows])
     figure = Figure(figsize=(9.0, 3.2), layout="constrained")
@@ -30,7 +30,7 @@ def signal_picture(directory: RunDirectory) -> Figure:
         values = np.array([row[f"signal/{name}"] for row in rows])
         left.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         left.plot(steps, smoothed(values), color=color, label=label)
-    left.set(title="groups that teach", xlabel="step", ylim=(0, 1.05))
+    left.set(title="groups with any advantage", xlabel="step", ylim=(0, 1.05))
     left.legend(frameon=False, loc="center right")
     weight = np.array([row["advantage/history_weight"] for row in rows])
     right.plot(steps, weight, color=OWN, alpha=0.25, linewidth=0.8)

@@ -22,7 +22,7 @@ def blend(config: MomentsConfig, state: MomentsState, step: int, groups: Groups,
     table, clusters = groups.table, groups.clusters
     rewards = state.reward_batch(table, clusters)
     own = state.estimate(rewards)
-    metrics = reward_metrics(table) | signal_metrics(own, grpo(rewards), config.blend.max_advantage)
+    metrics = reward_metrics(table) | signal_metrics(rewards, own, grpo(rewards), config.blend.max_advantage)
     together = committed_rewards(groups, closed.all(), policy_version=-1, move=None)
     metrics["reward/errors"] = share = error_share(together)
     alarms = (*state.alarms(together), *exploded(state.heirs[clusters], table.rewards, own.values))

@@ -1,17 +1,24 @@
-"""What a batch teaches, and what GRPO would have made of the same rewards."""
+"""How much signal a batch's advantages hold, and what GRPO would have made of the same rewards."""
 
 import numpy as np
+import numpy.typing as npt
 
-from moments_service.estimators.base import Advantages
+from moments_service.blend import Array
+from moments_service.effective_signal import effective_signal
+from moments_service.estimators.base import Advantages, RewardBatch
 from moments_service.messages.groups import FULL_REWARD
 from moments_service.messages.table import GroupTable
 
 
-def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: float) -> dict[str, float]:
+def signal_metrics(
+    batch: RewardBatch, own: Advantages, counterfactual: Advantages, max_advantage: float
+) -> dict[str, float]:
     """What the run's estimator made of a batch, and what GRPO would have made of the same rewards.
 
-    `signal/own`, `signal/grpo`: share of groups that carry signal under either.    `signal/rescued`: share of groups that
-    carry it and that GRPO would have wasted, `signal/rescued_groups` their number.    `advantage/mean_abs`,
+    `effective_signal/own`, `effective_signal/grpo`: share of a perfect baseline's signal to noise, as `effective_signal` estimates
+    it under either; a batch scatters, averages over steps tell.    `reward/non_uniform`: share of groups whose rewards differ.
+    `signal/own`, `signal/grpo`: share of groups with any advantage that is not 0, however well it is directed.
+    `signal/rescued`: share of those that have one under the run's estimator alone, `signal/rescued_groups` their number.    `advantage/mean_abs`,
     `advantage/mean_abs_grpo`: mean |A| over the completions that have a reward, under either.    `advantage/max_abs`: the largest.
     `advantage/clipped`: share of advantages at the clip.    `advantage/history_weight`: mean trust in history.
     """
@@ -20,6 +27,8 @@ def signal_metrics(own: Advantages, counterfactual: Advantages, max_advantage: f
     values = own.values[~np.isnan(own.values)]
     magnitudes = np.abs(values)
     return {
+        "effective_signal/own": effective_signal(own.values, batch.rewards, batch.history),
+        "effective_signal/grpo": effective_signal(counterfactual.values, batch.rewards, batch.history),
         "signal/own": float(own_signal.mean()),
         "signal/grpo": float(grpo_signal.mean()),
         "signal/rescued": float(rescued.mean()),
@@ -41,6 +50,7 @@ def reward_metrics(table: GroupTable) -> dict[str, float]:
     metrics = {
         "reward/mean": float(table.rewards[valid].mean()),
         "reward/pass_at_1": float(solved.sum() / valid.sum()),
+        "reward/non_uniform": float(_differ(table.rewards).mean()),
         "completion/length": float(table.lengths.sum() / completions),
         "completion/truncated": float(table.truncated.sum() / completions),
         "group_size/mean": float(table.sizes.mean()),
@@ -53,3 +63,10 @@ def reward_metrics(table: GroupTable) -> dict[str, float]:
     valid_by_source = np.bincount(of_row, weights=valid.sum(axis=1))
     shares = (solved_by_source / np.maximum(valid_by_source, 1.0)).tolist()
     return metrics | {f"pass_at_1/{source}": share for source, share in zip(names, shares, strict=True)}
+
+
+def _differ(rewards: Array) -> npt.NDArray[np.bool_]:
+    """[M]: whether a group has two rewards that are not equal."""
+    lowest = np.where(np.isnan(rewards), np.inf, rewards).min(axis=1)
+    highest = np.where(np.isnan(rewards), -np.inf, rewards).max(axis=1)
+    return np.asarray(highest > lowest)

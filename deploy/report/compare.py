@@ -12,6 +12,7 @@ from rich.table import Table
 from actors.import_path import module_command, module_environment
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config
+from deploy.report.numbers import mean_of_known, shown
 from deploy.report.progress import bar
 from deploy.report.summary import column, picture_text, png, smooth
 from deploy.report.variations import Variant, variants
@@ -76,7 +77,7 @@ class Comparison:
         }
 
     def table(self) -> Table:
-        """pass@1 at the end and over the whole run, and the share of groups with signal; mean and deviation over seeds."""
+        """pass@1 at the end and over the whole run, mean and deviation over seeds; and the effective signal."""
         table = Table(
             title=f"{self.config.name}: pass@1 after {self._same('steps')} steps",
             title_style="bold",
@@ -93,7 +94,7 @@ class Comparison:
                 _spread([summary["train"]["end"] for summary in summaries]),
                 _spread([end for summary in summaries if (end := summary["held_out"]["end"]) is not None]),
                 _spread([mean(curve) for curve in curves]),
-                "–" if not summaries else f"{mean(summary['signal_ratio']['own'] for summary in summaries):.0%}",
+                shown(mean_of_known(summary.get("effective_signal", {}).get("own") for summary in summaries), ".0%"),
             )
         return table
 

@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: a live view in a terminal, one readable line a step anywhere else."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +18,8 @@ PHASES = ("generate", "score", "moments", "learn", "publish")
 _SPARKS = "▁▂▃▄▅▆▇█"
 HISTORY = 60
 """Steps that the curves show."""
+SMOOTHED = 10
+"""Steps that a line of a log says the mean effective signal of."""
 _CLUSTERS_SHOWN = 12
 SHOWN_MOMENTS = ("mean", "variance", "mass", "weight")
 
@@ -51,6 +53,7 @@ class PlainDisplay:
     def __init__(self, console: Console, steps: int) -> None:
         self._console = console
         self._steps = steps
+        self._signal: deque[dict[str, Any]] = deque(maxlen=SMOOTHED)
 
     def note(self, text: str) -> None:
         self._print(text)
@@ -59,10 +62,12 @@ class PlainDisplay:
         self._print(f"{len(names)} clusters")
 
     def show_step(self, row: dict[str, Any], stats: dict[str, Any]) -> None:
+        self._signal.append(row)
+        own, grpo = (mean_share(self._signal, f"effective_signal/{name}") for name in ("own", "grpo"))
         self._print(
             f"step {row['step'] + 1:>4}/{self._steps}  pass@1 {_of(row, 'reward/pass_at_1', '.3f')}  "
-            f"reward {_of(row, 'reward/mean', '.3f')}  signal {_of(row, 'signal/own', '.0%')} "
-            f"(GRPO {_of(row, 'signal/grpo', '.0%')})  entropy {_of(row, 'learner/entropy')}  "
+            f"reward {_of(row, 'reward/mean', '.3f')}  effective signal {own} (GRPO {grpo})  "
+            f"groups that differ {_of(row, 'reward/non_uniform', '.0%')}  entropy {_of(row, 'learner/entropy')}  "
             f"{_of(row, 'tokens_per_s', '.0f')} tok/s  {_of(row, 'seconds')} s"
         )
 
@@ -107,13 +112,13 @@ class RunView:
         self._row: dict[str, Any] = {}
         self._pass_at_1: deque[Any] = deque(maxlen=HISTORY)
         self._sources: dict[str, deque[Any]] = {}
-        self._signal: deque[tuple[Any, Any]] = deque(maxlen=HISTORY)
+        self._signal: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
     def add(self, row: dict[str, Any]) -> None:
         """A step ended. row: its line of metrics.jsonl; what it does not have, and NaN, is shown as a dash."""
         self._row = row
         self._pass_at_1.append(row.get("reward/pass_at_1"))
-        self._signal.append((row.get("signal/own"), row.get("signal/grpo")))
+        self._signal.append(row)
         for key, value in row.items():
             if key.startswith("pass_at_1/"):
                 self._sources.setdefault(key.removeprefix("pass_at_1/"), deque(maxlen=10)).append(value)
@@ -134,14 +139,17 @@ class RunView:
         )
 
     def _head(self, row: dict[str, Any]) -> RenderableType:
-        own, grpo = (shown(mean_of_known(values), ".0%") for values in zip(*self._signal, strict=True))
+        own, grpo = (mean_share(self._signal, f"effective_signal/{name}") for name in ("own", "grpo"))
+        differ = mean_share(self._signal, "reward/non_uniform")
         phases = row["phases"] if isinstance(row.get("phases"), dict) else {}
         grid = Table.grid(expand=True, padding=(0, 2))
         grid.add_column(width=10, style="bold")
         grid.add_column(ratio=1)
         grid.add_row("progress", ProgressBar(total=self._steps, completed=row["step"] + 1))
         grid.add_row("pass@1", Text(f"{sparkline(self._pass_at_1)} {_of(row, 'reward/pass_at_1')}", style="green"))
-        signal = Text.assemble((f"{own} of groups teach", "cyan"), f"   GRPO would use {grpo} of the same groups")
+        signal = Text.assemble(
+            (f"{own} of a perfect baseline's", "cyan"), f"   GRPO's {grpo}   rewards differ in {differ} of the groups"
+        )
         grid.add_row("signal", signal)
         parts = "  ".join(f"{name} {_of({name: 0.0} | phases, name)}" for name in PHASES)
         grid.add_row("seconds", f"{_of(row, 'seconds')}  =  {parts}")
@@ -174,6 +182,12 @@ class RunView:
             numbers = (mean, max(variance, 0.0) ** 0.5, mass, weight)
             table.add_row(f"{k:>2} {name}", *(shown(n, ".2f" if n < 10 else ".0f") for n in numbers))
         return table
+
+
+def mean_share(rows: Iterable[Mapping[str, Any]], name: str) -> str:
+    """Mean of a share over steps; of one batch an estimate may lie outside of [0, 1]."""
+    mean = mean_of_known(row.get(name) for row in rows)
+    return shown(None if mean is None else min(max(mean, 0.0), 1.0), ".0%")
 
 
 def sparkline(values: Sequence[Any] | deque[Any]) -> str:

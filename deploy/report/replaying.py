@@ -60,7 +60,7 @@ def replay_file(
             logger.warning("%s", caution)
     table = Table(title=f"{path.name}: {len(groups)} groups", title_style="bold")
     table.add_column("estimator")
-    for name in ("signal ratio", "groups rescued", "mean |A|"):
+    for name in ("effective signal", "with advantage", "GRPO gives none", "mean |A|"):
         table.add_column(name, justify="right")
     for config in configs:
         summary = ReplaySummary()
@@ -73,7 +73,8 @@ def replay_file(
                     advance(done, len(groups))
         table.add_row(
             estimator_label(config),
-            f"{summary.signal_ratio:.3f}",
+            f"{summary.effective_signal:.3f}",
+            f"{summary.signal_ratio:.1%}",
             str(summary.rescued),
             f"{summary.mean_magnitude:.3f}",
         )

@@ -21,7 +21,7 @@ from moments_service import durable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CURVES = ("reward/pass_at_1", "signal/own", "signal/grpo")
+CURVES = ("reward/pass_at_1", "effective_signal/own", "effective_signal/grpo", "reward/non_uniform")
 SPLITS = ("train", "held_out")
 PICTURE_CHARS = 60
 """Of a name in a picture; longer ones would leave no room for it."""
@@ -59,7 +59,8 @@ def summarise(
             "own": _mean(column(rows, "signal/own")),
             "grpo": _mean(column(rows, "signal/grpo")),
         },
-        "groups_rescued": int(sum(column(rows, "signal/rescued_groups"))),
+        "effective_signal": {name: _measured(rows, f"effective_signal/{name}") for name in ("own", "grpo")},
+        "non_uniform_groups": _measured(rows, "reward/non_uniform"),
         "advice": advice,
         "versions": versions(),
         "machine": machine(),
@@ -103,11 +104,11 @@ def end_sentences(summary: dict[str, Any]) -> list[str]:
 
 
 def signal_sentence(summary: dict[str, Any]) -> str:
-    """What GRPO would have wasted."""
-    own, grpo = summary["signal_ratio"]["own"], summary["signal_ratio"]["grpo"]
+    """How well the advantages were directed, beside those that GRPO would have given."""
+    own, grpo = (shown(summary["effective_signal"][name], ".0%") for name in ("own", "grpo"))
     return (
-        f"{own:.0%} of the groups taught something under {summary['estimator']}; GRPO would have learned from {grpo:.0%} "
-        f"of the same groups and wasted {1 - grpo:.0%}. Groups rescued: {summary['groups_rescued']}."
+        f"The advantages of {one_line(summary['estimator'])} had {own} of the signal to noise that a perfect baseline would have had, those of "
+        f"GRPO on the same groups {grpo}. In {shown(summary['non_uniform_groups'], '.0%')} of the groups rewards differed."
     )
 
 
@@ -133,7 +134,7 @@ def rich_table(summary: dict[str, Any]) -> Table:
 
 
 def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
-    """summary.png: the curve, the share of groups that teach, and every source before and after."""
+    """summary.png: the curve, the effective signal, and every source before and after."""
     from matplotlib.figure import Figure  # half a second to import, and only the end of a run needs it
 
     figure = Figure(figsize=(12, 4.2), layout="constrained")
@@ -150,14 +151,17 @@ def drawn(summary: dict[str, Any], rows: Sequence[dict[str, Any]]) -> bytes:
 
     signal.plot(
         steps,
-        smooth([row["signal/own"] for row in rows]),
+        smooth([row["effective_signal/own"] for row in rows]),
         color=own,
         linewidth=2,
         label=picture_text(summary["estimator"]),
     )
-    signal.plot(steps, smooth([row["signal/grpo"] for row in rows]), color=grpo, linewidth=2, label="GRPO, same groups")
-    signal.set(title="groups that carry signal", xlabel="policy step", ylim=(0, 1.05))
-    signal.legend(frameon=False, loc="center right")
+    other = smooth([row["effective_signal/grpo"] for row in rows])
+    signal.plot(steps, other, color=grpo, linewidth=2, label="GRPO, same groups")
+    differ = smooth([row["reward/non_uniform"] for row in rows])
+    signal.plot(steps, differ, color="#868e96", linewidth=1, linestyle="--", label="groups whose rewards differ")
+    signal.set(title="effective signal, share of a perfect baseline's", xlabel="policy step", ylim=(0, 1.05))
+    signal.legend(frameon=False, fontsize=8)
 
     names = list(summary["sources"])
     places = range(len(names))
@@ -204,6 +208,12 @@ def png(figure: "Figure") -> bytes:
 def column(rows: Sequence[dict[str, Any]], name: str) -> list[float]:
     """A series of metrics.jsonl, without the steps that have no such number."""
     return [value for row in rows if (value := row.get(name)) is not None]
+
+
+def _measured(rows: Sequence[dict[str, Any]], name: str) -> float | None:
+    """Mean over the steps; None where none has it. What one batch's estimate has outside of [0, 1] averages out."""
+    known = column(rows, name)
+    return min(max(_mean(known), 0.0), 1.0) if known else None
 
 
 def smooth(values: Sequence[float]) -> list[float]:

@@ -120,7 +120,15 @@ class OpenRun:
         left = None if seconds is None or planned is None else max(planned - steps, 0) * seconds
         recent = {
             name: metrics.mean_of_last(name, 10)
-            for name in ("reward/pass_at_1", "reward/mean", "signal/own", "signal/grpo", "tokens_per_s", "seconds")
+            for name in (
+                "reward/pass_at_1",
+                "reward/mean",
+                "effective_signal/own",
+                "effective_signal/grpo",
+                "reward/non_uniform",
+                "tokens_per_s",
+                "seconds",
+            )
         }
         return {
             "name": self.name,

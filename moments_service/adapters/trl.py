@@ -127,10 +127,8 @@ class BVBlendTrainer(GRPOTrainer):
         metrics: dict[str, float] = {}
         if not np.isnan(rewards).all():
             history = self.moments.history(prompts if labels is None else labels)
-            counterfactual = grpo(
-                RewardBatch(rewards, lengths, tuple(prompts), history, sizes=np.full(len(rewards), size))
-            )
-            metrics = signal_metrics(given, counterfactual, self.moments.config.blend.max_advantage)
+            batch = RewardBatch(rewards, lengths, tuple(prompts), history, sizes=np.full(len(rewards), size))
+            metrics = signal_metrics(batch, given, grpo(batch), self.moments.config.blend.max_advantage)
         return np.nan_to_num(given.values).ravel().tolist(), metrics
 
     def _log_advantages(self, values: Sequence[float]) -> None:

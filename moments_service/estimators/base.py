@@ -11,7 +11,7 @@ from moments_service.moments import CommittedRewards, History, Indices
 from moments_service.strict import StrictModel
 
 SIGNAL_FLOOR = 1e-6
-"""Advantages below this magnitude teach nothing."""
+"""Advantages below this magnitude push nothing."""
 
 
 @dataclass(frozen=True, slots=True)

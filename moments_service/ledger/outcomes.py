@@ -35,7 +35,7 @@ def outcomes(rewards: Array, closed: Flags | bool) -> list[str]:
     return names
 
 
-def wasted_by_grpo(rewards: Array) -> Flags:
+def uniform(rewards: Array) -> Flags:
     """Groups whose rewards are all the same, [N]. rewards: [N, G], NaN where there is none."""
     low, high = _range(rewards)
     return low == high

@@ -10,7 +10,7 @@ transcripts  the texts of some groups
 losses       groups whose payload died after they were submitted
 folds        what a commit made of each group: its advantages, or NULL for a group that was not trained on; beside them all
              that groups are searched by (`outcome` as in outcomes.py, `signal`: whether it pushed the policy, `rescued`:
-             signal though GRPO would have wasted it), so that no search needs a join, not even over several parts
+             it did, though GRPO would have left it alone), so that no search needs a join, not even over several parts
 commits      one row a policy step that became history
 incarnations one row a start of the run; `after_step` is the last step of the earlier incarnations that it goes on from
 configs      one row a start of the run: the configuration that it ran with, as JSON; parts of older versions have none

@@ -19,7 +19,7 @@ import numpy as np
 from moments_service.durable import strict_json
 from moments_service.estimators.base import carries_signal
 from moments_service.ledger.closed import ClosedParts
-from moments_service.ledger.outcomes import mean_rewards, outcomes, wasted_by_grpo
+from moments_service.ledger.outcomes import mean_rewards, outcomes, uniform
 from moments_service.ledger.parts import DEFAULT_LIMITS, LedgerLimits, begin_part, part_paths, remove_partials
 from moments_service.ledger.reader import LedgerReader
 from moments_service.ledger.schema import (
@@ -140,7 +140,7 @@ class Ledger:
         """Write one fold into the moments: the batch with its advantages, and the groups that were not trained on."""
         numbers = (_real(column).tolist() for column in (batch.weight, batch.baseline, batch.scale))
         signal = carries_signal(batch.advantages)
-        rescued = signal & wasted_by_grpo(batch.table.rewards)
+        rescued = signal & uniform(batch.table.rewards)
         folds = self._fold_rows(batch.step, batch.table, batch.clusters, False, signal, rescued)
         folds = [
             (*row, *rest)

@@ -13,6 +13,7 @@ from moments_service.clusters import PromptSet, fit_clusters
 from moments_service.clusters.blur import blur
 from moments_service.clusters.encoder import PromptEncoder
 from moments_service.config import BlendConfig, MomentsConfig
+from moments_service.effective_signal import effective_signal
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.messages.table import padded
@@ -31,8 +32,11 @@ class ReplaySummary:
 
     groups: int = 0
     with_signal: int = 0
+    """Groups with any advantage that is not 0."""
     rescued: int = 0
-    """Groups with signal that GRPO would have learned nothing from."""
+    """Of those the ones that have none under GRPO."""
+    effective: list[float] = field(default_factory=list)
+    """Effective signal of each batch."""
     magnitudes: list[float] = field(default_factory=list)
 
     @property
@@ -43,9 +47,16 @@ class ReplaySummary:
     def mean_magnitude(self) -> float:
         return math.fsum(self.magnitudes) / len(self.magnitudes) if self.magnitudes else math.nan
 
-    def add(self, own: Advantages, counterfactual: Advantages) -> None:
+    @property
+    def effective_signal(self) -> float:
+        """Mean over the batches: share of a perfect baseline's signal to noise."""
+        mean = math.fsum(self.effective) / len(self.effective) if self.effective else math.nan
+        return min(max(mean, 0.0), 1.0)
+
+    def add(self, batch: RewardBatch, own: Advantages, counterfactual: Advantages) -> None:
         signal, other = own.carries_signal(), counterfactual.carries_signal()
         self.groups += len(signal)
+        self.effective.append(effective_signal(own.values, batch.rewards, batch.history))
         self.with_signal += int(signal.sum())
         self.rescued += int((signal & ~other).sum())
         self.magnitudes += np.abs(own.values[~np.isnan(own.values)]).tolist()
@@ -101,7 +112,7 @@ def replay(groups: Sequence[LoggedGroup], config: MomentsConfig, summary: Replay
                 sizes=np.array([len(group.rewards) for group in batch], dtype=np.int64),
             )
             own = state.estimate(rewards)
-            summary.add(own, grpo(rewards))
+            summary.add(rewards, own, grpo(rewards))
             results = {id(group): (own, row) for row, group in enumerate(batch)}
             version += 1
             state.fold(step, CommittedRewards(clusters, rewards.rewards, rewards.prompts, version))

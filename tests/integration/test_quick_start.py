@@ -29,6 +29,9 @@ def test_a_run_with_vllm_leaves_a_whole_run_directory(quick_start: QuickStart) -
         "seconds",
         "phases",
         "signal_ratio",
+        "effective_signal",
+        "non_uniform_groups",
+        "advice",
         "versions",
         "machine",
     }
@@ -38,7 +41,7 @@ def test_a_run_with_vllm_leaves_a_whole_run_directory(quick_start: QuickStart) -
     assert [row["policy_version"] for row in metrics] == list(range(1, 11))
     # On-policy in float32: trainer and engine agree on every sampled token.
     assert all(row["learner/mismatch_max"] < 1e-3 for row in metrics)
-    # From the second step on history speaks up in groups that GRPO throws away.
+    # From the second step on history speaks up in groups of equal rewards.
     assert metrics[-1]["signal/own"] > metrics[-1]["signal/grpo"]
     for name in ("config.yaml", "summary.md", "summary.png", "policy/config.json", "policy/tokenizer.json"):
         assert (run / name).stat().st_size > 0, name

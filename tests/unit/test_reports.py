@@ -41,7 +41,9 @@ def row(step: int, **changes: Any) -> dict[str, Any]:
         "pass_at_1/sums": 0.25,
         "signal/own": 0.9,
         "signal/grpo": 0.2,
-        "signal/rescued_groups": 3.0,
+        "effective_signal/own": 0.6,
+        "effective_signal/grpo": 0.5,
+        "reward/non_uniform": 0.2,
         "tokens_per_s": 200.0,
         "learner/entropy": 0.5,
         "learner/grad_norm": 0.1,
@@ -57,7 +59,7 @@ def test_without_a_terminal_there_is_one_readable_line_a_step() -> None:
     display.show_step(row(1), STATS)
     lines = output.getvalue().splitlines()
     assert len(lines) == 2
-    assert "step    1/10" in lines[0] and "signal 90% (GRPO 20%)" in lines[0]
+    assert "step    1/10" in lines[0] and "effective signal 60% (GRPO 50%)  groups that differ 20%" in lines[0]
 
 
 def test_the_live_view_shows_what_the_run_is_about() -> None:
@@ -70,8 +72,9 @@ def test_the_live_view_shows_what_the_run_is_about() -> None:
     text = console.export_text()
     for expected in (
         "step 1 of 10",
-        "90% of groups teach",
-        "GRPO would use 20%",
+        "60% of a perfect baseline's",
+        "GRPO's 50%",
+        "rewards differ in 20% of the groups",
         "legs, gcd",
         "learn 0.40",
         "200 tok/s",
@@ -99,7 +102,13 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
     assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
     assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
-    assert summary["groups_rescued"] == 36
+    assert summary["effective_signal"] == {"own": pytest.approx(0.6), "grpo": pytest.approx(0.5)}
+    assert summary["non_uniform_groups"] == pytest.approx(0.2) and summary["advice"] is None
+    text = (run.path / "summary.md").read_text()
+    assert (
+        "had 60% of the signal to noise that a perfect baseline would have had, those of GRPO on the same groups 50%"
+        in text
+    )
     assert summary["phases"]["learn"] == pytest.approx(0.4)
     assert (run.path / "summary.png").read_bytes().startswith(b"\x89PNG")
     assert "| sums | 0.100 | 0.600 |" in (run.path / "summary.md").read_text()

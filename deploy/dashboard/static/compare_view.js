@@ -61,9 +61,9 @@ class ComparePage {
 
   showHead(runs) {
     const label = "Runs that are compared";
-    fill(this.head, table(label, [["Run"], ["Estimator"], ["State"], ["Steps", "num"], ["pass@1", "num"], ["Signal", "num"], ["GRPO", "num"], ["tokens / s", "num"]], runs.map(({ run }, i) => [
+    fill(this.head, table(label, [["Run"], ["Estimator"], ["State"], ["Steps", "num"], ["pass@1", "num"], ["Effective signal", "num"], ["GRPO's", "num"], ["tokens / s", "num"]], runs.map(({ run }, i) => [
       h("span", { class: "row" }, h("i", { class: `key k${i % 8}` }), h("a", { href: address("run", { name: run.name }) }, run.name)),
-      run.estimator, run.state, count(run.steps), fixed(run.recent["reward/pass_at_1"], 3), percent(run.recent["signal/own"]), percent(run.recent["signal/grpo"]), number(run.recent.tokens_per_s)])));
+      run.estimator, run.state, count(run.steps), fixed(run.recent["reward/pass_at_1"], 3), percent(run.recent["effective_signal/own"]), percent(run.recent["effective_signal/grpo"]), number(run.recent.tokens_per_s)])));
   }
 }
 

@@ -5,7 +5,7 @@ import { fill, h, table } from "/static/dom.js";
 import { count, fixed, number, shortId } from "/static/format.js";
 import { address, showState } from "/static/head.js";
 
-const WORDS = { mixed: "mixed", solved: "all solved", unsolved: "none solved", error: "no reward", lost: "not trained on", rescued: "rescued from GRPO" };
+const WORDS = { mixed: "mixed", solved: "all solved", unsolved: "none solved", error: "no reward", lost: "not trained on", rescued: "equal rewards, yet an advantage" };
 const AGAIN_MS = 2000;
 const FIELDS = ["id", "cluster", "step", "source", "outcome"];
 

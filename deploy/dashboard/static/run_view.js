@@ -160,7 +160,7 @@ class RunPage {
 class Tiles {
   constructor() {
     this.cells = {};
-    const titles = [["steps", "Step"], ["pass", "pass@1"], ["signal", "Groups with signal"], ["reward", "Mean reward"], ["speed", "Speed"], ["eta", "Time left"]];
+    const titles = [["steps", "Step"], ["pass", "pass@1"], ["signal", "Effective signal"], ["reward", "Mean reward"], ["speed", "Speed"], ["eta", "Time left"]];
     this.element = h("dl", { class: "tiles" }, titles.map(([key, title]) => {
       const value = h("span", {}, "–"), note = h("div", { class: "note" }, "\u00a0");
       this.cells[key] = { value, note };
@@ -172,7 +172,7 @@ class Tiles {
     const recent = status.recent;
     this.set("steps", count(status.steps), reading(status) ?? (status.planned ? `of ${count(status.planned)}` : ""));
     this.set("pass", fixed(recent["reward/pass_at_1"], 3), "mean of ten steps");
-    this.set("signal", percent(recent["signal/own"]), `GRPO would use ${percent(recent["signal/grpo"])}`);
+    this.set("signal", percent(recent["effective_signal/own"]), `GRPO's ${percent(recent["effective_signal/grpo"])}, ${percent(recent["reward/non_uniform"])} differ`);
     this.set("reward", fixed(recent["reward/mean"], 3), status.estimator);
     this.set("speed", `${number(recent.tokens_per_s)} tok/s`, `${duration(recent.seconds)} a step`);
     this.set("eta", status.state === "running" ? duration(status.eta_s) : status.state, status.state === "running" ? "at the last steps' pace" : "");
