@@ -1,6 +1,7 @@
 """What a job names: clusters of prompts, and estimators, those that only a league can have among them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from moments_service.config import MomentsConfig
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.base import advantages
 from moments_service.estimators.naming import configured
+from moments_service.messages.groups import PolicyMove
+from moments_service.moments import CommittedRewards
 from moments_service.seeding import derive_seed
+from moments_service.state import MomentsState
 
 SURE = 0.01
 """Success probabilities are kept so far from 0 and 1 where they divide."""
@@ -59,6 +63,47 @@ def estimator_of(config: MomentsConfig, spec: str) -> tuple[MomentsConfig, Contr
         estimator = config.estimator.create()
         return config, lambda batch, truth: unscaled(batch, estimator(batch))
     return configured(config, spec), None
+
+
+class Contestant:
+    """An estimator, or a control, with a history of its own."""
+
+    def __init__(self, config: MomentsConfig, spec: str, clusters: int) -> None:
+        self.config, self._control = estimator_of(config, spec)
+        self.state = MomentsState(self.config, clusters)
+
+    @property
+    def needs_truth(self) -> bool:
+        return self._control is not None
+
+    @property
+    def needs_move(self) -> bool:
+        return self._control is None and self.config.estimator.fades_by_move
+
+    def estimate(self, batch: RewardBatch, truth: Array | None) -> Advantages:
+        """Advantages from the history before the batch. truth: [M] exact mean rewards of its prompts, where it is needed."""
+        assert batch.clusters is not None
+        batch = replace(batch, history=self.state.history(batch.clusters))
+        if self._control is None:
+            return self.state.estimate(batch)
+        assert truth is not None
+        return self._control(batch, truth)
+
+    def fold(self, step: int, batch: RewardBatch, move: PolicyMove | None) -> None:
+        """The batch is history from now on, under the version that came of its step."""
+        assert batch.clusters is not None
+        committed = CommittedRewards(
+            clusters=batch.clusters,
+            rewards=batch.rewards,
+            prompts=batch.prompts,
+            policy_version=step + 1,
+            move=move,
+            lengths=batch.lengths,
+            born=batch.born,
+            score_norms=batch.score_norms,
+            surprisals=batch.surprisals,
+        )
+        self.state.fold(step, committed)
 
 
 def oracle(batch: RewardBatch, truth: Array) -> Advantages:

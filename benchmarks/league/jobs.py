@@ -40,8 +40,10 @@ class Job(StrictModel):
     """Order of the prompts."""
     seed: int = 0
     """The one that every choice derives from."""
-    snapshots: tuple[int, ...] = ()
-    """Keep the policy after so many steps, for `frozen`."""
+    frozen_at: tuple[int, ...] = ()
+    """Stop after so many steps to measure estimators on the policy as it is then, see benchmarks/league/frozen.py."""
+    frozen: tuple[str, ...] = ()
+    """These estimators."""
 
     @property
     def key(self) -> str:
@@ -58,7 +60,7 @@ def read_jobs(path: Path) -> list[Job]:
 
 def _combinations(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for name, value in entry.items():
-        if isinstance(value, list) and name != "snapshots":
+        if isinstance(value, list) and name not in ("frozen_at", "frozen"):
             for one in value:
                 yield from _combinations(entry | {name: one})
             return
@@ -80,13 +82,13 @@ def run_jobs(
     jobs: Sequence[Job],
     directory: Path,
     workers: int,
-    work: Callable[[Job, Path], dict[str, Any]],
+    work: Callable[[Job], dict[str, Any]],
     part: tuple[int, int] = (1, 1),
     say: Callable[[str], None] = print,
 ) -> int:
     """Do what `directory` holds no result of yet, each job in a process of its own. Returns how many failed.
 
-    work: from a job and the directory to its result.    part: (i, n) does every n-th job from the i-th on, into a file of its own.
+    work: from a job to its result.    part: (i, n) does every n-th job from the i-th on, into a file of its own.
     A job that fails, or whose process dies, is written down with its error, and the next start tries it again.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def run_jobs(
         while waiting and len(running) < workers:
             job = waiting.pop(0)
             receiver, sender = _FORK.Pipe(duplex=False)
-            process = _FORK.Process(target=_do, args=(work, job, directory, sender))
+            process = _FORK.Process(target=_do, args=(work, job, sender))
             process.start()
             sender.close()
             running[receiver] = (job, process, time.perf_counter())
@@ -117,10 +119,10 @@ def run_jobs(
     return failed
 
 
-def _do(work: Callable[[Job, Path], dict[str, Any]], job: Job, directory: Path, sender: Connection) -> None:
+def _do(work: Callable[[Job], dict[str, Any]], job: Job, sender: Connection) -> None:
     row: dict[str, Any]
     try:
-        row = {"result": work(job, directory)}
+        row = {"result": work(job)}
     except Exception:
         row = {"error": traceback.format_exc()}
     sender.send(row)

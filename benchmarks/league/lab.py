@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from actors.prompts.feed import PromptFeed
-from actors.prompts.prompt import Ticket
-from benchmarks.league.baselines import clusters_of, estimator_of
+from benchmarks.league.baselines import Contestant, clusters_of
 from benchmarks.league.jobs import Job
 from benchmarks.league.judging import Judge
 from benchmarks.league.learning import Learner
@@ -24,11 +23,8 @@ from moments_service.blend import Array
 from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.base import carries_signal
 from moments_service.estimators.grpo import grpo
-from moments_service.messages.groups import PolicyMove
-from moments_service.moments import CommittedRewards
 from moments_service.moments.expected_signal import expected_signal
 from moments_service.seeding import derive_seed
-from moments_service.state import MomentsState
 
 LOOK_EVERY = 10
 """Steps between two looks at held-out prompts."""
@@ -51,6 +47,21 @@ class Step:
     """Root mean square of baseline minus the prompt's exact success probability; None where nobody looked."""
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The completions of one batch and what is known of them."""
+
+    tokens: tuple[Indices, ...]
+    """Of each prompt."""
+    read: Prompts
+    """The prompts, with a gradient."""
+    said: Completions
+    batch: RewardBatch
+    """Its history is that of the lab's own estimator."""
+    rows: Indices
+    """[M] of the training prompts."""
+
+
 class Lab:
     """Policy, feed and moments of one run. `step` is a policy step, from the prompts that are dealt to what history takes in."""
 
@@ -67,8 +78,8 @@ class Lab:
         self.learner = Learner(self.policy, config.learner, self.steps, job.lr)
         self.judge = Judge(task.train)
         self.clusters = clusters_of(task, job.clusters, job.seed)
-        self.moments, self.control = estimator_of(config.moments, job.estimator)
-        self.state = MomentsState(self.moments, int(self.clusters.max()) + 1)
+        self.count = int(self.clusters.max()) + 1
+        self.contestant = Contestant(config.moments, job.estimator, self.count)
         self.feed = PromptFeed(task.train.prompts, derive_seed(job.seed, "feed"), job.group_size, order=job.order)
         self.rows = {prompt.prompt_id: row for row, prompt in enumerate(task.train.prompts)}
         self.generator = torch.Generator().manual_seed(derive_seed(job.seed, "sample"))
@@ -77,71 +88,51 @@ class Lab:
 
     def step(self, look: bool = False) -> Step:
         """Sample, judge, estimate, learn, remember. look: whether to compare the baselines with the truth."""
-        tickets = self.feed.deal(self.groups)
-        rows = np.array([self.rows[ticket.prompt.prompt_id] for ticket in tickets])
-        tokens = [self.task.train.tokens[row] for row in rows]
-        read = read_prompts(self.policy, tokens)
-        prompts = read.detached()
-        said = sample(
-            self.policy,
-            prompts,
-            self.job.group_size,
-            self.task.config.sampling.max_tokens,
-            self.task.end,
-            self.generator,
-        )
-        rewards = self.judge.rewards(rows, said)
-        truth = self._truth(rows, prompts) if look or self.control else None
-        batch = self._batch(tickets, rows, said, rewards)
-        found = self.state.estimate(batch) if self.control is None else self.control(batch, _there(truth))
-        self.learner.learn(read, said, found.values)
-        fades = self.control is None and self.moments.estimator.fades_by_move
-        self._fold(batch, self.learner.move(tokens, said, self.generator) if fades else None)
+        drawn = self.draw()
+        truth = self.truth(drawn) if look or self.contestant.needs_truth else None
+        found = self.contestant.estimate(drawn.batch, truth)
+        self.learner.learn(drawn.read, drawn.said, found.values)
+        move = self.learner.move(drawn.tokens, drawn.said, self.generator) if self.contestant.needs_move else None
+        self.contestant.fold(self.done, drawn.batch, move)
+        self.done += 1
         self._inform_feed()
-        return _report(batch, found, said, truth)
+        return _report(drawn, found, truth)
 
-    def _truth(self, rows: Indices, prompts: Prompts) -> Array:
-        answers = [self.task.train.answers[row] for row in rows]
-        return self.judge.expected(rows, answer_probabilities(self.policy, prompts, answers))
-
-    def _batch(self, tickets: list[Ticket], rows: Indices, said: Completions, rewards: Array) -> RewardBatch:
+    def draw(self) -> Drawn:
+        """The completions of the next prompts, under the policy as it is, with their rewards."""
+        dealt = self.feed.deal(self.groups)
+        rows = np.array([self.rows[ticket.prompt.prompt_id] for ticket in dealt])
+        tokens = tuple(self.task.train.tokens[row] for row in rows)
+        read = read_prompts(self.policy, tokens)
+        most = self.task.config.sampling.max_tokens
+        said = sample(self.policy, read.detached(), self.job.group_size, most, self.task.end, self.generator)
         clusters = self.clusters[rows]
-        return RewardBatch(
-            rewards=rewards,
+        batch = RewardBatch(
+            rewards=self.judge.rewards(rows, said),
             lengths=said.lengths.double().numpy(),
-            prompts=tuple(ticket.prompt.prompt_id for ticket in tickets),
-            history=self.state.history(clusters),
+            prompts=tuple(ticket.prompt.prompt_id for ticket in dealt),
+            history=self.contestant.state.history(clusters),
             clusters=clusters,
             score_norms=said.score_norms,
             surprisals=said.surprisals,
             born=np.full(len(rows), self.done, dtype=np.int64),
         )
+        return Drawn(tokens, read, said, batch, rows)
 
-    def _fold(self, batch: RewardBatch, move: PolicyMove | None) -> None:
-        """What was learned from is history from now on, under the version that came of it."""
-        assert batch.clusters is not None
-        committed = CommittedRewards(
-            clusters=batch.clusters,
-            rewards=batch.rewards,
-            prompts=batch.prompts,
-            policy_version=self.done + 1,
-            move=move,
-            lengths=batch.lengths,
-            score_norms=batch.score_norms,
-            surprisals=batch.surprisals,
-            born=batch.born,
-        )
-        self.state.fold(self.done, committed)
-        self.done += 1
+    def truth(self, drawn: Drawn) -> Array:
+        """[M] exact mean reward of each prompt under the policy as it is."""
+        answers = [self.task.train.answers[row] for row in drawn.rows]
+        return self.judge.expected(drawn.rows, answer_probabilities(self.policy, drawn.read.detached(), answers))
 
     def _inform_feed(self) -> None:
         if self.feed.adapts:
-            history = self.state.history(np.arange(len(self.state.moments)))
-            self.feed.learn(expected_signal(history, self.clusters, self.state.outcomes))
+            state = self.contestant.state
+            history = state.history(np.arange(len(state.moments)))
+            self.feed.learn(expected_signal(history, self.clusters, state.outcomes))
 
 
-def train(job: Job, directory: Path, cache: Path, steps: Callable[[int], object] = lambda step: None) -> dict[str, Any]:
-    """Do a job. directory: for snapshots.    cache: where the task's file is.    steps: called after each. Returns its result."""
+def train(job: Job, cache: Path, watch: Callable[[Lab], object] = lambda lab: None) -> dict[str, Any]:
+    """Do a job. cache: where the task's file is.    watch: called before the first step and after each. Returns its result."""
     torch.set_num_threads(1)
     started = time.perf_counter()
     task = load_task(task_file(job.task, cache))
@@ -150,15 +141,14 @@ def train(job: Job, directory: Path, cache: Path, steps: Callable[[int], object]
     curve = [(0, measure.some(lab.policy))]
     rows: list[Step] = []
     training = 0.0
+    watch(lab)
     for number in range(lab.steps):
         before = time.perf_counter()
         rows.append(lab.step(look=number % LOOK_EVERY == 0))
         training += time.perf_counter() - before
-        if lab.done in job.snapshots:
-            save_snapshot(lab, directory / "snapshots" / job.key / f"{lab.done}.safetensors")
         if lab.done % LOOK_EVERY == 0 or lab.done == lab.steps:
             curve.append((lab.done * job.completions, measure.some(lab.policy)))
-        steps(lab.done)
+        watch(lab)
     end = {"train": measure.whole(lab.policy, "train"), "held_out": measure.whole(lab.policy, "held_out")}
     return {
         "start": begin,
@@ -172,30 +162,15 @@ def train(job: Job, directory: Path, cache: Path, steps: Callable[[int], object]
     }
 
 
-def save_snapshot(lab: Lab, path: Path) -> None:
-    """The policy as it is now."""
-    from safetensors.torch import save
-
-    from moments_service.durable import write_bytes
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, save(lab.policy.tensors()))
-
-
-def _there(truth: Array | None) -> Array:
-    assert truth is not None
-    return truth
-
-
-def _report(batch: RewardBatch, found: Advantages, said: Completions, truth: Array | None) -> Step:
-    uniform = ~carries_signal(grpo(batch).values)
+def _report(drawn: Drawn, found: Advantages, truth: Array | None) -> Step:
+    uniform = ~carries_signal(grpo(drawn.batch).values)
     error = None if truth is None else float(np.sqrt(np.mean((found.baseline - truth) ** 2)))
     return Step(
-        reward=float(batch.rewards.mean()),
+        reward=float(drawn.batch.rewards.mean()),
         uniform=float(uniform.mean()),
         signal=float(found.carries_signal().mean()),
-        entropy=said.entropy,
-        length=float(said.lengths.float().mean()),
+        entropy=drawn.said.entropy,
+        length=float(drawn.batch.lengths.mean()),
         baseline_error=error,
     )
 

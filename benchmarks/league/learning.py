@@ -57,9 +57,6 @@ class Learner:
     def _loss(self, logprobs: torch.Tensor, mask: torch.Tensor, said: Completions, advantages: Array) -> torch.Tensor:
         group, member, _ = mask.nonzero(as_tuple=True)
         groups, size, _ = mask.shape
-        sample = group * size + member
-        totals = Totals(groups=groups, samples=groups * size, tokens=len(sample))
-        weights = self.config.aggregation(sample.numpy(), group.numpy(), totals)
         inputs = LossInputs(
             logprobs=logprobs,
             entropy=torch.zeros_like(logprobs),
@@ -69,10 +66,19 @@ class Learner:
             advantages=torch.from_numpy(advantages.astype(np.float32))[group, member],
             mask=torch.ones_like(logprobs, dtype=torch.bool),
             lag=torch.zeros_like(group),
-            sample=sample,
+            sample=group * size + member,
             group=group,
             samples=groups * size,
             groups=groups,
         )
         losses = self.config.correction(inputs)[0] * self.config.loss(inputs)[0]
-        return (torch.from_numpy(weights.astype(np.float32)) * losses).sum()
+        return (token_weights(self.config, mask) * losses).sum()
+
+
+def token_weights(config: LearnerConfig, mask: torch.Tensor) -> torch.Tensor:
+    """[N] weight of each token in the loss of the batch, by the product's aggregation. mask: [B, G, C]."""
+    group, member, _ = mask.nonzero(as_tuple=True)
+    groups, size, _ = mask.shape
+    totals = Totals(groups=groups, samples=groups * size, tokens=len(group))
+    weights = config.aggregation((group * size + member).numpy(), group.numpy(), totals)
+    return torch.from_numpy(weights.astype(np.float32))

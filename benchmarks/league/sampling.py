@@ -81,8 +81,8 @@ def sample(
     )
 
 
-def token_logprobs(policy: Policy, prompts: Prompts, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """[N] log-probs of what was said after the prompts, in the order of the mask.
+def predictors(policy: Policy, prompts: Prompts, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[N, H] hidden states that predict what was said after the prompts, in the order of the mask.
 
     tokens: [B, G, C].    mask: [B, G, C] which of them are there, without gaps.
     """
@@ -91,12 +91,18 @@ def token_logprobs(policy: Policy, prompts: Prompts, tokens: torch.Tensor, mask:
     # What a token is predicted from: its prompt, or the token before it.
     later = at > 0
     read = torch.cat([later[1:], torch.zeros(1, dtype=torch.bool)])
-    hidden, sources = prompts.start, of.clone()
-    if later.any():
-        said = prompts.after(of[read], member[read], at[read], tokens[mask][read], size)
-        hidden = torch.cat([hidden, policy.read(said, prompts.past)[0]])
-        sources[later] = len(prompts.start) + torch.arange(int(later.sum()))
-    logits = policy.logits(hidden.index_select(0, sources))
+    if not later.any():
+        return prompts.start.index_select(0, of)
+    said = prompts.after(of[read], member[read], at[read], tokens[mask][read], size)
+    hidden = torch.cat([prompts.start, policy.read(said, prompts.past)[0]])
+    sources = of.clone()
+    sources[later] = len(prompts.start) + torch.arange(int(later.sum()))
+    return hidden.index_select(0, sources)
+
+
+def token_logprobs(policy: Policy, prompts: Prompts, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """[N] log-probs of what was said after the prompts, in the order of the mask. Arguments as of `predictors`."""
+    logits = policy.logits(predictors(policy, prompts, tokens, mask))
     return logits.log_softmax(-1).gather(-1, tokens[mask][:, None])[:, 0]
 
 

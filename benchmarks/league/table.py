@@ -25,7 +25,9 @@ def tables(rows: Sequence[Row], measure: str, against: str) -> str:
     for row in rows:
         if "result" in row:
             job = row["job"]
-            common = {name: job[name] for name in job if name not in ("estimator", "clusters", "seed", "snapshots")}
+            common = {
+                name: job[name] for name in job if name not in ("estimator", "clusters", "seed", "frozen_at", "frozen")
+            }
             name = json.dumps({key: value for key, value in common.items() if value is not None})
             groups[name][job["estimator"], job["clusters"]][job["seed"]] = row
     return "\n\n".join(_table(name, contestants, measure, against) for name, contestants in sorted(groups.items()))

@@ -17,6 +17,7 @@ from actors.rollout.sample import Sample
 from actors.verifiers.reasoning_gym import task_score
 from actors.weights.block import open_tensors
 from benchmarks.league.baselines import clusters_of, estimator_of
+from benchmarks.league.frozen import measure_frozen, signal_to_noise
 from benchmarks.league.jobs import Job
 from benchmarks.league.judging import Judge
 from benchmarks.league.lab import Lab
@@ -199,7 +200,7 @@ def _sample(group: str, place: int, prompt: np.ndarray, said: Completions, row: 
     )
 
 
-def test_a_job_needs_no_more_than_torch_and_its_task(cache: Path, tmp_path: Path) -> None:
+def test_a_job_needs_no_more_than_torch_and_its_task(cache: Path) -> None:
     code = f"""
 import json, sys
 from pathlib import Path
@@ -211,15 +212,14 @@ class Bare:
 sys.meta_path.insert(0, Bare())
 from benchmarks.league.jobs import Job
 from benchmarks.league.lab import train
-job = Job(task="sums", estimator="oracle", clusters="source", steps=40, lr=3e-4, snapshots=(6,))
-print(json.dumps(train(job, Path({str(tmp_path)!r}), Path({str(cache)!r}))))
+job = Job(task="sums", estimator="oracle", clusters="source", steps=40, lr=3e-4)
+print(json.dumps(train(job, Path({str(cache)!r}))))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     result = json.loads(done.stdout)
     assert [completions for completions, _ in result["curve"]] == [0, 640, 1280, 1920, 2560]
     assert set(result["end"]["held_out"]["sources"]) == {"plus", "minus"}
     assert result["end"]["train"]["pass_at"]["1"] > result["start"]["train"]["pass_at"]["1"] + 0.1
-    assert len(list(tmp_path.glob("snapshots/*/6.safetensors"))) == 1
 
 
 def test_the_same_job_is_the_same_run(task: Task) -> None:
@@ -270,7 +270,31 @@ def test_controls_are_what_they_say(task: Task) -> None:
     np.testing.assert_allclose(found("rloo")[0], [1.0, -1.0])
 
 
-@pytest.mark.parametrize("sampler", ["shuffled", "signal"])
+def test_signal_to_noise_is_that_of_the_distribution() -> None:
+    rng = np.random.default_rng(0)
+    mean, deviations = rng.normal(size=50), rng.uniform(0.5, 2.0, size=50)
+    updates = [torch.from_numpy(mean + deviations * rng.normal(size=50)) for _ in range(400)]
+    stacked = torch.stack(updates)
+    expected = (mean**2).sum() / (deviations**2).sum()
+    assert signal_to_noise((stacked @ stacked.T).numpy()) == pytest.approx(expected, rel=0.1)
+    noise = stacked - torch.from_numpy(mean)
+    assert abs(signal_to_noise((noise @ noise.T).numpy())) < 0.01
+
+
+def test_estimators_are_measured_on_a_policy_that_stands_still(task: Task) -> None:
+    lab = lab_of(task, frozen=["oracle", "batch_mean"])
+    lab.step()
+    before = lab.policy.tensors()
+    found = measure_frozen(lab, mature=10, measured=40)
+    assert found.keys() == {"oracle", "batch_mean", "rloo"}
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lab.policy.tensors().items())
+    assert found["oracle"]["baseline_error"] < 1e-9 < found["batch_mean"]["baseline_error"]
+    assert found["rloo"]["efficiency"] == 1.0 and found["rloo"]["efficiency_error"] == 0.0
+    # With two completions RLOO has twice the variance of a baseline that is known.
+    assert found["oracle"]["efficiency"] > 1.4
+
+
+@pytest.mark.parametrize("sampler", ["shuffled", "signal", "mopps", "greso", "kalman"])
 def test_prompts_come_as_the_feed_deals_them(task: Task, sampler: str) -> None:
     lab = lab_of(task, order=sampler, clusters="prompt", estimator="oracle")
     assert [lab.step(look=True).baseline_error for _ in range(2)] == pytest.approx([0.0, 0.0], abs=1e-12)

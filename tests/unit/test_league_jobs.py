@@ -14,13 +14,13 @@ pytestmark = pytest.mark.unit
 
 
 def test_a_list_stands_for_as_many_jobs(tmp_path: Path) -> None:
-    (tmp_path / "jobs.yaml").write_text("- {task: fresh, estimator: [grpo, rloo], seed: [0, 1], snapshots: [1, 2]}")
+    (tmp_path / "jobs.yaml").write_text("- {task: fresh, estimator: [grpo, rloo], seed: [0, 1], frozen_at: [1, 2]}")
     jobs = read_jobs(tmp_path / "jobs.yaml")
     assert [(job.estimator, job.seed) for job in jobs] == [("grpo", 0), ("grpo", 1), ("rloo", 0), ("rloo", 1)]
-    assert {job.snapshots for job in jobs} == {(1, 2)}
+    assert {job.frozen_at for job in jobs} == {(1, 2)}
 
 
-def working(job: Job, directory: Path) -> dict[str, object]:
+def working(job: Job) -> dict[str, object]:
     """A job that fails, dies or works, as its estimator says."""
     if job.estimator == "fails":
         raise ValueError("no such estimator")
