@@ -50,9 +50,10 @@ lint: $(VENV)/.dev  ## format, lint and check types
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-policy: $(VENV)/.cpu  ## rebuild the tiny policies that ship with the recipes (about 7 minutes)
+policy: $(VENV)/.cpu  ## rebuild the tiny policies that ship with the recipes (about 10 minutes)
 	$(BIN)/python -m deploy.recipes.cold_start.make_policy
 	$(BIN)/python -m deploy.recipes.mixed.make
+	$(BIN)/python -m deploy.recipes.lengths.make
 
 install: $(VENV)/.cpu  ## environment for laptops and CI (vLLM on CPU)
 install-gpu: $(VENV)/.gpu  ## environment for CUDA machines
