@@ -1,19 +1,19 @@
-"""How much of a perfect baseline's signal a batch's advantages hold, from its rewards and history alone.
+"""How much of a perfect baseline's signal a batch's advantages hold, from its rewards and what was expected of them alone.
 
 The effective signal (`offline/efficiency.py`) is (E[A (r - p)])^2 / (E[A^2] E[(r - p)^2]) with p a prompt's true mean, which nobody
-knows. But A is made of the group's rewards and of things that are independent of their luck, so that
-E[A (r - p)] = E[A (r - E[p | the group's rewards])]: what stands in for p is the mean that is to be expected after the group,
+knows. But A is made of the group's rewards and of what was known before, so that E[A (r - p)] = E[A (r - E[p | all of that])]: what
+stands in for p is the mean that is to be expected after the group,
 
-    p_hat = mu + B (group's mean - mu),    B = tau^2 / (tau^2 + v / n),
+    p_hat = m + B (group's mean - m),    B = V / (V + v / n),
 
-with the mean mu of its cluster's history, the variance tau^2 between prompts and v within, and n rewards in the group. This is
-exact where chances are Beta distributed or rewards Gaussian, and for any distribution where A is linear in the group's mean.
-Where a group's advantages sum to 0 (grpo, rloo) p_hat drops out.
+with m what was expected of the prompt before, V its mean squared error, v the variance of one prompt's rewards, and n rewards in
+the group. An estimator that says what it expects is taken at its word; else m is the mean of the cluster's history, and V the
+variance between its prompts. This is exact where chances are Beta distributed or rewards Gaussian, and for any distribution where
+A is linear in the group's mean. Where a group's advantages sum to 0 (grpo, rloo) p_hat drops out.
 
-How it errs. Where the advantage knows more of the prompt than its group and cluster (its own past), it is too low. History with
-tau^2 too small, as after few groups, or in `paper` moments, which have none, makes it too high; and so does a batch of groups of one,
-which cannot tell v from tau^2: it takes the prompts of a cluster for alike. One batch scatters: averages over steps are what to
-read, and single values may leave [0, 1].
+How it errs. Where the advantage knows more of the prompt than m does, it is too low. A V that is too small, as after few groups,
+or of `paper` moments, which have none, makes it too high; and so does a batch of groups of one, which cannot tell V from v: it takes
+the prompts of a cluster for alike. One batch scatters: averages over steps are what to read, and single values may leave [0, 1].
 """
 
 from dataclasses import replace
@@ -22,21 +22,28 @@ import numpy as np
 
 from moments_service.blend import Array, group_moments
 from moments_service.moments import History
+from moments_service.moments.leave_one_out import Priors
 
 
-def effective_signal(values: Array, rewards: Array, history: History) -> float:
+def effective_signal(values: Array, rewards: Array, history: History, prior: Priors | None = None) -> float:
     """Share of a perfect baseline's signal to noise in the advantages of a batch.
 
-    values, rewards: [M, G], NaN where there is none.    history: before the batch, [M] rows.
-    The square of a batch's mean has the mean's own variance in it; the jackknife over groups takes that out.
-    Returns 0 for advantages that are all 0.
+    values, rewards: [M, G], NaN where there is none.    history: before the batch, [M] rows.    prior: what the run's estimator
+    expected of the prompts, if it says so. The square of a batch's mean has the mean's own variance in it; the jackknife over
+    groups takes that out. Returns 0 for advantages that are all 0.
     """
     known = ~np.isnan(values) & ~np.isnan(rewards)
+    expected = _of_history(history) if prior is None else prior
     if known.sum(axis=1).max() < 2:
-        history = replace(history, within=history.variance, between=np.zeros_like(history.between))
+        nothing = np.zeros_like(expected.between)
+        both = expected.within + expected.variance
+        expected = replace(expected, within=both, between=nothing, level_variance=nothing)
+    luck = _luck(rewards, expected)
+    if prior is None:
+        luck = _without_lag(luck)
     advantages = np.where(known, values, 0.0)
-    variance = max(_within(rewards, history), 0.0)
-    aligned = (advantages * np.where(known, _luck(rewards, history), 0.0)).sum(axis=1)
+    aligned = (advantages * np.where(known, luck, 0.0)).sum(axis=1)
+    variance = _within(rewards, expected)
     parts = aligned, (advantages**2).sum(axis=1), variance * known.sum(axis=1)
     whole = [part.sum() for part in parts]
     ratio = float(_ratio(*whole))
@@ -54,22 +61,31 @@ def _ratio(aligned: Array, squares: Array, variance: Array) -> Array:
     return np.asarray(np.where(some, aligned**2 / np.where(some, both, 1.0), 0.0))
 
 
-def _luck(rewards: Array, history: History) -> Array:
-    """[M, G] rewards less p_hat, less the mean of that over the other groups: where history lags, all have the same luck."""
+def _of_history(history: History) -> Priors:
+    """What the history of a group's cluster lets expect of its prompt."""
+    return Priors(history.mean, np.zeros_like(history.mean), history.between, history.within, history.seen)
+
+
+def _luck(rewards: Array, expected: Priors) -> Array:
+    """[M, G] rewards less p_hat."""
     mean, _, count = group_moments(rewards)
-    sampling = history.within / np.maximum(count, 1.0)
-    both = history.between + sampling
-    # Of a cluster that nobody has seen only the group itself tells.
-    shrinkage = np.where(history.seen & (both > 0), history.between / np.where(both > 0, both, 1.0), 1.0)
-    luck = rewards - mean[:, None] + ((1.0 - shrinkage) * (mean - history.mean))[:, None]
+    sampling = expected.within / np.maximum(count, 1.0)
+    both = expected.variance + sampling
+    # Where nothing is known beforehand only the group itself tells.
+    shrinkage = np.where(expected.known & (both > 0), expected.variance / np.where(both > 0, both, 1.0), 1.0)
+    return np.asarray(rewards - mean[:, None] + ((1.0 - shrinkage) * (mean - expected.mean))[:, None])
+
+
+def _without_lag(luck: Array) -> Array:
+    """[M, G] less the mean over the other groups: where history lags behind the policy, all seem to have the same luck."""
     clean, sizes = np.nansum(luck, axis=1), (~np.isnan(luck)).sum(axis=1)
     others = np.maximum(sizes.sum() - sizes, 1)
     return np.asarray(luck - ((clean.sum() - clean) / others)[:, None])
 
 
-def _within(rewards: Array, history: History) -> float:
-    """Variance within a prompt, mean over the completions: history's; of clusters that nobody has seen the batch's own."""
+def _within(rewards: Array, expected: Priors) -> float:
+    """Variance within a prompt, mean over the completions: as expected; the batch's own where nothing was."""
     _, variance, count = group_moments(rewards)
     freedom = np.maximum(count - 1.0, 0.0).sum()
     own = float((variance * count).sum() / freedom) if freedom > 0 else 0.0
-    return float((count * np.where(history.seen, history.within, own)).sum() / max(count.sum(), 1.0))
+    return max(float((count * np.where(expected.known, expected.within, own)).sum() / max(count.sum(), 1.0)), 0.0)

@@ -27,8 +27,8 @@ def signal_metrics(
     values = own.values[~np.isnan(own.values)]
     magnitudes = np.abs(values)
     return {
-        "effective_signal/own": effective_signal(own.values, batch.rewards, batch.history),
-        "effective_signal/grpo": effective_signal(counterfactual.values, batch.rewards, batch.history),
+        "effective_signal/own": effective_signal(own.without_cluster_scale(), batch.rewards, batch.history, own.prior),
+        "effective_signal/grpo": effective_signal(counterfactual.values, batch.rewards, batch.history, own.prior),
         "signal/own": float(own_signal.mean()),
         "signal/grpo": float(grpo_signal.mean()),
         "signal/rescued": float(rescued.mean()),

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from moments_service.blend import Array
 from moments_service.moments import CommittedRewards, History, Indices
+from moments_service.moments.leave_one_out import Priors
 from moments_service.strict import StrictModel
 
 SIGNAL_FLOOR = 1e-6
@@ -49,12 +50,20 @@ class Advantages:
 
     values: [M, G], NaN where a completion has no reward.    baseline, scale: [M].
     weight: [M], trust in history; 0 for estimators without history.
+    cluster_scale: [M], the part of the scale that is one for all groups of a cluster, where that is what it was made to be.
+    prior: what was expected of each prompt before its group, by an estimator that does.
     """
 
     values: Array
     baseline: Array
     scale: Array
     weight: Array
+    cluster_scale: Array | None = None
+    prior: Priors | None = None
+
+    def without_cluster_scale(self) -> Array:
+        """[M, G]: the values before clusters were weighted by a scale of their own."""
+        return self.values if self.cluster_scale is None else self.values * self.cluster_scale[:, None]
 
     def carries_signal(self) -> npt.NDArray[np.bool_]:
         """[M]: whether any completion of the group is pushed anywhere."""

@@ -72,7 +72,7 @@ class Hierarchical:
         values = residual / deviation[:, None]
         explained = _average(batch.rewards - values * scale[:, None], valid)
         baseline = np.where(valid.any(axis=1), explained, prior.mean)
-        return Advantages(values, baseline, scale, _average(trust, valid))
+        return Advantages(values, baseline, scale, _average(trust, valid), cluster_scale=deviation, prior=prior)
 
     def fold(self, committed: CommittedRewards) -> None:
         history = committed.history

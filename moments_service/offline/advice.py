@@ -154,7 +154,7 @@ def _by_source(log: LoggedRewards, seed: int) -> Estimate | None:
 def _history(found: Advice, table: SignalTable, size: int) -> tuple[bool, str]:
     """Whether history gains anything at the log's own group size, and the sentence."""
     remembering = [name for name in table.estimators if name not in (*GROUP_ALONE, BATCH_MEAN)]
-    best, plain = table.best(size, remembering), table.best(size, [*GROUP_ALONE, BATCH_MEAN])
+    best, plain = _choice(table, size, remembering), table.best(size, [*GROUP_ALONE, BATCH_MEAN])
     gain = table.gain(best, plain, size)
     measured = f"{best} has {gain.value:+.0%} ± {gain.margin:.0%} of the signal of {plain} at groups of {size}"
     if gain.value > WORTH_IT and gain.low > 0:
@@ -172,21 +172,20 @@ def _smallest_size(table: SignalTable) -> int:
     return next(size for size in table.sizes if most[size] >= ENOUGH * max(most.values()))
 
 
-def _choice(table: SignalTable, size: int) -> str:
+def _choice(table: SignalTable, size: int, among: Sequence[str] | None = None) -> str:
     """The best, or one that is never worse and as good within the interval."""
-    best = table.best(size)
+    best = table.best(size, among)
     for name in NEVER_WORSE:
-        if name in table.estimators and (behind := table.gain(best, name, size)).value <= WORTH_IT + max(
-            behind.margin, 0.0
-        ):
-            return name
+        if name in (among or table.estimators):
+            behind = table.gain(best, name, size)
+            if behind.value <= WORTH_IT + max(behind.margin, 0.0):
+                return name
     return best
 
 
 def _about_size(table: SignalTable, advised: int, size: int) -> str:
-    best = table.best(advised)
-    of = table.of(best, advised)
-    own = table.of(table.best(size), size)
+    best = _choice(table, advised)
+    of, own = table.of(best, advised), table.of(_choice(table, size), size)
     sentence = (
         f"Of the same number of completions, groups of {advised} with {best} keep {of.value:.0%} ± {of.margin:.0%} of a perfect "
         "baseline's signal"
@@ -194,7 +193,7 @@ def _about_size(table: SignalTable, advised: int, size: int) -> str:
     if advised == size:
         return f"{sentence}; other sizes promise no more."
     more = "from more prompts" if advised < size else "from fewer prompts"
-    return f"{sentence}, {more}; groups of {size} at best {own.value:.0%} ± {own.margin:.0%}."
+    return f"{sentence}, {more}; groups of {size} {own.value:.0%} ± {own.margin:.0%}."
 
 
 def _about_clusters(found: Advice) -> list[str]:

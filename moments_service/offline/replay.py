@@ -56,7 +56,7 @@ class ReplaySummary:
     def add(self, batch: RewardBatch, own: Advantages, counterfactual: Advantages) -> None:
         signal, other = own.carries_signal(), counterfactual.carries_signal()
         self.groups += len(signal)
-        self.effective.append(effective_signal(own.values, batch.rewards, batch.history))
+        self.effective.append(effective_signal(own.without_cluster_scale(), batch.rewards, batch.history, own.prior))
         self.with_signal += int(signal.sum())
         self.rescued += int((signal & ~other).sum())
         self.magnitudes += np.abs(own.values[~np.isnan(own.values)]).tolist()
