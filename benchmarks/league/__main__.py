@@ -4,7 +4,6 @@ import argparse
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from benchmarks.league.jobs import Job, read_jobs, results, run_jobs
 from benchmarks.league.table import tables
@@ -29,23 +28,10 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do the jobs that have no result yet."""
-    work = partial(do, cache=arguments.cache.expanduser())
+    from benchmarks.league.frozen import train_and_measure
+
+    work = partial(train_and_measure, cache=arguments.cache.expanduser())
     return run_jobs(read_jobs(arguments.jobs), arguments.out, arguments.workers, work, arguments.part) > 0
-
-
-def do(job: Job, cache: Path) -> dict[str, Any]:
-    """Train, and stop where the job wants the policy measured."""
-    from benchmarks.league.frozen import measure_frozen
-    from benchmarks.league.lab import Lab, train
-
-    frozen: dict[str, Any] = {}
-
-    def watch(lab: Lab) -> None:
-        if lab.done in job.frozen_at:
-            frozen[str(lab.done)] = measure_frozen(lab)
-
-    result = train(job, cache, watch)
-    return result | {"frozen": frozen} if frozen else result
 
 
 def show(arguments: argparse.Namespace) -> int:

@@ -6,13 +6,15 @@ not also the input's embedding). All estimators see the same completions, after 
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.league.baselines import Contestant
-from benchmarks.league.lab import Drawn, Lab
+from benchmarks.league.jobs import Job
+from benchmarks.league.lab import Drawn, Lab, train
 from benchmarks.league.learning import token_weights
 from benchmarks.league.sampling import predictors
 from benchmarks.league.tasks import Indices
@@ -35,6 +37,18 @@ class _Found:
 
     updates: list[torch.Tensor] = field(default_factory=list)
     squared_errors: list[float] = field(default_factory=list)
+
+
+def train_and_measure(job: Job, cache: Path) -> dict[str, Any]:
+    """Do a job, and measure the estimators that it names on the policies that it says. cache: where the task's file is."""
+    found: dict[str, Any] = {}
+
+    def watch(lab: Lab) -> None:
+        if lab.done in job.frozen_at:
+            found[str(lab.done)] = measure_frozen(lab)
+
+    result = train(job, cache, watch)
+    return result | {"frozen": found} if found else result
 
 
 def measure_frozen(lab: Lab, mature: int = MATURE, measured: int = MEASURED) -> dict[str, Any]:

@@ -97,7 +97,7 @@ def run_jobs(
     done = {row["key"] for row in results(directory) if "result" in row}
     waiting = [job for job in jobs[number - 1 :: parts] if job.key not in done]
     say(f"{len(waiting)} of {len(jobs[number - 1 :: parts])} jobs are to be done")
-    _FORK.set_forkserver_preload(["benchmarks.league.lab"])
+    _FORK.set_forkserver_preload(["benchmarks.league.frozen"])
     running: dict[Connection, tuple[Job, Any, float]] = {}
     failed = finished = 0
     while waiting or running:

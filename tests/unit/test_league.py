@@ -222,6 +222,18 @@ print(json.dumps(train(job, Path({str(cache)!r}))))
     assert result["end"]["train"]["pass_at"]["1"] > result["start"]["train"]["pass_at"]["1"] + 0.1
 
 
+def test_the_command_does_the_jobs_of_a_file_and_shows_them(cache: Path, tmp_path: Path) -> None:
+    jobs, out = tmp_path / "jobs.yaml", tmp_path / "out"
+    jobs.write_text("- {task: sums, estimator: [rloo, oracle], clusters: source, steps: 3, completions: 8}\n")
+    command = [sys.executable, "-m", "benchmarks.league"]
+    for arguments in (
+        ["run", str(jobs), "--cache", str(cache), "--out", str(out), "--workers", "2"],
+        ["show", str(out)],
+    ):
+        done = subprocess.run(command + arguments, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "| oracle | source | 1 |" in done.stdout and "| rloo | source | 1 |" in done.stdout
+
+
 def test_the_same_job_is_the_same_run(task: Task) -> None:
     one, other, seeded = (lab_of(task, seed=seed) for seed in (0, 0, 1))
     steps = [[lab.step() for _ in range(3)] for lab in (one, other, seeded)]
