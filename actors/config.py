@@ -72,6 +72,10 @@ class PromptConfig(StrictModel):
     """Where prompts come from, one entry a task or file."""
     order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
     """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out; the others go by how each prompt's groups came out (docs/prompt_sampling.md)."""
+    filter: Literal["none", "dapo"] = "none"
+    """`dapo`: a group of equal rewards counts in history but is not trained on; the next prompt takes its place."""
+    generation_batches: int = Field(3, ge=2)
+    """Dapo: a step samples at most so many batches; groups of equal rewards in the last one are trained on as they are."""
     chat: bool = False
     """Wrap every prompt as a user message in the tokenizer's chat template."""
     max_tokens: int = Field(512, ge=1)

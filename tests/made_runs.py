@@ -163,7 +163,7 @@ class MadeRun:
         return {
             "step": self.step, "incarnation": self._incarnation, "policy_version": self.step + 1,
             "seconds": 1.0 + 0.1 * abs(jitter[1]), "phases": phases, "tokens_per_s": 180.0 + 9 * jitter[2],
-            "groups_redispatched": 0, **batch.metrics, "learner/entropy": 0.5 + 0.04 * jitter[3],
+            "groups_redispatched": 0, "groups_passed_by": 0, **batch.metrics, "learner/entropy": 0.5 + 0.04 * jitter[3],
             "learner/approx_kl": abs(1e-3 * jitter[4]), "learner/grad_norm": 1.5 + 0.2 * jitter[5],
             "learner/mismatch_k3": 1e-7 * abs(jitter[6]), "learner/mismatch_max": 1e-5 * abs(jitter[7]),
             **dict(zip((f"learner/{name}" for name in MISMATCH_BINS), (0.7, 0.2, 0.06, 0.03, 0.01, 0.0), strict=True)),

@@ -30,6 +30,8 @@ class Receipt:
     status: GroupStatus
     timings: dict[str, float]
     """See `SampledGroup.timings`."""
+    uniform: bool = False
+    """Whether it has two rewards or more, and all of them are equal."""
 
 
 class RolloutActor:
@@ -90,7 +92,7 @@ class RolloutActor:
         payload = ray.put(group.samples) if header.status is GroupStatus.SCORED else None
         self._sender = self._sender or GroupSender(moments)
         await self._sender.submit(header, payload, group.transcript)
-        return Receipt(header.group_id, header.status, group.timings)
+        return Receipt(header.group_id, header.status, group.timings, header.uniform)
 
     @ray.method(max_task_retries=0)
     async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:

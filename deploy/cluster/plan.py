@@ -80,7 +80,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         "policy": f"{config.policy}" + (f" ({parameters / 1e6:.2f}M parameters)" if parameters else ""),
         "prompts": f"{len(pool.train)} for training, {len(pool.held_out)} held out, from {len(config.prompts.sources)} sources",
         "a step": f"{config.batch_groups} groups x {_group_sizes(config)} completions = {completions} completions, "
-        f"{config.learner.updates_per_batch} optimiser step(s)",
+        f"{config.learner.updates_per_batch} optimiser step(s)" + _filter(config),
         "the run": f"{config.steps} steps = {completions * config.steps} completions, "
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
@@ -94,6 +94,11 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
 
 def _group_sizes(config: RunConfig) -> str:
     return str(config.group_size) + (f" (2 to {config.max_group_size})" if config.max_group_size is not None else "")
+
+
+def _filter(config: RunConfig) -> str:
+    most = config.generation_batches
+    return f"; up to {most} batches are sampled for one without groups of equal rewards (DAPO)" if most > 1 else ""
 
 
 def _clusters(config: RunConfig) -> str:

@@ -95,6 +95,11 @@ class RunConfig(StrictModel):
         """Most groups between admission and training; bounds every queue and buffer of the run."""
         return self.batch_groups * (self.max_staleness + 1)
 
+    @property
+    def generation_batches(self) -> int:
+        """How many batches a step may sample to train on one."""
+        return self.prompts.generation_batches if self.prompts.filter == "dapo" else 1
+
     @field_validator("moments")
     @classmethod
     def _estimator_is_registered(cls, moments: MomentsConfig) -> MomentsConfig:

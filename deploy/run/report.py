@@ -42,6 +42,7 @@ def step_row(
         "phases": phases,
         "tokens_per_s": tally.tokens / seconds,
         "groups_redispatched": tally.redispatched,
+        "groups_passed_by": tally.passed_by,
         **staleness_shares(batch, batch.step),
         **batch.metrics,
         **{f"learner/{name}": value for name, value in learned.items()},

@@ -44,7 +44,7 @@ class Run:
         self.feed = feed
         self.reporter = reporter
         self.moments, self.learner, self.fleet = services.moments, services.learner, services.fleet
-        self.work = WorkBuffer(feed, config.batch_groups, config.max_staleness)
+        self.work = WorkBuffer(feed, config.batch_groups, config.max_staleness, config.generation_batches)
         rollout = config.rollout
         self.sampler = Sampler(self.work, self.fleet, self.moments, rollout.group_timeout_s, rollout.group_attempts)
         self.sync = WeightSync(self.learner, self.fleet)

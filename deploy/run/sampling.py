@@ -28,6 +28,8 @@ class Tally:
     tokens: int = 0
     redispatched: int = 0
     """Groups that were lost, or took too long, and are sampled again."""
+    passed_by: int = 0
+    """Groups of equal rewards that were left out of the batch."""
     score_s: dict[int, float] = field(default_factory=dict)
     """Seconds in which each actor's verifiers worked."""
 
@@ -113,7 +115,12 @@ class Sampler:
         finally:
             self._fleet.done(actor)
         self._tally.add(actor, receipt)
-        if receipt.status is GroupStatus.SCORED:
+        if receipt.uniform and self._work.may_pass(ticket.group_id):
+            await self._moments.mark_lost((ticket.group_id,))
+            self._work.pass_by(ticket.group_id)
+            self._tally.passed_by += 1
+            self.pump()
+        elif receipt.status is GroupStatus.SCORED:
             self._work.ready(ticket.group_id)
         else:
             self._work.close(ticket.group_id)

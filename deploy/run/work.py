@@ -50,11 +50,18 @@ class WorkBuffer:
     more than `max_staleness` batches: when it is admitted, at version v, fewer than `batch_groups * (max_staleness + 1)` open groups stand
     before it, and none that is admitted later can overtake. It is in one of the batches v to v + max_staleness, each of which is trained
     on at the version of its number.
+
+    Where groups are passed by, up to `generation_batches` batches are sampled for one: what is trained on are the first groups
+    of the feed that are not, whatever the order in which they came back, and the bound is one on places of the feed.
     """
 
-    def __init__(self, feed: PromptFeed, batch_groups: int, max_staleness: int) -> None:
+    def __init__(self, feed: PromptFeed, batch_groups: int, max_staleness: int, generation_batches: int = 1) -> None:
         self._feed = feed
         self._batch_groups = batch_groups
+        self._places_to_pass = (generation_batches - 1) * batch_groups
+        # Since the last release: the first place that was dealt, and the groups that were passed by.
+        self._first_place: int | None = None
+        self._passed: list[Ticket] = []
         self._slots = batch_groups * (max_staleness + 1)
         self._groups: dict[str, Group] = {}
         # Ids of each step's batch, in feed order, until it is released.
@@ -96,6 +103,22 @@ class WorkBuffer:
         """The group ended without any reward: nobody can train on it, and the next ticket takes its slot."""
         del self._groups[group_id]
         self._unscored_in_a_row += 1
+        self.fill()
+        self._changed.set()
+
+    def may_pass(self, group_id: str) -> bool:
+        """Whether a group may be left out of the batch, and the next ticket be sampled in its place."""
+        assert self._first_place is not None
+        return self._groups[group_id].ticket.sequence < self._first_place + self._places_to_pass
+
+    def pass_by(self, group_id: str) -> None:
+        """IN_FLIGHT -> closed: its rewards are history at the next commit, and the next ticket takes its slot.
+
+        Until then a checkpoint carries it like the others: who resumes has not heard of its rewards.
+        """
+        self._passed.append(self._at(group_id, Stage.IN_FLIGHT).ticket)
+        del self._groups[group_id]
+        self._unscored_in_a_row = 0
         self.fill()
         self._changed.set()
 
@@ -143,6 +166,7 @@ class WorkBuffer:
         for group_id in self._drawn.pop(step):
             del self._groups[group_id]
         self._version = version
+        self._first_place, self._passed = None, []
         self.fill()
         self._changed.set()
 
@@ -152,8 +176,8 @@ class WorkBuffer:
         self._changed.set()
 
     def unfinished(self) -> list[Ticket]:
-        """Tickets that a checkpoint must carry: admitted, and not released, in feed order."""
-        return sorted((group.ticket for group in self._groups.values()), key=_place)
+        """Tickets that a checkpoint must carry: admitted, and not in a batch that was released, in feed order."""
+        return sorted([*self._passed, *(group.ticket for group in self._groups.values())], key=_place)
 
     def depths(self) -> dict[str, int]:
         """Groups on their way, and groups that wait to be trained on."""
@@ -169,6 +193,7 @@ class WorkBuffer:
 
     def _admit(self, ticket: Ticket) -> None:
         self._groups[ticket.group_id] = Group(replace(ticket, born=self._version))
+        self._first_place = min(ticket.sequence, ticket.sequence if self._first_place is None else self._first_place)
 
     def _oldest(self) -> list[Group]:
         open_ = (group for group in self._groups.values() if group.stage is not Stage.DRAWN)

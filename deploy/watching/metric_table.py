@@ -60,6 +60,7 @@ METRICS = (
     Metric("groups", "groups", "groups", "Groups on their way after the step: `in_flight` are sampled, `scored` wait for their batch, `ready` at the moments service.", label="state"),
     Metric("staleness_share", "staleness", "share", "Groups of the batch by how many policy versions their oldest token is behind.", label="versions"),
     Metric("redispatched_groups", "groups_redispatched", "groups", "Groups of the step whose prompts were dispatched again."),
+    Metric("passed_by_groups", "groups_passed_by", "groups", "Groups of equal rewards that were sampled for the step and left out of its batch (prompts.filter)."),
     Metric("seen_groups", "counts", "", "Running totals of the moments service over the whole run, resumes included: groups, completions, errors, lost, trained.", label="count"),
     Metric("rollout_actors", "actors", "actors", "Rollout actors: `serving`, or `away` until Ray has restarted them.", label="state"),
     Metric("actor_restarts", "restarts", "restarts", "Rollout actors that died since the run, or its resume, began."),

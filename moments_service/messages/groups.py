@@ -63,6 +63,12 @@ class ScoredGroup:
             if reward is not None and not np.isfinite(reward):
                 raise ValueError(f"group {self.group_id}: reward {reward} of completion {i} is not finite")
 
+    @property
+    def uniform(self) -> bool:
+        """Whether it has two rewards or more, and all of them are equal: no completion is better than another."""
+        rewards = [reward for reward in self.rewards if reward is not None]
+        return len(rewards) > 1 and len(set(rewards)) == 1
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyMove:

@@ -78,9 +78,9 @@ class FaultyFleet:
         self.running[ticket.group_id] = (actor, future)
         return future
 
-    def finish(self, group_id: str, status: GroupStatus = GroupStatus.SCORED) -> None:
+    def finish(self, group_id: str, status: GroupStatus = GroupStatus.SCORED, uniform: bool = False) -> None:
         _, future = self.running.pop(group_id)
-        future.set_result(Receipt(group_id, status, {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}))
+        future.set_result(Receipt(group_id, status, {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}, uniform))
 
     def kill(self, actor: int) -> list[str]:
         self.dead.add(actor)
@@ -117,9 +117,14 @@ def moments() -> Moments:
 
 
 def sampler(
-    fleet: FaultyFleet, moments: Moments, timeout_s: float = 5.0, deadline_s: float = 5.0
+    fleet: FaultyFleet,
+    moments: Moments,
+    timeout_s: float = 5.0,
+    deadline_s: float = 5.0,
+    generation_batches: int = 1,
 ) -> tuple[WorkBuffer, Sampler]:
-    work = WorkBuffer(PromptFeed(PROMPTS, 0, group_size=2), batch_groups=4, max_staleness=0)
+    feed = PromptFeed(PROMPTS, 0, group_size=2)
+    work = WorkBuffer(feed, batch_groups=4, max_staleness=0, generation_batches=generation_batches)
     sampling = Sampler(work, fleet, Remote(moments, "the moments service", deadline_s), timeout_s, attempts=2)  # type: ignore[arg-type]
     work.fill()
     sampling.pump()
@@ -259,4 +264,29 @@ async def test_a_moments_service_that_hangs_over_lost_groups_is_named(fleet: Fau
     fleet.kill(0)
     with pytest.raises(TimeoutError, match=r"the moments service did not answer mark_lost in 0.05 s"):
         await work.take(0)
+    await sampling.close()
+
+
+@pytest.mark.parametrize("generation_batches", [1, 2])
+async def test_a_group_of_equal_rewards_is_passed_by_where_more_may_be_sampled(
+    fleet: FaultyFleet, moments: Moments, generation_batches: int
+) -> None:
+    work, sampling = sampler(fleet, moments, generation_batches=generation_batches)
+    taking = asyncio.create_task(work.take(0))
+    await until(lambda: len(fleet.running) == 4)
+    first, *others = fleet.running
+    fleet.finish(first, uniform=True)
+    for group_id in others:
+        fleet.finish(group_id)
+    if generation_batches == 1:
+        assert await taking == (first, *others)
+        assert not moments.lost
+    else:
+        # Its rewards stay with the moments service; the next prompt is sampled in its place.
+        await until(lambda: len(fleet.running) == 1)
+        (next_one,) = fleet.running
+        assert moments.lost == [first] and not taking.done()
+        fleet.finish(next_one)
+        assert await taking == (*others, next_one)
+    assert sampling.take_tally().passed_by == generation_batches - 1
     await sampling.close()

@@ -201,3 +201,74 @@ async def test_a_batch_has_its_completions_between_its_groups_and_each_attempt_k
     work.sample_again(lost)
     (again,) = [ticket for ticket in work.unfinished() if ticket.attempt == 1]
     assert again.group_size == first[lost].group_size
+
+
+# --- groups of equal rewards that are passed by -----------------------------------------------------------------------
+UNIFORM = {0, 2, 3, 5, 9, 10, 11, *range(14, 40)}
+"""Places of the feed whose groups have equal rewards."""
+
+
+def finish(work: WorkBuffer, luck: random.Random, most: int = 1000) -> None:
+    """Groups come back in any order, at most so many."""
+    waiting = send(work)
+    while waiting and most > 0:
+        group_id = waiting.pop(luck.randrange(len(waiting)))
+        if places(work)[group_id] in UNIFORM and work.may_pass(group_id):
+            work.pass_by(group_id)
+        else:
+            work.ready(group_id)
+        waiting += send(work)
+        most -= 1
+
+
+def places(work: WorkBuffer) -> dict[str, int]:
+    return {ticket.group_id: ticket.sequence for ticket in work.unfinished()}
+
+
+def passing(dealing: PromptFeed) -> WorkBuffer:
+    return WorkBuffer(dealing, batch_groups=4, max_staleness=0, generation_batches=3)
+
+
+async def batch(work: WorkBuffer, step: int) -> list[int]:
+    known = places(work)
+    return [known[group_id] for group_id in await work.take(step)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_batch_is_the_first_groups_that_are_not_passed_by_however_they_arrive(seed: int) -> None:
+    luck, work = random.Random(seed), passing(feed())
+    work.fill()
+    finish(work, luck)
+    assert await batch(work, 0) == [1, 4, 6, 7]
+    assert sorted(places(work).values()) == list(range(8))
+    work.release(0, 1)
+    # The second step begins at place 8, and may pass what lies in its first two batches, up to 15.
+    finish(work, luck)
+    assert await batch(work, 1) == [8, 12, 13, 16]
+    work.release(1, 2)
+    finish(work, luck)
+    assert await batch(work, 2) == [25, 26, 27, 28]
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_a_resume_samples_what_was_passed_by_again_and_makes_the_same_batch(seed: int) -> None:
+    luck, dealing = random.Random(seed), feed()
+    work = passing(dealing)
+    work.fill()
+    finish(work, luck, most=luck.randrange(8))
+    saved = dealing.state(work.unfinished())
+    again = feed()
+    resumed = passing(again)
+    resumed.restore(again.load_state(saved), version=0)
+    resumed.fill()
+    finish(resumed, luck)
+    assert await batch(resumed, 0) == [1, 4, 6, 7]
+    assert sorted(places(resumed).values()) == list(range(8))
+    resumed.release(0, 1)
+    finish(resumed, luck)
+    assert await batch(resumed, 1) == [8, 12, 13, 16]
+
+
+def test_nothing_is_passed_by_unless_more_than_one_batch_may_be_sampled() -> None:
+    work = filled()
+    assert not any(work.may_pass(group_id) for group_id in send(work))
