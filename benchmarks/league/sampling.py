@@ -27,7 +27,7 @@ class Completions:
     surprisals: Array
     """[B, G] mean of -log p over a completion's tokens, nats."""
     score_norms: Array
-    """[B, G] mean of 1 - 2 p + sum of p^2 over a completion's tokens: the squared norm of the score in logits."""
+    """[B, G] mean of (1 - p)^2 over a completion's tokens, as rollout actors tell it."""
     entropy: float
     """Mean over all tokens, nats."""
 
@@ -56,7 +56,7 @@ def sample(
         logprob = normalised.gather(-1, drawn[:, None])[:, 0]
         tokens[running, place] = drawn
         logprobs[running, place] = logprob
-        norms[running, place] = 1.0 - 2.0 * logprob.exp() + probabilities.square().sum(-1)
+        norms[running, place] = (1.0 - logprob.exp()).square()
         entropies[running, place] = -(probabilities * normalised).sum(-1)
         lengths[running] += 1
         goes_on = drawn != end

@@ -22,8 +22,8 @@ class RewardBatch:
     rewards: [M, G] raw verifier rewards, NaN where a completion has none.    lengths: [M, G] completion tokens.
     prompts: M prompt ids.    history: the moments of each group's cluster before this batch, [M] rows.
     clusters: [M], whose moments those are.    born: [M] policy version that each group was sampled by.
-    score_norms: [M, G] squared norm of the score of a completion's token, on average: of the gradient of its log-prob by the
-    logits.    surprisals: [M, G] mean -log-prob of its tokens, in nats.
+    score_norms: [M, G] mean of (1 - p)^2 over a completion's tokens, p the probability that each was sampled with: to a factor
+    between 1 and 2 the squared norm of its score in logits.    surprisals: [M, G] mean of -log p, in nats.
     sizes: [M] completions that each group was sampled with, errors among them; None: just those with a reward.
     None where nobody knows.
     """

@@ -22,7 +22,7 @@ class HierarchicalOptions(EstimatorOptions):
     """The default: history moves the baseline as far as it has earned, and never sets the scale of a single group."""
 
     kind: Literal["hierarchical"] = "hierarchical"
-    scale: Literal["cluster", "none"] = "cluster"
+    scale: Literal["cluster", "prompt", "none"] = "cluster"
     """`cluster` divides by the deviation that the cluster's advantages are expected to have, which gives rare successes more weight; `none` keeps reward units, the unbiased gradient of the mean reward."""
     own_past: bool = True
     """Whether a prompt that comes again is expected to differ from its cluster as it did before."""
@@ -68,6 +68,11 @@ class Hierarchical:
         deviation = self._deviation(batch, history, prior, _average(trust, valid))
         # With equal weights r - b is proportional to r - baseline, as in RLOO.
         share = weights / np.where(alone, 1.0, weights.sum(axis=1, keepdims=True) - weights)
+        if self._options.scale == "prompt":
+            factor = self._own_scatter(batch.rewards, weights, prior.within)
+            values = residual / np.maximum(deviation[:, None] * factor, 1e-300)
+            scale = deviation * _average(factor, valid)
+            return Advantages(values, _average(batch.rewards - residual, valid), scale, _average(trust, valid))
         scale = deviation / (1.0 + _average(np.where(alone, 0.0, (1.0 - trust) * share), valid))
         values = residual / deviation[:, None]
         explained = _average(batch.rewards - values * scale[:, None], valid)
@@ -88,10 +93,28 @@ class Hierarchical:
         self._deviations.load_state(state)
 
     def _weights(self, rewards: Array, score_norms: Array | None, lengths: Array | None) -> Array:
-        if not self._options.score_weights or score_norms is None or lengths is None:
-            return reward_weights(rewards)
-        # The score of a completion is the mean over its tokens of scores that are not correlated.
-        return reward_weights(rewards, score_norms / np.maximum(np.nan_to_num(lengths), 1.0))
+        return reward_weights(rewards, score_norms if self._options.score_weights else None, lengths)
+
+    def _own_scatter(self, rewards: Array, weights: Array, within: Array) -> Array:
+        """[M, G] sqrt of the variance that the others of the group show, shrunk to `within`, over `within`."""
+        others, size = _others(rewards, weights)
+        valid = weights > 0
+        clean = np.where(valid, rewards, 0.0)
+        # sum over j != i of (r_j - m_i)^2, m_i the mean of the others
+        centre = others
+        squares = np.array(
+            [
+                [
+                    ((clean[m][valid[m] & (np.arange(clean.shape[1]) != i)] - centre[m, i]) ** 2).sum()
+                    for i in range(clean.shape[1])
+                ]
+                for m in range(len(clean))
+            ]
+        )
+        freedom = np.maximum(size - 1.0, 0.0)
+        safe = np.where(within > 0, within, 1.0)[:, None]
+        found = (PRIOR_REWARDS * within[:, None] + squares) / (PRIOR_REWARDS + freedom) / safe
+        return np.where(within[:, None] > 0, np.sqrt(np.maximum(found, 0.05)), 1.0)
 
     def _prior(self, batch: RewardBatch, history: TrackedHistory, weights: Array) -> Priors:
         assert batch.clusters is not None

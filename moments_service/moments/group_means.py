@@ -26,17 +26,18 @@ class GroupMeans:
     scored: npt.NDArray[np.bool_]
 
 
-def reward_weights(rewards: Array, score_norms: Array | None = None) -> Array:
-    """[M, G] >= 0 weight of each reward in any mean: its completion's squared score norm, 0 where there is no reward.
+def reward_weights(rewards: Array, score_norms: Array | None = None, lengths: Array | None = None) -> Array:
+    """[M, G] >= 0 weight of each reward in any mean: how much its completion moves the policy, 0 where there is no reward.
 
-    The baseline of least variance weighs rewards so. All alike where nobody knows the norms, and in a group where all are 0;
-    no completion counts less than LEAST_WEIGHT of its group's average.
+    That is the squared norm of its score, and the baseline of least variance weighs rewards so. The score of a completion is
+    the mean over its tokens; theirs are not correlated, so its squared norm is the mean of theirs over their number. All count
+    alike where nobody knows the norms, and in a group where all are 0; none counts less than LEAST_WEIGHT of its group's average.
     Source: Weaver and Tao (2001); Greensmith, Bartlett and Baxter (2004).
     """
     valid = ~np.isnan(rewards)
-    if score_norms is None:
+    if score_norms is None or lengths is None:
         return valid.astype(np.float64)
-    norms = np.where(valid, np.nan_to_num(score_norms), 0.0)
+    norms = np.where(valid, np.nan_to_num(score_norms) / np.maximum(np.nan_to_num(lengths), 1.0), 0.0)
     average = norms.sum(axis=1, keepdims=True) / np.maximum(valid.sum(axis=1, keepdims=True), 1)
     return np.where(valid, np.where(average > 0, np.maximum(norms, LEAST_WEIGHT * average), 1.0), 0.0)
 

@@ -28,7 +28,9 @@ class TrackedMeans(NamedArrays):
     Source: Kalman (1960); DerSimonian and Laird (1986) for the variance between clusters; METHODS G.1.
     """
 
-    def __init__(self, clusters: int) -> None:
+    def __init__(self, clusters: int, score_weights: bool = False) -> None:
+        """score_weights: whether completions count by how much they move the policy, see `reward_weights`."""
+        self.score_weights = score_weights
         number = np.dtype(np.float64)
         rows = dict.fromkeys(("level", "precision", *_SUMS), number) | {"version": np.dtype(np.int64)}
         scalars = {
@@ -83,7 +85,8 @@ class TrackedMeans(NamedArrays):
         arrays["highest"][...] = max(arrays["highest"], rewards.max())
         if arrays["lowest"] == arrays["highest"]:
             return
-        batch = group_means(committed.rewards, reward_weights(committed.rewards, committed.score_norms))
+        norms = committed.score_norms if self.score_weights else None
+        batch = group_means(committed.rewards, reward_weights(committed.rewards, norms, committed.lengths))
         priors = leave_one_out(self.history(committed.clusters), committed.clusters, batch)
         sampling = priors.within / np.maximum(batch.size, 1.0)
         missed = (batch.mean - priors.mean) ** 2 - sampling - priors.level_variance
