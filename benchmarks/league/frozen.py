@@ -63,8 +63,7 @@ def measure_frozen(lab: Lab, mature: int = MATURE, measured: int = MEASURED) -> 
     contestants = {spec: Contestant(lab.task.config.moments, spec, lab.count) for spec in specs}
     found = {spec: _Found() for spec in specs}
     for number in range(mature + measured):
-        with torch.no_grad():
-            drawn = lab.draw()
+        drawn = lab.draw()
         truth = lab.truth(drawn)
         parts = _parts(lab, drawn) if number >= mature else None
         for spec, contestant in contestants.items():
@@ -89,6 +88,7 @@ def _apart(lab: Lab) -> Lab:
     other = Lab(lab.task, lab.job)
     other.policy.load_state_dict(lab.policy.state_dict())
     other.feed.deal(lab.groups * lab.done)
+    other.taught = 0.0  # nothing is learned, so no gradient
     other.generator.manual_seed(derive_seed(lab.job.seed, "frozen", lab.done))
     return other
 

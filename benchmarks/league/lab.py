@@ -29,6 +29,9 @@ from moments_service.seeding import derive_seed
 LOOK_EVERY = 10
 """Steps between two looks at held-out prompts."""
 
+READ_ONCE = 0.5
+"""Share of groups that the last batch taught anything by, above which prompts are read with a gradient."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -54,7 +57,7 @@ class Drawn:
     tokens: tuple[Indices, ...]
     """Of each prompt."""
     read: Prompts
-    """The prompts, with a gradient."""
+    """The prompts, with a gradient where `learn` is going to use it."""
     said: Completions
     batch: RewardBatch
     """Its history is that of the lab's own estimator."""
@@ -83,7 +86,7 @@ class Lab:
         self.feed = PromptFeed(task.train.prompts, derive_seed(job.seed, "feed"), job.group_size, order=job.order)
         self.rows = {prompt.prompt_id: row for row, prompt in enumerate(task.train.prompts)}
         self.generator = torch.Generator().manual_seed(derive_seed(job.seed, "sample"))
-        self.done = 0
+        self.done, self.taught = 0, 1.0
         self._inform_feed()
 
     def step(self, look: bool = False) -> Step:
@@ -91,7 +94,8 @@ class Lab:
         drawn = self.draw()
         truth = self.truth(drawn) if look or self.contestant.needs_truth else None
         found = self.contestant.estimate(drawn.batch, truth)
-        self.learner.learn(drawn.read, drawn.said, found.values)
+        self.learner.learn(drawn.tokens, drawn.read, drawn.said, found.values)
+        self.taught = float((found.values != 0).any(axis=1).mean())
         move = self.learner.move(drawn.tokens, drawn.said, self.generator) if self.contestant.needs_move else None
         self.contestant.fold(self.done, drawn.batch, move)
         self.done += 1
@@ -103,7 +107,9 @@ class Lab:
         dealt = self.feed.deal(self.groups)
         rows = np.array([self.rows[ticket.prompt.prompt_id] for ticket in dealt])
         tokens = tuple(self.task.train.tokens[row] for row in rows)
-        read = read_prompts(self.policy, tokens)
+        # With a gradient it is read once for all, which is worth it where most of it is going to be learned from.
+        with torch.set_grad_enabled(self.taught > READ_ONCE):
+            read = read_prompts(self.policy, tokens)
         most = self.task.config.sampling.max_tokens
         said = sample(self.policy, read.detached(), self.job.group_size, most, self.task.end, self.generator)
         clusters = self.clusters[rows]

@@ -19,10 +19,7 @@ MOVE_SHARE = 0.25
 
 
 class Learner:
-    """The update of one batch from prompts that were read with a gradient before they were sampled from.
-
-    They are read once for both, since the policy that samples is the one that is trained.
-    """
+    """One update a batch, from the completions of the policy as it is."""
 
     def __init__(self, policy: Policy, config: LearnerConfig, steps: int, lr: float | None = None) -> None:
         if config.updates_per_batch != 1 or config.kl.coef or config.entropy_coef or config.trainable != ".*":
@@ -34,11 +31,24 @@ class Learner:
         options = config.optimizer if lr is None else config.optimizer.model_copy(update={"lr": lr})
         self.optimizers = Optimizers(policy, dict(policy.named_parameters()), options, config.schedule, steps)
 
-    def learn(self, prompts: Prompts, said: Completions, advantages: Array) -> Update:
-        """One optimiser step. advantages: [B, G]."""
-        mask = said.mask
-        logprobs = token_logprobs(self.policy, prompts, said.tokens, mask)
-        self._loss(logprobs, mask, said, advantages).backward()
+    def learn(self, tokens: Tokens, read: Prompts, said: Completions, advantages: Array) -> Update:
+        """One optimiser step. tokens: of the B prompts.    read: the same as read for sampling.    advantages: [B, G].
+
+        Where `read` carries a gradient it is not read again, since the policy that sampled is the one that is trained; where it does
+        not, only those prompts are whose completions teach anything.
+        """
+        weights = token_weights(self.config, said.mask)
+        rows = torch.arange(len(tokens))
+        if not read.start.requires_grad:
+            rows = torch.from_numpy(np.flatnonzero((advantages != 0).any(axis=1)))
+            weights, said = weights[said.mask.nonzero(as_tuple=True)[0].unsqueeze(1).eq(rows).any(1)], said.of(rows)
+            read = read_prompts(self.policy, [tokens[row] for row in rows.tolist()]) if len(rows) else read
+        if len(rows):
+            logprobs = token_logprobs(self.policy, read, said.tokens, said.mask)
+            self._loss(logprobs, said, advantages[rows.numpy()], weights).backward()
+        else:
+            for parameter in self.policy.parameters():
+                parameter.grad = torch.zeros_like(parameter)
         return self.optimizers.step()
 
     @torch.no_grad()
@@ -54,7 +64,10 @@ class Learner:
         ).tolist()
         return PolicyMove(kl=kl / tokens, log_ratio=log_ratio / tokens)
 
-    def _loss(self, logprobs: torch.Tensor, mask: torch.Tensor, said: Completions, advantages: Array) -> torch.Tensor:
+    def _loss(
+        self, logprobs: torch.Tensor, said: Completions, advantages: Array, weights: torch.Tensor
+    ) -> torch.Tensor:
+        mask = said.mask
         group, member, _ = mask.nonzero(as_tuple=True)
         groups, size, _ = mask.shape
         inputs = LossInputs(
@@ -72,7 +85,7 @@ class Learner:
             groups=groups,
         )
         losses = self.config.correction(inputs)[0] * self.config.loss(inputs)[0]
-        return (token_weights(self.config, mask) * losses).sum()
+        return (weights * losses).sum()
 
 
 def token_weights(config: LearnerConfig, mask: torch.Tensor) -> torch.Tensor:

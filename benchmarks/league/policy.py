@@ -86,7 +86,8 @@ class Policy(nn.Module):
         theta = config["rope_parameters"]["rope_theta"]
         frequencies = theta ** -(torch.arange(0, self.width, 2, dtype=torch.float32) / self.width)
         angles = torch.outer(torch.arange(config["max_position_embeddings"], dtype=torch.float32), frequencies)
-        self.cos, self.sin = (torch.cat([table, table], -1) for table in (angles.cos(), angles.sin()))
+        # Half of a head is turned against the other: x cos + (x with its halves swapped) sin, the first half's sine negative.
+        self.cos, self.sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Copies of the weights under the names of the file."""
@@ -142,9 +143,12 @@ class Policy(nn.Module):
     ) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, [T, heads, d]."""
         joined = F.linear(self._norm(states, layer["before_attention"]), layer["qkv"]).unflatten(-1, (-1, self.width))
-        queries, keys, values = joined.split([self.heads, self.kv_heads, self.kv_heads], 1)
-        queries = _rotated(self._norm(queries, layer["q_norm"]), *rotation)
-        return queries, _rotated(self._norm(keys, layer["k_norm"]), *rotation), values
+        turned, values = joined.split([self.heads + self.kv_heads, self.kv_heads], 1)
+        weights = [layer["q_norm"].expand(self.heads, -1), layer["k_norm"].expand(self.kv_heads, -1)]
+        turned = F.rms_norm(turned, (self.width,), None, self.eps) * torch.cat(weights)
+        cos, sin = rotation
+        turned = turned * cos + turned.roll(self.width // 2, -1) * sin
+        return *turned.split([self.heads, self.kv_heads], 1), values
 
     def _finish(self, layer: dict[str, nn.Parameter], states: torch.Tensor, mixed: torch.Tensor) -> torch.Tensor:
         """mixed: [T, heads * d] what attention brought."""
@@ -156,11 +160,6 @@ class Policy(nn.Module):
         return F.rms_norm(states, weight.shape, weight, self.eps)
 
 
-def _rotated(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    first, second = states.chunk(2, -1)
-    return states * cos + torch.cat([-second, first], -1) * sin
-
-
 def _visible(
     segments: torch.Tensor,
     places: torch.Tensor,
@@ -168,7 +167,7 @@ def _visible(
     key_places: torch.Tensor,
     parents: torch.Tensor,
 ) -> torch.Tensor:
-    """[R, W, K] whether a query ([R, W]) sees a key ([R, K]). Padding sees the first one, so that no softmax is empty."""
+    """[R, W, K] 0 where a query ([R, W]) sees a key ([R, K]), else -inf. Padding sees the first one: no softmax is empty."""
     seen = torch.zeros(*segments.shape, key_segments.shape[1], dtype=torch.bool)
     path = segments
     while (path >= 0).any():
@@ -176,4 +175,4 @@ def _visible(
         path = torch.where(path >= 0, parents[path.clamp(min=0)], -1)
     seen &= key_places[:, None] <= places[..., None]
     seen[..., 0] |= segments < 0
-    return seen
+    return torch.zeros(seen.shape).masked_fill_(~seen, -torch.inf)

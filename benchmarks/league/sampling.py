@@ -36,6 +36,18 @@ class Completions:
         """[B, G, C] which tokens are there."""
         return torch.arange(self.tokens.shape[2]) < self.lengths[..., None]
 
+    def of(self, rows: torch.Tensor) -> "Completions":
+        """Those of some prompts."""
+        numbers = rows.numpy()
+        return Completions(
+            self.tokens[rows],
+            self.lengths[rows],
+            self.logprobs[rows],
+            self.surprisals[numbers],
+            self.score_norms[numbers],
+            self.entropy,
+        )
+
 
 @torch.inference_mode()
 def sample(
