@@ -7,13 +7,12 @@ stands in for p is the mean that is to be expected after the group,
     p_hat = m + B (group's mean - m),    B = V / (V + v / n),
 
 with m what was expected of the prompt before, V its mean squared error, v the variance of one prompt's rewards, and n rewards in
-the group. An estimator that says what it expects is taken at its word; else m is the mean of the cluster's history, and V the
-variance between its prompts. This is exact where chances are Beta distributed or rewards Gaussian, and for any distribution where
+the group. An estimator that says what it expects is taken at its word; else m is the mean of the cluster's history, and V what that
+missed the other groups of the batch by, beyond their sampling error. This is exact where chances are Beta distributed or rewards Gaussian, and for any distribution where
 A is linear in the group's mean. Where a group's advantages sum to 0 (grpo, rloo) p_hat drops out.
 
-How it errs. Where the advantage knows more of the prompt than m does, it is too low. A V that is too small, as after few groups,
-or of `paper` moments, which have none, makes it too high; and so does a batch of groups of one, which cannot tell V from v: it takes
-the prompts of a cluster for alike. One batch scatters: averages over steps are what to read, and single values may leave [0, 1].
+How it errs. Where the advantage knows more of the prompt than m does, it is too low; so it is under `paper` moments, whose v is the
+whole variance. Of groups of one, which cannot tell V from v, it is too high: it takes the prompts of a cluster for alike. One batch scatters: averages over steps are what to read, and single values may leave [0, 1].
 """
 
 from dataclasses import replace
@@ -33,14 +32,12 @@ def effective_signal(values: Array, rewards: Array, history: History, prior: Pri
     groups takes that out. Returns 0 for advantages that are all 0.
     """
     known = ~np.isnan(values) & ~np.isnan(rewards)
-    expected = _of_history(history) if prior is None else prior
+    expected = _of_history(history, rewards) if prior is None else prior
     if known.sum(axis=1).max() < 2:
         nothing = np.zeros_like(expected.between)
-        both = expected.within + expected.variance
+        both = history.variance if prior is None else expected.within + expected.variance
         expected = replace(expected, within=both, between=nothing, level_variance=nothing)
     luck = _luck(rewards, expected)
-    if prior is None:
-        luck = _without_lag(luck)
     advantages = np.where(known, values, 0.0)
     aligned = (advantages * np.where(known, luck, 0.0)).sum(axis=1)
     variance = _within(rewards, expected)
@@ -61,9 +58,14 @@ def _ratio(aligned: Array, squares: Array, variance: Array) -> Array:
     return np.asarray(np.where(some, aligned**2 / np.where(some, both, 1.0), 0.0))
 
 
-def _of_history(history: History) -> Priors:
-    """What the history of a group's cluster lets expect of its prompt."""
-    return Priors(history.mean, np.zeros_like(history.mean), history.between, history.within, history.seen)
+def _of_history(history: History, rewards: Array) -> Priors:
+    """What the history of a group's cluster lets expect of its prompt, as wrong as it was of the other groups of the batch."""
+    mean, _, count = group_moments(rewards)
+    usable = history.seen & (count > 0)
+    missed = np.where(usable, (mean - history.mean) ** 2 - history.within / np.maximum(count, 1.0), 0.0)
+    others = np.maximum(usable.sum() - usable, 1)
+    error = np.maximum((missed.sum() - missed) / others, 0.0)
+    return Priors(history.mean, np.zeros_like(error), error, history.within, history.seen)
 
 
 def _luck(rewards: Array, expected: Priors) -> Array:
@@ -74,13 +76,6 @@ def _luck(rewards: Array, expected: Priors) -> Array:
     # Where nothing is known beforehand only the group itself tells.
     shrinkage = np.where(expected.known & (both > 0), expected.variance / np.where(both > 0, both, 1.0), 1.0)
     return np.asarray(rewards - mean[:, None] + ((1.0 - shrinkage) * (mean - expected.mean))[:, None])
-
-
-def _without_lag(luck: Array) -> Array:
-    """[M, G] less the mean over the other groups: where history lags behind the policy, all seem to have the same luck."""
-    clean, sizes = np.nansum(luck, axis=1), (~np.isnan(luck)).sum(axis=1)
-    others = np.maximum(sizes.sum() - sizes, 1)
-    return np.asarray(luck - ((clean.sum() - clean) / others)[:, None])
 
 
 def _within(rewards: Array, expected: Priors) -> float:

@@ -1,7 +1,7 @@
 """The effective signal of estimators at several group sizes, to be expected of prompts like those of a log."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -86,6 +86,9 @@ def signal_table(
     found = np.zeros((len(configs), len(sizes), chains))
     for chain in range(chains):
         population = fitted(log, components.by_cluster(rng), persistence)
+        # No simulated run drifts further than the log did.
+        lasts = min(len(completions) / (STEPS_BEFORE + measured), 1.0)
+        population = replace(population, drift=lasts * population.drift)
         for place, size in enumerate(sizes):
             sampling = Sampling(a_step // size, size, STEPS_BEFORE, measured)
             alignments = measure(configs, population, sampling, derive_seed(seed, "chain", chain, size))

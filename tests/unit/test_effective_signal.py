@@ -111,14 +111,15 @@ def test_the_same_by_a_second_way_of_writing_it() -> None:
     history = known_history(12)
     history.seen[7] = False
     values = np.random.default_rng(1).normal(size=rewards.shape) + rewards
-    luck, counts = [], []
-    for row, seen in zip(rewards, history.seen, strict=True):
-        known = row[~np.isnan(row)]
-        shrinkage = 0.06 / (0.06 + 0.15 / len(known)) if seen else 1.0
-        luck.append(row - (0.3 + shrinkage * (known.mean() - 0.3)))
-        counts.append(len(known))
-    sums = np.array([np.nansum(row) for row in luck])
-    luck = [row - (sums.sum() - own) / (sum(counts) - n) for row, own, n in zip(luck, sums, counts, strict=True)]
+    known = [row[~np.isnan(row)] for row in rewards]
+    counts = [len(row) for row in known]
+    missed = [(row.mean() - 0.3) ** 2 - 0.15 / len(row) for row in known]
+    luck = []
+    for place, row in enumerate(rewards):
+        others = [miss for other, miss in enumerate(missed) if other not in (place, 7)]
+        error = max(float(np.mean(others)), 0.0)
+        shrinkage = error / (error + 0.15 / counts[place]) if history.seen[place] else 1.0
+        luck.append(row - (0.3 + shrinkage * (known[place].mean() - 0.3)))
     pooled = sum(np.nanvar(row) * n for row, n in zip(rewards, counts, strict=True)) / sum(n - 1 for n in counts)
     variance = sum(n * (0.15 if seen else pooled) for n, seen in zip(counts, history.seen, strict=True)) / sum(counts)
 
