@@ -9,7 +9,7 @@ from moments_service.state import MomentsState
 
 
 def can_teach(config: MomentsConfig, group_size: int) -> bool:
-    """Whether any group of `group_size` rewards of 0 and 1 gets an advantage, with some history behind it.
+    """Whether any group of `group_size` rewards of 0 and 1 gets an advantage, in a prompt that came out the other way before.
 
     `rloo` has nothing to compare a single completion with, and pass@8 of eight completions is certain.
     """
@@ -18,7 +18,7 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     clusters = np.zeros(len(solved), dtype=np.int64)
     prompts = tuple(f"prompt{number}" for number in solved)
     state = MomentsState(config, clusters=1)
-    state.fold(0, CommittedRewards(clusters, rewards, prompts, policy_version=1))
+    state.fold(0, CommittedRewards(clusters, 1.0 - rewards, prompts, policy_version=1))
     one = np.ones_like(rewards)
     batch = RewardBatch(rewards, one, prompts, state.history(clusters), clusters, score_norms=one, surprisals=one)
     return bool(state.estimate(batch).carries_signal().any())

@@ -19,6 +19,7 @@ NEED_A_SECOND_REWARD = {
     "lite_ppo",
     "reinforce_pp_baseline",
     "ebpo",
+    "qae",
 }
 
 
