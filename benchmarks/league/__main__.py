@@ -36,12 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     """Print a table for every task, size and setting."""
-    rows = results(arguments.out)
-    newest = {row["key"]: row for row in rows}
+    newest = {Job.model_validate(row["job"]): row for row in results(arguments.out)}
     print(tables(list(newest.values()), arguments.measure, arguments.against))
-    failed = [Job(**row["job"]) for row in newest.values() if "error" in row]
-    for job in failed:
-        print(f"failed: {job.model_dump_json()}")
+    for job, row in newest.items():
+        if "error" in row:
+            print(f"failed: {job.model_dump_json(exclude_defaults=True)}: {row['error'].splitlines()[-1]}")
     return 0
 
 

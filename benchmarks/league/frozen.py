@@ -71,7 +71,7 @@ def measure_frozen(lab: Lab, mature: int = MATURE, measured: int = MEASURED) -> 
             if parts is not None:
                 found[spec].updates.append(_update(parts, drawn, estimated.values))
                 found[spec].squared_errors.append(float(np.mean((estimated.baseline - truth) ** 2)))
-            contestant.fold(number, drawn.batch, _STILL)
+            contestant.fold(number, drawn.history, _STILL)
     grams = {spec: _gram(each.updates) for spec, each in found.items()}
     return {
         spec: {

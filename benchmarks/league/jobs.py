@@ -1,6 +1,5 @@
 """Jobs: what they are, and many of them on some cores, so that a kill costs only what was running."""
 
-import hashlib
 import json
 import multiprocessing
 import time
@@ -38,6 +37,8 @@ class Job(StrictModel):
     """Learning rate."""
     order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
     """Order of the prompts."""
+    filter: Literal["none", "dapo"] = "none"
+    """Which groups are learned from: all, or those whose rewards differ."""
     seed: int = 0
     """The one that every choice derives from."""
     frozen_at: tuple[int, ...] = ()
@@ -45,17 +46,12 @@ class Job(StrictModel):
     frozen: tuple[str, ...] = ()
     """These estimators."""
 
-    @property
-    def key(self) -> str:
-        """Names the job, and nothing else does."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
 
 def read_jobs(path: Path) -> list[Job]:
     """The jobs of a YAML file: a list of mappings. In each, a list of values stands for as many jobs, all combinations."""
     rows = yaml.safe_load(path.read_text(encoding="utf-8"))
     jobs = [Job.model_validate(row) for entry in rows for row in _combinations(entry)]
-    return list({job.key: job for job in jobs}.values())
+    return list(dict.fromkeys(jobs))
 
 
 def _combinations(entry: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -94,8 +90,8 @@ def run_jobs(
     directory.mkdir(parents=True, exist_ok=True)
     number, parts = part
     log = directory / ("results.jsonl" if parts == 1 else f"results-{number}-of-{parts}.jsonl")
-    done = {row["key"] for row in results(directory) if "result" in row}
-    waiting = [job for job in jobs[number - 1 :: parts] if job.key not in done]
+    done = {Job.model_validate(row["job"]) for row in results(directory) if "result" in row}
+    waiting = [job for job in jobs[number - 1 :: parts] if job not in done]
     say(f"{len(waiting)} of {len(jobs[number - 1 :: parts])} jobs are to be done")
     _FORK.set_forkserver_preload(["benchmarks.league.frozen"])
     running: dict[Connection, tuple[Job, Any, float]] = {}
@@ -112,7 +108,7 @@ def run_jobs(
             assert isinstance(ready, Connection)
             job, process, started = running.pop(ready)
             row = _outcome(ready, process) | {"seconds": round(time.perf_counter() - started, 2)}
-            append_line(log, strict_json({"key": job.key, "job": job.model_dump(mode="json")} | row).encode())
+            append_line(log, strict_json({"job": job.model_dump(mode="json")} | row).encode())
             failed, finished = failed + ("error" in row), finished + 1
             what = row["error"].splitlines()[-1] if "error" in row else f"{row['seconds']:.0f} s"
             say(f"{finished:4}  {job.task} {job.estimator} {job.clusters} G={job.group_size} seed {job.seed}: {what}")

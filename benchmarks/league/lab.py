@@ -35,7 +35,7 @@ READ_ONCE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What became of one batch."""
+    """What became of one batch: of all that was sampled for it, but for `signal` and `baseline_error`."""
 
     reward: float
     uniform: float
@@ -52,8 +52,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """The completions of one batch and what is known of them."""
+    """The completions that one batch learns from, and what is known of them."""
 
+    rows: Indices
+    """[M] of the training prompts."""
     tokens: tuple[Indices, ...]
     """Of each prompt."""
     read: Prompts
@@ -61,8 +63,8 @@ class Drawn:
     said: Completions
     batch: RewardBatch
     """Its history is that of the lab's own estimator."""
-    rows: Indices
-    """[M] of the training prompts."""
+    history: RewardBatch
+    """All that was sampled, which becomes history."""
 
 
 class Lab:
@@ -86,7 +88,7 @@ class Lab:
         self.feed = PromptFeed(task.train.prompts, derive_seed(job.seed, "feed"), job.group_size, order=job.order)
         self.rows = {prompt.prompt_id: row for row, prompt in enumerate(task.train.prompts)}
         self.generator = torch.Generator().manual_seed(derive_seed(job.seed, "sample"))
-        self.done, self.taught = 0, 1.0
+        self.done, self.completions, self.taught = 0, 0, 1.0
         self._inform_feed()
 
     def step(self, look: bool = False) -> Step:
@@ -97,33 +99,61 @@ class Lab:
         self.learner.learn(drawn.tokens, drawn.read, drawn.said, found.values)
         self.taught = float((found.values != 0).any(axis=1).mean())
         move = self.learner.move(drawn.tokens, drawn.said, self.generator) if self.contestant.needs_move else None
-        self.contestant.fold(self.done, drawn.batch, move)
+        self.contestant.fold(self.done, drawn.history, move)
         self.done += 1
         self._inform_feed()
         return _report(drawn, found, truth)
 
     def draw(self) -> Drawn:
         """The completions of the next prompts, under the policy as it is, with their rewards."""
-        dealt = self.feed.deal(self.groups)
+        if self.job.filter == "dapo":
+            return self._filtered()
+        rows, tokens, read, said = self._sampled(self.groups)
+        batch = self._batch(rows, said)
+        return Drawn(rows, tokens, read, said, batch, batch)
+
+    def _filtered(self) -> Drawn:
+        """The next groups whose rewards differ, as `prompts.filter: dapo` takes them; those between them are history only."""
+        rows, _, _, said = self._sampled(self.groups)
+        may_pass = (self.task.config.prompts.generation_batches - 1) * self.groups
+        while True:
+            batch = self._batch(rows, said)
+            equal = (batch.rewards == batch.rewards[:, :1]).all(axis=1) & (self.job.group_size > 1)
+            kept = np.flatnonzero(~equal | (np.arange(len(rows)) >= may_pass))
+            if len(kept) >= self.groups:
+                break
+            more, _, _, also = self._sampled(self.groups - len(kept))
+            rows, said = np.concatenate([rows, more]), said.and_of(also)
+        tokens = tuple(self.task.train.tokens[row] for row in rows[kept])
+        taken = said.of(torch.from_numpy(kept))
+        read = read_prompts(self.policy, tokens)
+        return Drawn(rows[kept], tokens, read, taken, self._batch(rows[kept], taken), batch)
+
+    def _sampled(self, groups: int) -> tuple[Indices, tuple[Indices, ...], Prompts, Completions]:
+        """The next prompts: rows, tokens, what was read, what was said."""
+        dealt = self.feed.deal(groups)
         rows = np.array([self.rows[ticket.prompt.prompt_id] for ticket in dealt])
         tokens = tuple(self.task.train.tokens[row] for row in rows)
         # With a gradient it is read once for all, which is worth it where most of it is going to be learned from.
-        with torch.set_grad_enabled(self.taught > READ_ONCE):
+        with torch.set_grad_enabled(self.taught > READ_ONCE and self.job.filter == "none"):
             read = read_prompts(self.policy, tokens)
         most = self.task.config.sampling.max_tokens
         said = sample(self.policy, read.detached(), self.job.group_size, most, self.task.end, self.generator)
+        self.completions += said.lengths.numel()
+        return rows, tokens, read, said
+
+    def _batch(self, rows: Indices, said: Completions) -> RewardBatch:
         clusters = self.clusters[rows]
-        batch = RewardBatch(
+        return RewardBatch(
             rewards=self.judge.rewards(rows, said),
             lengths=said.lengths.double().numpy(),
-            prompts=tuple(ticket.prompt.prompt_id for ticket in dealt),
+            prompts=tuple(self.task.train.prompts[row].prompt_id for row in rows),
             history=self.contestant.state.history(clusters),
             clusters=clusters,
             score_norms=said.score_norms,
             surprisals=said.surprisals,
             born=np.full(len(rows), self.done, dtype=np.int64),
         )
-        return Drawn(tokens, read, said, batch, rows)
 
     def truth(self, drawn: Drawn) -> Array:
         """[M] exact mean reward of each prompt under the policy as it is."""
@@ -153,7 +183,7 @@ def train(job: Job, cache: Path, watch: Callable[[Lab], object] = lambda lab: No
         rows.append(lab.step(look=number % LOOK_EVERY == 0))
         training += time.perf_counter() - before
         if lab.done % LOOK_EVERY == 0 or lab.done == lab.steps:
-            curve.append((lab.done * job.completions, measure.some(lab.policy)))
+            curve.append((lab.completions, measure.some(lab.policy)))
         watch(lab)
     end = {"train": measure.whole(lab.policy, "train"), "held_out": measure.whole(lab.policy, "held_out")}
     return {
@@ -162,21 +192,22 @@ def train(job: Job, cache: Path, watch: Callable[[Lab], object] = lambda lab: No
         "curve": curve,
         "area": _area(curve),
         "steps": {name: [asdict(row)[name] for row in rows] for name in asdict(rows[0])},
-        "visits": lab.steps * lab.groups / len(task.train.prompts),
+        "completions": lab.completions,
+        "visits": round(lab.completions / job.group_size / len(task.train.prompts), 3),
         "training_seconds": round(training, 2),
         "seconds": round(time.perf_counter() - started, 2),
     }
 
 
 def _report(drawn: Drawn, found: Advantages, truth: Array | None) -> Step:
-    uniform = ~carries_signal(grpo(drawn.batch).values)
+    uniform = ~carries_signal(grpo(drawn.history).values)
     error = None if truth is None else float(np.sqrt(np.mean((found.baseline - truth) ** 2)))
     return Step(
-        reward=float(drawn.batch.rewards.mean()),
+        reward=float(drawn.history.rewards.mean()),
         uniform=float(uniform.mean()),
         signal=float(found.carries_signal().mean()),
         entropy=drawn.said.entropy,
-        length=float(drawn.batch.lengths.mean()),
+        length=float(drawn.history.lengths.mean()),
         baseline_error=error,
     )
 

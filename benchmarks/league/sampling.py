@@ -48,6 +48,23 @@ class Completions:
             self.entropy,
         )
 
+    def and_of(self, other: "Completions") -> "Completions":
+        """These, then those of other prompts."""
+        longest = max(self.tokens.shape[2], other.tokens.shape[2])
+
+        def joined(one: torch.Tensor, two: torch.Tensor) -> torch.Tensor:
+            return torch.cat([torch.nn.functional.pad(each, (0, longest - each.shape[2])) for each in (one, two)])
+
+        tokens = [int(each.lengths.sum()) for each in (self, other)]
+        return Completions(
+            joined(self.tokens, other.tokens),
+            torch.cat([self.lengths, other.lengths]),
+            joined(self.logprobs, other.logprobs),
+            np.concatenate([self.surprisals, other.surprisals]),
+            np.concatenate([self.score_norms, other.score_norms]),
+            float(np.average([self.entropy, other.entropy], weights=tokens)),
+        )
+
 
 @torch.inference_mode()
 def sample(

@@ -334,6 +334,23 @@ def test_prompts_come_as_the_feed_deals_them(task: Task, sampler: str) -> None:
     assert [lab.step(look=True).baseline_error for _ in range(2)] == pytest.approx([0.0, 0.0], abs=1e-12)
 
 
+def test_groups_of_equal_rewards_make_room_for_others(task: Task) -> None:
+    lab = lab_of(task, filter="dapo", group_size=4, completions=16)
+    for _ in range(3):
+        before = lab.completions
+        drawn = lab.draw()
+        equal = (drawn.history.rewards == drawn.history.rewards[:, :1]).all(axis=1)
+        places = len(equal)
+        assert lab.completions - before == 4 * places and len(drawn.rows) == 4
+        # The first four that are not passed by; from the ninth place on none is.
+        kept = [place for place in range(places) if not equal[place] or place >= 8]
+        assert len(kept) == 4 and kept[-1] == places - 1
+        assert drawn.batch.prompts == tuple(drawn.history.prompts[place] for place in kept)
+        np.testing.assert_array_equal(drawn.batch.rewards, drawn.history.rewards[kept])
+    lab.step()
+    assert lab.done == 1
+
+
 def test_a_noisy_verifier_is_part_of_the_truth(task: Task) -> None:
     rng = np.random.default_rng(0)
     split = Split(

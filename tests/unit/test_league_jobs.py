@@ -42,11 +42,11 @@ def test_jobs_that_fail_or_die_are_written_down_and_stop_no_other(tmp_path: Path
 
 def test_a_start_does_what_has_no_result_and_parts_share_the_jobs(tmp_path: Path) -> None:
     jobs = [Job(task="t", estimator="works", seed=seed) for seed in range(5)]
-    line = {"key": jobs[0].key, "job": jobs[0].model_dump(mode="json"), "result": {"seed": "before"}, "seconds": 0.0}
+    line = {"job": jobs[0].model_dump(mode="json"), "result": {"seed": "before"}, "seconds": 0.0}
     append_line(tmp_path / "results.jsonl", json.dumps(line).encode())
     # A kill left the half of a line.
     with (tmp_path / "results.jsonl").open("ab") as file:
-        file.write(b'{"key": "' + jobs[1].key.encode())
+        file.write(b'{"job": {"task": "t", "seed": 1')
     for part in (1, 2):
         assert run_jobs(jobs, tmp_path, 1, working, (part, 2), say=lambda line: None) == 0
     found = results(tmp_path)
