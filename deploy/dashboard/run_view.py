@@ -4,7 +4,10 @@ import re
 from typing import Any
 
 from deploy.report.live import PHASES
+from deploy.report.visible import one_line
+from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import OpenRun
+from deploy.rundir.shapes import Advised, fits
 
 LAST_STEPS = 10
 """Steps that phases and histograms are averaged over."""
@@ -13,10 +16,11 @@ HISTOGRAMS = {"mismatch": "learner/mismatch_share/", "staleness": "staleness/"}
 _BIN = re.compile(r"[<>]?=?[0-9]{1,9}(\.[0-9]{1,9})?(e-?[0-9]{1,2})?")
 ALARMS_SHOWN = 6
 EVALUATIONS_SHOWN = 12
+REASONS_SHOWN = 6
 
 
 def overview(run: OpenRun) -> dict[str, Any]:
-    """The run's status, the names of its series, its phases, its newest alarms and evaluations."""
+    """The run's status, the names of its series, its phases, its newest alarms and evaluations; what its rewards advise."""
     alarms = run.alarms()
     evaluations = [row for row in run.evaluations() if isinstance(row.get("pass_at_1"), float)]
     return run.status() | {
@@ -29,7 +33,15 @@ def overview(run: OpenRun) -> dict[str, Any]:
             {key: row.get(key) for key in ("step", "split", "pass_at_1", "prompts", "errors")}
             for row in evaluations[-EVALUATIONS_SHOWN:]
         ],
+        "advice": advice(run),
     }
+
+
+def advice(run: OpenRun) -> list[str]:
+    """What the end of the run said its rewards advise, in sentences; none before the end."""
+    summary = read_object(run.directory.summary)
+    reasons: list[str] = summary["advice"]["reasons"] if fits(summary, Advised) else []
+    return [one_line(reason) for reason in reasons[:REASONS_SHOWN]]
 
 
 def phases(run: OpenRun) -> dict[str, float]:

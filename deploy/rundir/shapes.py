@@ -59,6 +59,16 @@ class EvaluationRow(TypedDict):
     errors: int
 
 
+class _Advice(TypedDict):
+    reasons: list[str]
+
+
+class Advised(TypedDict):
+    """summary.json of a run whose rewards advise something."""
+
+    advice: _Advice
+
+
 def fits(found: dict[str, Any], kind: type) -> bool:
     """Whether an object is of a kind above; keys that it does not name may be there too."""
     try:

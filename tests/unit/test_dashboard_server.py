@@ -16,6 +16,7 @@ from deploy.dashboard.access import COOKIE, session_of
 from deploy.dashboard.answers import Answers
 from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.events import changes
+from deploy.dashboard.run_view import overview
 from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, is_loopback, listen
 from deploy.rundir.catalog import Catalog
 from deploy.rundir.config_file import estimator_of
@@ -216,6 +217,21 @@ def test_alarms_and_evaluations_are_told_newest_first_and_last(tmp_path: Path) -
         found = get(client, "run", name="run")
     assert found["alarm_count"] == 9 and [row["step"] for row in found["alarms"]] == [8, 7, 6, 5, 4, 3]
     assert [row["pass_at_1"] for row in found["evaluations"]] == [0.25]
+
+
+@pytest.mark.parametrize(
+    ("summary", "told"),
+    [
+        ({"advice": {"reasons": ["History helps: \u202e+20 %.", "Clusters:\nnone."]}}, ["History helps: ⟨U+202E⟩+20 %.", "Clusters:␊none."]),
+        ({"advice": None}, []),
+        ({"advice": {"reasons": [1]}}, []),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_a_finished_run_says_what_its_rewards_advise(tmp_path: Path, summary: dict[str, Any], told: list[str]) -> None:
+    run = RunDirectory.create(tmp_path, "advised", "name: advised")
+    run.summary.write_text(json.dumps(summary))
+    assert overview(OpenRun(run))["advice"] == told
 
 
 async def test_a_page_is_told_what_is_new(tmp_path: Path) -> None:

@@ -36,12 +36,13 @@ class RunPage {
     this.phasesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "A step's phases, mean of the last ten"), this.phases);
     this.histograms = h("div", { class: "pair" });
     this.evaluations = h("section", { class: "card section narrow", hidden: true });
+    this.advice = h("section", { class: "card section narrow", hidden: true });
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
     this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.problem, this.alarms,
       h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
-      this.grid, this.sourcesCard, this.phasesCard, this.histograms, this.evaluations);
+      this.grid, this.sourcesCard, this.phasesCard, this.histograms, this.evaluations, this.advice);
     this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
   }
 
@@ -71,6 +72,7 @@ class RunPage {
     setText(this.problem, run.problem ?? "");
     this.showAlarms(run.alarms, run.alarm_count);
     this.showEvaluations(run.evaluations);
+    this.showAdvice(run.advice);
   }
 
   async load() {
@@ -148,6 +150,13 @@ class RunPage {
     const label = "Evaluations";
     fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["Count", "num"], ["Without reward", "num"]],
       rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), count(row.prompts), count(row.errors)])));
+  }
+
+  /** What the rewards of a finished run say of the next one. */
+  showAdvice(reasons) {
+    this.advice.hidden = reasons.length === 0;
+    fill(this.advice, h("h2", {}, "What its rewards advise"), h("ul", {}, reasons.map((reason) => h("li", {}, reason))),
+      h("p", { class: "soft small" }, "bvblend advise, with this run's directory, compares group sizes too."));
   }
 
   trouble(error) {
