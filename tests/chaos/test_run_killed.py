@@ -1,11 +1,15 @@
-"""Parts of a run with vLLM are killed: a rollout actor comes back, and after the driver nothing is left."""
+"""Parts of a run with vLLM are killed: a rollout actor comes back, one that lost its engine in the middle of an update costs no step, and
+after the driver nothing is left."""
 
+import json
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from deploy.rundir.layout import RunDirectory
@@ -44,3 +48,40 @@ def _kill(bvblend: Callable[..., Command], tmp_path: Path, rays: Path) -> None:
     command.wait(10)
     command.wait_until_nothing_is_left(60)
     assert not list(rays.iterdir())
+
+
+@pytest.mark.long
+def test_an_engine_killed_while_weights_are_published_costs_no_step(
+    bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    quick = {"batch_groups": 4, "group_size": 2, "evaluation__train_prompts": 4, "prompts__sources__0__held_out": 4}
+    two = {"rollout__actors": 2, "rollout__cpus": 0.5, "learner__cpus": 0.5, "steps": 40, "runs_dir": tmp_path}
+    command = bvblend("train", COLD_START, *settings(**quick, **two))
+    command.wait_for("step    2/", START_S)
+    actor, *others = [psutil.Process(pid) for pid, line in command.alive().items() if "RolloutActor" in line]
+    assert len(others) == 1
+    (engine,) = [child for child in actor.children(recursive=True) if "EngineCore" in child.name()]
+    while not stopped_in_an_update(actor, engine):
+        assert command.process.poll() is None, command.output()
+    steps = command.output().count("\nstep ")
+    engine.kill()
+    assert command.wait(120) == 0, command.output()
+    assert "died; going on with 1 of 2 until it is back" in command.output()
+    run = RunDirectory(tmp_path / "latest")
+    assert [row["step"] for row in run.read_metrics()] == list(range(40)) and steps < 40
+    assert json.loads(run.summary.read_text())["steps"] == 40
+
+
+def stopped_in_an_update(actor: psutil.Process, engine: psutil.Process) -> bool:
+    """Stop the engine while its actor takes weights: Ray names a process after the call that it works on."""
+
+    def taking() -> bool:
+        return "RolloutActor.take" in " ".join(actor.cmdline())
+
+    if not taking():
+        return False
+    engine.suspend()
+    time.sleep(0.5)  # an update that the engine had done before it stopped ends meanwhile
+    if not (stopped := taking()):
+        engine.resume()
+    return stopped
