@@ -98,10 +98,10 @@ class SamplingConfig(StrictModel):
 
 
 class VerifierLimits(StrictModel):
-    """What each process of a verifier may have of its machine: the kernel's limits. What goes beyond is an error of its completion."""
+    """What each process of a verifier may have of its machine. What goes beyond is an error of its completion."""
 
     memory_gib: float | None = Field(16.0, gt=0)
-    """Address space in GiB. More than is used: libraries reserve much; CUDA reserves so much that it needs null, which is no limit."""
+    """GiB that it may hold together with all processes that it starts, and the address space of each: more than is used, as libraries reserve much; CUDA so much that it needs null, which is no limit."""
     open_files: int = Field(1024, ge=64)
     """Open files."""
     file_gib: float = Field(1.0, gt=0)

@@ -68,20 +68,23 @@ class VerifierProcess:
         self._socket, far_end = socket.socketpair()
         self._socket.setblocking(False)
         self._stderr = StderrTail()
-        told = json.dumps(_kernel_limits(limits or VerifierLimits()))
+        limits = limits or VerifierLimits()
+        self._too_much = ""  # memory, as the supervisor says it
+        self._memory_gib, told = limits.memory_gib, json.dumps(_kernel_limits(limits))
         with far_end, os.fdopen(self._stderr.far_end, "wb") as stderr:
             handle = far_end.fileno()
             self._process = subprocess.Popen(
                 _supervised(
                     pid_namespace_allowed(),
                     handle,
+                    int((limits.memory_gib or 0.0) * 2**30),
                     module_command("actors.rewards.child", str(handle), str(timeout_s), told),
                 ),
                 pass_fds=(handle,),
                 # The supervisor ends all when this is closed, which the end of this process does, too.
                 stdin=subprocess.PIPE,
-                # What verifiers print is hostile text, too; errors travel through the pipe.
-                stdout=subprocess.DEVNULL,
+                # The supervisor's. What verifiers print is hostile text, and goes nowhere; errors travel through the pipe.
+                stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=module_environment(),
                 # What this process's group gets from a terminal is not for them.
@@ -245,6 +248,8 @@ class VerifierProcess:
         ended_by_itself = await asyncio.to_thread(self._kill, 0.0 if why else GRACE_S)
         self._socket.close()
         code = self._process.returncode
+        if self._too_much:
+            why = f"{self._too_much}, more than rewards.limits.memory_gib = {self._memory_gib:g}, and was killed"
         if why is None and not ended_by_itself:
             why = f"closed the pipe to its parent, did not end in {GRACE_S:g} s, and was killed"
         own = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended its process with exit code {code}"
@@ -255,7 +260,7 @@ class VerifierProcess:
 
     def _kill(self, grace_s: float) -> bool:
         """End everything; returns whether the verifier had ended by itself within `grace_s`, which the exit code then is of."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None and self._process.stdout is not None
         handle = os.pidfd_open(self._process.pid)
         try:
             ended = bool(select.select([handle], [], [], grace_s)[0])
@@ -266,19 +271,21 @@ class VerifierProcess:
         finally:
             os.close(handle)
         self._process.wait()
+        with self._process.stdout as supervisor_said:
+            self._too_much = supervisor_said.read().decode()
         return ended
 
 
 @functools.cache
 def pid_namespace_allowed() -> bool:
     """Whether verifiers of this process can have a pid namespace of their own. Tried once, in 50 ms."""
-    tried = subprocess.run(_supervised(True, -1, []), stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    tried = subprocess.run(_supervised(True, -1, 0, []), stdin=subprocess.DEVNULL, capture_output=True, check=False)
     return tried.returncode == 0
 
 
-def _supervised(namespace: bool, handle: int, command: Sequence[str]) -> list[str]:
+def _supervised(namespace: bool, handle: int, memory: int, command: Sequence[str]) -> list[str]:
     # Isolated and without site-packages: it needs nothing of them, and starts in a fraction of the time.
-    return [sys.executable, "-I", "-S", supervisor.__file__, str(int(namespace)), str(handle), *command]
+    return [sys.executable, "-I", "-S", supervisor.__file__, *map(str, (int(namespace), handle, memory)), *command]
 
 
 def _kernel_limits(limits: VerifierLimits) -> dict[str, int]:

@@ -53,6 +53,11 @@ def obey(prompt: Prompt, completion: str) -> Any:
             return obey(prompt, then)
         case "allocate":
             return len(bytearray(int(argument)))
+        case "herd":
+            count, _, size = argument.partition(" ")
+            script = f"held = bytearray(b'x') * {size}; input()"
+            herd = [subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(int(count))]
+            return herd[0].wait()
         case "open":
             opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(int(argument))]
             return len(opened)

@@ -15,7 +15,7 @@ import pytest
 
 from actors.config import RewardsConfig
 from actors.prompts.prompt import Prompt
-from actors.rewards import process
+from actors.rewards import process, supervisor
 from actors.rewards.pool import RewardPool, RewardPoolClosedError, UnloadableVerifierError
 from actors.rewards.process import VerifierProcess, pid_namespace_allowed
 from actors.rewards.protocol import Attempt, Verdict
@@ -48,7 +48,8 @@ def below(pool: RewardPool) -> list[psutil.Process]:
     (busy,) = pool._processes
     line = [psutil.Process(busy.process._process.pid)]
     while len(line) < 3:
-        line += line[-1].children()
+        # What it started may be given to who gets the orphans, too; it was there before.
+        line.append(min(line[-1].children(), key=lambda child: (child.create_time(), child.pid)))
     return line
 
 
@@ -268,7 +269,7 @@ def test_nothing_outlives_the_actor(trace: Trace, started: str, allowed: bool) -
 import asyncio, os
 from actors.prompts.prompt import Prompt
 from actors.config import RewardsConfig
-from actors.rewards import process
+from actors.rewards import process, supervisor
 from actors.rewards.pool import RewardPool
 from actors.rewards.protocol import Attempt
 
@@ -469,6 +470,12 @@ async def test_secrets_are_taken_out_of_errors_before_they_are_cut(
         ({"memory_gib": 2}, f"allocate {3 * 2**30}", "MemoryError"),
         ({"open_files": 64}, "open 100", "Too many open files"),
         ({"file_gib": 0.5}, f"fill {2**30} PATH", "File too large"),
+        # Of which each has less than half.
+        (
+            {"memory_gib": 0.6},
+            f"herd 4 {180 * 2**20}",
+            "all that it started, more than rewards.limits.memory_gib = 0.6,",
+        ),
     ],
 )
 async def test_what_goes_beyond_its_limits_is_an_error(
@@ -480,6 +487,31 @@ async def test_what_goes_beyond_its_limits_is_an_error(
     first, second = await judge(pool, prompt(), [asked, "1"])
     await pool.close()
     assert error in str(first.error) and second == Verdict(1.0)
+
+
+def test_memory_of_a_verifiers_processes_is_added_up_and_what_they_share_counts_once() -> None:
+    script = f"""
+import os, sys
+held = bytearray(b"x") * {64 * 2**20}
+def left():
+    if not os.fork():
+        own = bytearray(b"x") * {32 * 2**20}
+        os.write(1, b".")
+        sys.stdin.read()
+        os._exit(0)
+for _ in range(3):
+    left()
+sys.stdin.read()
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None and parent.stdout.read(3) == b"..."
+        resident = supervisor.memory_below(os.getpid(), enough=2**40)
+        together = supervisor.memory_below(os.getpid())
+    finally:
+        parent.communicate()
+    once, copies = 64 + 3 * 32, 4 * 64 + 3 * 32
+    assert once * 2**20 < together < (once + 60) * 2**20 < copies * 2**20 < resident
 
 
 async def test_a_pool_in_a_loop_of_its_own_judges_and_ends_twice() -> None:
