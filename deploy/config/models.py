@@ -133,6 +133,16 @@ class RunConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _groups_can_be_uniform(self) -> "RunConfig":
+        for key, value in (("filter", "dapo"), ("order", "greso")):
+            if self.group_size == 1 and getattr(self.prompts, key) == value:
+                raise ValueError(
+                    f"prompts.{key} = {value} goes by groups of equal rewards, and group_size = 1 makes none of two rewards or more; "
+                    "raise group_size, or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _group_sizes_fit(self) -> "RunConfig":
         largest = self.max_group_size
         if largest is not None and not SMALLEST < self.group_size < largest:

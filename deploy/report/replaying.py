@@ -2,18 +2,21 @@
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from deploy.config.recipe import ConfigError, load_moments_config
 from deploy.report.progress import EMBEDDING, progress
+from moments_service.config import MomentsConfig
 from moments_service.durable import strict_json
+from moments_service.estimators.base import MissingFieldError
 from moments_service.estimators.naming import configured
-from moments_service.offline.logs import read_log
+from moments_service.offline.logs import LoggedGroup, read_log
 from moments_service.offline.replay import ReplaySummary, estimator_label, replay, with_clusters
 from moments_service.progress import silent
 
@@ -67,7 +70,7 @@ def replay_file(
         what = f"groups under {estimator_label(config)}"
         # Rows that run over the screen say by themselves how far it is.
         with nullcontext(silent) if sys.stdout.isatty() else progress(console, what) as advance:
-            for done, row in enumerate(replay(groups, config, summary), 1):
+            for done, row in enumerate(_replayed(groups, config, summary), 1):
                 sys.stdout.write(strict_json(row, ascii_only=True) + "\n")
                 if done % 100 == 0:
                     advance(done, len(groups))
@@ -83,3 +86,10 @@ def replay_file(
     about += [f"{log.repeated} groups stand there twice and count once"] if log.repeated else []
     table.caption, table.caption_justify = "; ".join(about) or None, "left"
     return table
+
+
+def _replayed(groups: Sequence[LoggedGroup], config: MomentsConfig, summary: ReplaySummary) -> Iterator[dict[str, Any]]:
+    try:
+        yield from replay(groups, config, summary)
+    except MissingFieldError as error:
+        raise ConfigError(f"{error}; a log of rewards does not say it") from None

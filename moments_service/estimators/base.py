@@ -75,6 +75,10 @@ def carries_signal(values: Array) -> npt.NDArray[np.bool_]:
     return np.abs(np.nan_to_num(values)).max(axis=1, initial=0.0) > SIGNAL_FLOOR
 
 
+class MissingFieldError(ValueError):
+    """A batch does not say what its estimator goes by; the message names both."""
+
+
 class EstimatorOptions(StrictModel):
     """What one can set about an estimator. Each kind has its own, beside it; `kind` is its name in recipes."""
 

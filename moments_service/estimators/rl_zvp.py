@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, RewardBatch
+from moments_service.estimators.base import Advantages, Estimator, EstimatorOptions, MissingFieldError, RewardBatch
 from moments_service.estimators.grpo import grpo
 from moments_service.messages.groups import FULL_REWARD
 
@@ -19,7 +19,7 @@ class RLZVP(EstimatorOptions):
     means r >= 1 for every reward, all wrong r <= 0; a uniform group in between gives 0, and so does a completion whose
     surprisal nobody knows. A group of one completion, or with one reward left, is uniform too.
 
-    Baseline and scale reported are GRPO's. Raises ValueError where rewards come without surprisals.
+    Baseline and scale reported are GRPO's. Raises MissingFieldError where rewards come without surprisals.
     Source: RL-ZVP (arXiv 2509.21880); METHODS B, written from knowledge and not re-checked, as is the default alpha.
     """
 
@@ -36,7 +36,7 @@ class RLZVP(EstimatorOptions):
         if not valid.any():
             return plain
         if batch.surprisals is None:
-            raise ValueError(
+            raise MissingFieldError(
                 "estimator rl_zvp needs surprisals, the mean -log-prob of each completion's tokens, and this batch has none"
             )
         right = (valid & (batch.rewards >= FULL_REWARD)).sum(axis=1) == valid.sum(axis=1)

@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from deploy.cli.main import app
+from deploy.config.recipe import ConfigError
 from deploy.report.explain import explanation
 from moments_service.config import BlendConfig, ClusterConfig, MomentsConfig
 from moments_service.estimators import RewardBatch
@@ -215,6 +216,16 @@ def test_the_command_prints_rows_on_stdout_and_the_summary_on_stderr(tmp_path: P
     assert [row["estimator"] for row in rows] == ["bv_blend:eb"] * 20 + ["grpo"] * 20
     assert set(rows[0]) == {"step", "group", "estimator", "cluster", "advantages", "baseline", "scale", "weight"}
     assert "signal" in done.stderr and "advantage" in done.stderr
+
+
+def test_the_command_names_what_an_estimator_misses_in_a_log(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"step": 0, "group": "a", "cluster": 1, "rewards": [1, 1]}')
+    done = CliRunner().invoke(app, ["replay", str(log), "--estimator", "rl_zvp"])
+    assert isinstance(done.exception, ConfigError)
+    assert "rl_zvp needs surprisals" in str(done.exception) and "a log of rewards does not say it" in str(
+        done.exception
+    )
 
 
 def test_the_command_warns_of_advantages_that_nothing_bounds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

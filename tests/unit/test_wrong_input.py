@@ -248,6 +248,12 @@ def test_groups_of_one_where_nothing_can_be_compared(refused: Say, place: Path, 
     assert "gives no group of group_size = 1 any advantage; raise group_size" in said
 
 
+@pytest.mark.parametrize("setting", ["filter=dapo", "order=greso"])
+def test_groups_of_one_where_equal_rewards_are_looked_for(refused: Say, place: Path, setting: str) -> None:
+    said = refused("train", "mine.yaml", "--set", f"prompts.{setting}", "--set", "group_size=1")
+    assert f"prompts.{setting.replace('=', ' = ')} goes by groups of equal rewards" in said
+
+
 def test_a_verifier_that_forgets_to_return_is_warned_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = load_recipe(place / "mine.yaml", ["prompts.sources.0.verifier=my_verifiers:forgets"])
     refuse_unusable_verifiers(config, read_pool(config))

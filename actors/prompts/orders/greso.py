@@ -37,14 +37,14 @@ class GresoOrder(RememberingOrder):
         """A pass goes on with what is known now."""
 
     def _choose(self, place: int) -> int:
-        chance = EXPLORATION ** self._memory["uniform_in_a_row"]
+        in_a_row = self._memory["uniform_in_a_row"]
         skipped: list[int] = []
         while len(skipped) < len(self._ids):
             number, row = self._next()
-            if derive_seed(self._seed, "greso", number, row) / 2**63 < chance[row]:
+            if derive_seed(self._seed, "greso", number, row) / 2**63 < EXPLORATION ** in_a_row[row]:
                 return row
             skipped.append(row)
-        return max(skipped, key=chance.__getitem__)
+        return min(skipped, key=in_a_row.__getitem__)
 
     def _next(self) -> tuple[int, int]:
         """The number of the pass and the next row of it."""
