@@ -82,5 +82,4 @@ class MomentsConfig(StrictModel):
 
     def create_moments(self, clusters: int) -> ClusterMoments:
         """Empty moments of that kind."""
-        weighted = isinstance(self.estimator, HierarchicalOptions) and self.estimator.score_weights
-        return create_moments(self.moments_kind, self.blend, clusters, weighted)
+        return create_moments(self.moments_kind, self.blend, clusters)

@@ -100,7 +100,6 @@ class Contestant:
             move=move,
             lengths=batch.lengths,
             born=batch.born,
-            score_norms=batch.score_norms,
             surprisals=batch.surprisals,
         )
         self.state.fold(step, committed)

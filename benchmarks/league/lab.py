@@ -150,7 +150,6 @@ class Lab:
             prompts=tuple(self.task.train.prompts[row].prompt_id for row in rows),
             history=self.contestant.state.history(clusters),
             clusters=clusters,
-            score_norms=said.score_norms,
             surprisals=said.surprisals,
             born=np.full(len(rows), self.done, dtype=np.int64),
         )

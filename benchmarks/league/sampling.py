@@ -26,8 +26,6 @@ class Completions:
     """[B, G, C] nats, of the sampler."""
     surprisals: Array
     """[B, G] mean of -log p over a completion's tokens, nats."""
-    score_norms: Array
-    """[B, G] mean of (1 - p)^2 over a completion's tokens, as rollout actors tell it."""
     entropy: float
     """Mean over all tokens, nats."""
 
@@ -44,7 +42,6 @@ class Completions:
             self.lengths[rows],
             self.logprobs[rows],
             self.surprisals[numbers],
-            self.score_norms[numbers],
             self.entropy,
         )
 
@@ -61,7 +58,6 @@ class Completions:
             torch.cat([self.lengths, other.lengths]),
             joined(self.logprobs, other.logprobs),
             np.concatenate([self.surprisals, other.surprisals]),
-            np.concatenate([self.score_norms, other.score_norms]),
             float(np.average([self.entropy, other.entropy], weights=tokens)),
         )
 
@@ -73,7 +69,7 @@ def sample(
     """Draw `size` completions of each prompt at temperature 1, until `end` or `max_tokens`."""
     count = len(prompts.start) * size
     tokens = torch.zeros(count, max_tokens, dtype=torch.int64)
-    logprobs, norms, entropies = (torch.zeros(count, max_tokens) for _ in range(3))
+    logprobs, entropies = (torch.zeros(count, max_tokens) for _ in range(2))
     lengths = torch.zeros(count, dtype=torch.int64)
     running, past = torch.arange(count), prompts.past
     logits = policy.logits(prompts.start).repeat_interleave(size, 0)
@@ -85,7 +81,6 @@ def sample(
         logprob = normalised.gather(-1, drawn[:, None])[:, 0]
         tokens[running, place] = drawn
         logprobs[running, place] = logprob
-        norms[running, place] = (1.0 - logprob.exp()).square()
         entropies[running, place] = -(probabilities * normalised).sum(-1)
         lengths[running] += 1
         goes_on = drawn != end
@@ -105,7 +100,6 @@ def sample(
         lengths=lengths.view(-1, size),
         logprobs=logprobs[:, :longest].view(-1, size, longest),
         surprisals=mean(-logprobs),
-        score_norms=mean(norms),
         entropy=float(entropies.sum() / lengths.sum()),
     )
 

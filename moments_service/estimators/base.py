@@ -22,8 +22,7 @@ class RewardBatch:
     rewards: [M, G] raw verifier rewards, NaN where a completion has none.    lengths: [M, G] completion tokens.
     prompts: M prompt ids.    history: the moments of each group's cluster before this batch, [M] rows.
     clusters: [M], whose moments those are.    born: [M] policy version that each group was sampled by.
-    score_norms: [M, G] mean of (1 - p)^2 over a completion's tokens, p the probability that each was sampled with: to a factor
-    between 1 and 2 the squared norm of its score in logits.    surprisals: [M, G] mean of -log p, in nats.
+    surprisals: [M, G] mean -log-prob of a completion's tokens, in nats.
     sizes: [M] completions that each group was sampled with, errors among them; None: just those with a reward.
     None where nobody knows.
     """
@@ -34,7 +33,6 @@ class RewardBatch:
     history: History
     clusters: Indices | None = None
     born: Indices | None = None
-    score_norms: Array | None = None
     surprisals: Array | None = None
     sizes: Indices | None = None
 

@@ -20,5 +20,5 @@ def can_teach(config: MomentsConfig, group_size: int) -> bool:
     state = MomentsState(config, clusters=1)
     state.fold(0, CommittedRewards(clusters, 1.0 - rewards, prompts, policy_version=1))
     one = np.ones_like(rewards)
-    batch = RewardBatch(rewards, one, prompts, state.history(clusters), clusters, score_norms=one, surprisals=one)
+    batch = RewardBatch(rewards, one, prompts, state.history(clusters), clusters, surprisals=one)
     return bool(state.estimate(batch).carries_signal().any())

@@ -35,7 +35,7 @@ class CommittedRewards:
 
     clusters: [M].    rewards: [M, G] raw verifier rewards, NaN where there is none.    prompts: M prompt ids.
     policy_version: of the policy that the batch was trained into.    move: how far that step moved it, None if unmeasured.
-    lengths: [M, G] completion tokens, NaN past the size of a group.    born, score_norms, surprisals: as in `RewardBatch`.
+    lengths: [M, G] completion tokens, NaN past the size of a group.    born, surprisals: as in `RewardBatch`.
     None where nobody knows.
     """
 
@@ -46,7 +46,6 @@ class CommittedRewards:
     move: PolicyMove | None = None
     lengths: Array | None = None
     born: Indices | None = None
-    score_norms: Array | None = None
     surprisals: Array | None = None
     history: History | None = None
 

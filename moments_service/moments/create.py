@@ -12,10 +12,10 @@ MomentsKind = Literal["tracked", "decayed", "paper"]
 """Moments of one kind can take each other up."""
 
 
-def create_moments(kind: MomentsKind, blend: BlendConfig, clusters: int, score_weights: bool = False) -> ClusterMoments:
-    """Empty moments. blend: how history fades, of the kinds that are told.    score_weights: of tracked means."""
+def create_moments(kind: MomentsKind, blend: BlendConfig, clusters: int) -> ClusterMoments:
+    """Empty moments. blend: how history fades, of the kinds that are told."""
     if kind == "tracked":
-        return TrackedMeans(clusters, score_weights)
+        return TrackedMeans(clusters)
     if kind == "paper":
         return PaperMoments(clusters, blend.update_rate, blend.initial_mass, blend.initial_variance)
     return DecayedCounts(clusters, blend.retention, blend.prior, blend.kl_half_life)

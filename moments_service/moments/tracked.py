@@ -4,7 +4,7 @@ import numpy as np
 
 from moments_service.blend import Array
 from moments_service.moments.base import ClusterMoments, CommittedRewards, Indices, NamedArrays
-from moments_service.moments.group_means import group_means, reward_weights
+from moments_service.moments.group_means import group_means
 from moments_service.moments.leave_one_out import TrackedHistory, leave_one_out, shrunk
 
 RETENTION = 0.9
@@ -28,9 +28,7 @@ class TrackedMeans(NamedArrays):
     Source: Kalman (1960); DerSimonian and Laird (1986) for the variance between clusters; METHODS G.1.
     """
 
-    def __init__(self, clusters: int, score_weights: bool = False) -> None:
-        """score_weights: whether completions count by how much they move the policy, see `reward_weights`."""
-        self.score_weights = score_weights
+    def __init__(self, clusters: int) -> None:
         number = np.dtype(np.float64)
         rows = dict.fromkeys(("level", "precision", *_SUMS), number) | {"version": np.dtype(np.int64)}
         scalars = {
@@ -85,8 +83,7 @@ class TrackedMeans(NamedArrays):
         arrays["highest"][...] = max(arrays["highest"], rewards.max())
         if arrays["lowest"] == arrays["highest"]:
             return
-        norms = committed.score_norms if self.score_weights else None
-        batch = group_means(committed.rewards, reward_weights(committed.rewards, norms, committed.lengths))
+        batch = group_means(committed.rewards)
         priors = leave_one_out(self.history(committed.clusters), committed.clusters, batch)
         sampling = priors.within / np.maximum(batch.size, 1.0)
         missed = (batch.mean - priors.mean) ** 2 - sampling - priors.level_variance

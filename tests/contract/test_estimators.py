@@ -76,7 +76,6 @@ def batch_for(state: MomentsState, groups: list, extra_columns: int = 0) -> Rewa
         history=state.history(clusters_of(groups)),
         clusters=clusters_of(groups),
         born=np.array([max(state.last_step - row[0][1] % 2, 0) for row, _, _ in groups], dtype=np.int64),
-        score_norms=table([[n / 60 for n in row] for row in lengths], np.nan, extra_columns),
         surprisals=table([[n / 20 for n in row] for row in lengths], np.nan, extra_columns),
         sizes=np.array([len(row) for row in lengths], dtype=np.int64),
     )
@@ -92,7 +91,6 @@ def fold(state: MomentsState, groups: list, move: PolicyMove | None = None) -> N
         step + 1,
         move,
         born=batch.born,
-        score_norms=batch.score_norms,
         surprisals=batch.surprisals,
     )
     state.fold(step, committed)

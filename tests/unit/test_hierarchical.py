@@ -1,7 +1,6 @@
 """The hierarchical estimator: against plain Python one completion at a time, and what it promises of any history."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moments_service.config import MomentsConfig
-from moments_service.estimators import Advantages, RewardBatch
+from moments_service.estimators import RewardBatch
 from moments_service.estimators.hierarchical import LEAST_SCALE, PRIOR_REWARDS, Hierarchical, HierarchicalOptions
 from moments_service.estimators.naming import configured
 from moments_service.moments import CommittedRewards, DecayedCounts, TrackedMeans
@@ -47,14 +46,14 @@ def experienced(seed: int = 0, spec: str = "hierarchical", scale: float = 1.0, o
     return state
 
 
-def expected(history: TrackedHistory, groups: list) -> tuple[Rows, list[float]]:
-    """Residuals r - b and deviations by the definition, with sums over the other groups written out. Without own past."""
+def expected(history: TrackedHistory, groups: list, scale: str) -> Rows:
+    """Advantages by the definition, with sums over the others written out. Without own past."""
     everyone = [([r for r in row if r is not None], cluster) for row, cluster in groups]
     means = [sum(row) / len(row) if row else 0.0 for row, _ in everyone]
     squares = [sum((r - mean) ** 2 for r in row) for (row, _), mean in zip(everyone, means, strict=True)]
     seen = [r for row, _ in everyone for r in row]
     reach = max([history.highest, *seen]) - min([history.lowest, *seen])
-    residuals, deviations = [], []
+    advantages: Rows = []
     for m, (row, cluster) in enumerate(everyone):
         others = [g for g in range(len(everyone)) if g != m and everyone[g][0]]
         near = [g for g in others if everyone[g][1] == cluster]
@@ -92,37 +91,38 @@ def expected(history: TrackedHistory, groups: list) -> tuple[Rows, list[float]]:
         near_mean = sum(means[g] for g in near) / max(len(near), 1)
         prior = (centre + known * history.level[m] + now * near_mean) / total
         error = spread / total + between
-        trusts, found = [], []
+        evidence = history.pooled["freedom"] + history.pooled["groups"]
+        found = []
         for i, r in enumerate(row):
             rest = [x for j, x in enumerate(row) if j != i]
+            if not rest and not others and history.pooled["groups"] == 0:
+                found.append(0.0)
+                continue
             local = within / len(rest) if rest else math.inf
             trust = 1.0 if not rest else (local / (local + error) if local + error > 0 else 0.5)
             trust = trust if others or history.pooled["groups"] > 0 else 0.0
-            trusts.append(trust)
-            nothing = not rest and trust == 0.0
-            found.append(0.0 if nothing else r - trust * prior - (1 - trust) * (sum(rest) / len(rest) if rest else 0.0))
+            own = sum(rest) / len(rest) if rest else 0.0
+            guess = (evidence * (within + trust * error) + PRIOR_REWARDS * reach**2 / 4) / (evidence + PRIOR_REWARDS)
+            unit = max(math.sqrt(guess), LEAST_SCALE * reach) if scale != "none" and 0 < reach < math.inf else 1.0
+            found.append((r - trust * prior - (1 - trust) * own) / unit)
         values = iter(found)
-        residuals.append([None if r is None else next(values) for r in groups[m][0]])
-        evidence = history.pooled["freedom"] + history.pooled["groups"]
-        mean_trust = sum(trusts) / len(trusts) if trusts else 0.0
-        guess = (evidence * (within + mean_trust * error) + PRIOR_REWARDS * reach**2 / 4) / (evidence + PRIOR_REWARDS)
-        deviations.append(max(math.sqrt(guess), LEAST_SCALE * reach) if 0 < reach < math.inf else 1.0)
-    return residuals, deviations
+        advantages.append([None if r is None else next(values) for r in groups[m][0]])
+    return advantages
 
 
+@pytest.mark.parametrize("scale", ["cluster", "none"])
 @settings(max_examples=60, deadline=None)
 @given(groups=batches, seen=st.booleans())
-def test_advantages_equal_the_definition(groups: list, seen: bool) -> None:
-    state = experienced() if seen else MomentsState(MomentsConfig(), CLUSTERS)
+def test_advantages_equal_the_definition(scale: str, groups: list, seen: bool) -> None:
+    spec = f"hierarchical:scale={scale}"
+    state = experienced(spec=spec) if seen else MomentsState(configured(MomentsConfig(), spec), CLUSTERS)
     clusters = np.array([cluster for _, cluster in groups])
     batch = batch_of(state, table([row for row, _ in groups]), clusters, tuple(map(str, range(len(groups)))))
     assert isinstance(batch.history, TrackedHistory)
     found = state.estimate(batch)
-    residuals, deviations = expected(batch.history, groups)
-    for m, (row, deviation) in enumerate(zip(residuals, deviations, strict=True)):
-        for i, residual in enumerate(row):
-            if residual is not None:
-                assert found.values[m, i] == pytest.approx(residual / deviation, rel=1e-6, abs=1e-6)
+    for m, row in enumerate(expected(batch.history, groups, scale)):
+        for i, advantage in enumerate(row):
+            assert advantage is None or found.values[m, i] == pytest.approx(advantage, rel=1e-6, abs=1e-6)
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,11 +141,13 @@ def test_nothing_of_a_reward_is_in_its_own_baseline_or_scale(rewards: list, plac
         return  # the range of rewards, which is the unit of scale, would be known by this very reward
     clusters, names = np.array([0, 1, 0, 2, 1, 0]), tuple("abcdef")
     first, second = (state.estimate(batch_of(state, rewards, clusters, names)) for rewards in (one, other))
-    row = place[0]
-    assert first.scale[row] == pytest.approx(second.scale[row], rel=1e-9)
-    change = second.values[place] - first.values[place]
-    unit = first.scale[row] * (1 + (1 - first.weight[row]) / 3)
-    assert change * unit == pytest.approx(other[place] - one[place], rel=1e-6)
+    # A slope of 1 / scale that no reward changes: two rewards there, and the middle of their advantages is that of their middle.
+    middle = one.copy()
+    middle[place] = 0.5
+    third = state.estimate(batch_of(state, middle, clusters, names))
+    assert third.values[place] == pytest.approx((first.values[place] + second.values[place]) / 2, rel=1e-6, abs=1e-9)
+    baseline = one[place] - first.values[place] / (second.values[place] - first.values[place]) * (other - one)[place]
+    assert -1e-9 <= baseline <= 1.0 + 1e-9
 
 
 @pytest.mark.parametrize(("scale", "offset"), [(100.0, 0.0), (2.0, -1.0), (1.0, 5.0), (1.0, 1e8), (1e-6, 0.0)])
@@ -176,7 +178,7 @@ def test_history_moves_a_uniform_group_no_further_than_it_is_trusted() -> None:
     for size in (2, 8, 64):
         found = state.estimate(batch_of(state, np.ones((1, size)), np.array([0]), ("a",)))
         deviation = found.scale * (1 + (1 - found.weight) / (size - 1))
-        assert np.abs(found.values * deviation[:, None]).max() <= found.weight[0] * 1.0
+        assert np.abs(found.values * deviation[:, None]).max() <= found.weight[0] + 1e-12
 
 
 def efficiencies(spec: str, repeat: bool, size: int = 2, seed: int = 1) -> float:
@@ -284,20 +286,3 @@ def test_without_its_moments_it_says_what_it_needs() -> None:
     batch = RewardBatch(one, one, ("a",), moments.history(np.zeros(1, dtype=np.int64)))
     with pytest.raises(ValueError, match="tracked moments"):
         Hierarchical(HierarchicalOptions())(batch)
-
-
-def test_score_weights_are_those_of_the_mean_over_tokens() -> None:
-    """A completion whose tokens were all but certain hardly moves the policy, and its reward hardly moves the baseline."""
-    state = experienced(spec="hierarchical:score_weights=true:scale=none")
-    rewards, clusters = np.array([[1.0, 0.0, 0.0]]), np.array([1])
-    batch = batch_of(state, rewards, clusters, ("a",))
-
-    def given(norms: list[float], lengths: list[float]) -> Advantages:
-        return state.estimate(replace(batch, score_norms=np.array([norms]), lengths=np.array([lengths])))
-
-    even = given([0.5, 0.5, 0.5], [4.0, 4.0, 4.0])
-    np.testing.assert_allclose(even.values, state.estimate(batch).values)
-    sure = given([0.01, 0.5, 0.5], [4.0, 4.0, 4.0])
-    np.testing.assert_allclose(sure.values, given([0.5, 0.5, 0.5], [200.0, 4.0, 4.0]).values)
-    # The right one, of which the policy was sure, raises the baseline of the others less.
-    assert (sure.values[0, 1:] > even.values[0, 1:]).all()
