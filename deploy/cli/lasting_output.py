@@ -26,6 +26,10 @@ def outlast_readers() -> None:
 def _lasting(stream: TextIO) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
+    try:
+        descriptor = stream.fileno()
+    except io.UnsupportedOperation:  # it is in memory, where nobody leaves
+        return stream
     stream.flush()
-    file = io.BufferedWriter(_LastingFile(stream.fileno(), "w", closefd=False))
+    file = io.BufferedWriter(_LastingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(file, stream.encoding, stream.errors, line_buffering=True)

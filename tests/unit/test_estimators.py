@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -343,5 +344,6 @@ def test_the_table_of_estimators_names_each_with_its_options() -> None:
     assert set(ESTIMATORS) <= set(table)
     for name, options in ESTIMATORS.items():
         if name != "bv_blend":
-            found = {option: float(default) for option, default in re.findall(r"`(\w+)` \(([\d.e-]+)", table[name])}
-            assert found == {key: field.default for key, field in options.model_fields.items() if key != "kind"}
+            found = dict(re.findall(r"`(\w+)` \(([\w.-]+)", table[name]))
+            defaults = {key: field.default for key, field in options.model_fields.items() if key != "kind"}
+            assert {key: type(defaults[key])(yaml.safe_load(value)) for key, value in found.items()} == defaults
