@@ -61,7 +61,7 @@ class TrackedMeans(NamedArrays):
         seen = precision > 0
         rows = {
             "mean": np.where(seen, centre + known / (1.0 + known) * (arrays["level"] - centre), 0.0),
-            "variance": within + between, "mass": (within + between) * precision, "seen": seen, "within": within,
+            "variance": within + between, "mass": sums["freedom"] + sums["groups"], "seen": seen, "within": within,
             "between": between, "level": arrays["level"], "precision": precision, **sums,
         }  # fmt: skip
         return TrackedHistory(

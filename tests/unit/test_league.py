@@ -361,7 +361,7 @@ def test_a_noisy_verifier_is_part_of_the_truth(task: Task) -> None:
         tokens[row, place, : len(answers[row])] = torch.from_numpy(answers[row])
         lengths[row, place] = len(answers[row])
     nothing = np.zeros((40, 50))
-    said = Completions(tokens, lengths, torch.zeros(40, 50, 3), nothing, nothing, 0.0)
+    said = Completions(tokens, lengths, torch.zeros(40, 50, 3), nothing, 0.0)
     np.testing.assert_array_equal(Judge(task.train).rewards(rows, said), right)
     np.testing.assert_allclose(judge.expected(rows, np.full(40, 0.3)), 0.3 * 0.75 + 0.7 * 0.25)
     assert judge.rewards(rows, said).mean() == pytest.approx(0.4, abs=4 * (0.24 / 2000) ** 0.5)

@@ -1,6 +1,7 @@
 """The soak benchmark measures what it says: slopes with honest errors, and every process below the driver by its role."""
 
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -37,7 +38,9 @@ def test_without_noise_the_slope_is_exact() -> None:
 
 def test_what_a_process_uses_is_read_from_the_kernel() -> None:
     before = use(0, "driver", os.getpid())
-    kept = bytearray(os.urandom(32 * 2**20))
+    # Pages that the process cannot have had before, as what the allocator gives back and forth may be.
+    kept = mmap.mmap(-1, 32 * 2**20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    kept.write(os.urandom(len(kept)))
     with Path(os.devnull).open() as one, Path(os.devnull).open() as other:
         after = use(1, "driver", os.getpid())
         assert after.descriptors == before.descriptors + 2 and not (one.closed or other.closed)
