@@ -156,7 +156,10 @@ def _history(found: Advice, table: SignalTable, size: int) -> tuple[bool, str]:
     remembering = [name for name in table.estimators if name not in (*GROUP_ALONE, BATCH_MEAN)]
     best, plain = _choice(table, size, remembering), table.best(size, [*GROUP_ALONE, BATCH_MEAN])
     gain = table.gain(best, plain, size)
-    measured = f"{best} has {gain.value:+.0%} ± {gain.margin:.0%} of the signal of {plain} at groups of {size}"
+    more = "more" if gain.value >= 0 else "less"
+    measured = (
+        f"{best} has {abs(gain.value):.0%} ± {gain.margin:.0%} {more} effective signal than {plain} at groups of {size}"
+    )
     if gain.value > WORTH_IT and gain.low > 0:
         return True, f"History helps: {measured}."
     why = (
@@ -204,7 +207,7 @@ def _about_clusters(found: Advice) -> list[str]:
         f"({found.explained_shuffled:.0%} when shuffled)"
     )
     if found.explained.low <= found.explained_shuffled:
-        sentence = f"The {found.log.clusters} clusters {explains}: no more than chance; take others, or one."
+        sentence = f"The {found.log.clusters} clusters {explains}: as far as this log shows no more than chance; take others, or one."
     else:
         sentence = f"The {found.log.clusters} clusters {explains}."
     by_source = found.explained_by_source

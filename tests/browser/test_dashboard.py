@@ -74,11 +74,11 @@ async def test_a_run_is_followed_from_before_its_first_step_to_its_end(
         await run.steps(1)
         await until(page, f"document.querySelector('.tile dd > span').textContent === '{step}'")
         if step == 2:
-            await page.locator("[data-chart='Groups whose rewards differ, and with any advantage'] canvas").wait_for(
-                timeout=WAIT_MS
-            )
+            await page.locator("[data-chart='Groups whose rewards differ'] canvas").wait_for(timeout=WAIT_MS)
             await page.evaluate("window.shifts.length = 0")
-    label = "document.querySelector(\"[data-chart='Groups whose rewards differ, and with any advantage'] [role=img]\").getAttribute('aria-label')"
+    label = (
+        "document.querySelector(\"[data-chart='Groups whose rewards differ'] [role=img]\").getAttribute('aria-label')"
+    )
     await until(page, f"{label}.includes('over 12 points')")
     assert await page.locator("#state").inner_text() == "running"
     await run.finish()

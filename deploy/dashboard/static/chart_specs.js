@@ -8,10 +8,10 @@ const share = () => SHARE;
 export const CHARTS = [
   { title: "pass@1 and reward", wide: true, format: (value) => fixed(value), lines: [
     { name: "reward/pass_at_1", label: "pass@1" }, { name: "reward/mean", label: "mean reward", other: true }] },
-  { title: "Effective signal, share of a perfect baseline's", range: share, format: percent, lines: [
+  { title: "Effective signal", range: share, format: percent, lines: [
     { name: "effective_signal/own", label: "this run" }, { name: "effective_signal/grpo", label: "GRPO, same groups", other: true }] },
-  { title: "Groups whose rewards differ, and with any advantage", range: share, format: percent, lines: [
-    { name: "reward/non_uniform", label: "rewards differ" }, { name: "signal/own", label: "any advantage", other: true }] },
+  { title: "Groups whose rewards differ", range: share, format: percent, lines: [
+    { name: "reward/non_uniform", label: "share" }, { name: "signal/own", label: "any advantage", other: true }] },
   { title: "Entropy", lines: [{ name: "learner/entropy", label: "nats a token" }] },
   { title: "KL", lines: [
     { name: "learner/approx_kl", label: "of the updates" }, { name: "learner/reference_kl", label: "to the reference", color: 1 },

@@ -181,7 +181,7 @@ class Tiles {
     const recent = status.recent;
     this.set("steps", count(status.steps), reading(status) ?? (status.planned ? `of ${count(status.planned)}` : ""));
     this.set("pass", fixed(recent["reward/pass_at_1"], 3), "mean of ten steps");
-    this.set("signal", percent(recent["effective_signal/own"]), `GRPO's ${percent(recent["effective_signal/grpo"])}, ${percent(recent["reward/non_uniform"])} differ`);
+    this.set("signal", percent(recent["effective_signal/own"]), `GRPO's, same groups: ${percent(recent["effective_signal/grpo"])}`);
     this.set("reward", fixed(recent["reward/mean"], 3), status.estimator);
     this.set("speed", `${number(recent.tokens_per_s)} tok/s`, `${duration(recent.seconds)} a step`);
     this.set("eta", status.state === "running" ? duration(status.eta_s) : status.state, status.state === "running" ? "at the last steps' pace" : "");
