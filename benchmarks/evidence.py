@@ -114,7 +114,7 @@ def write_document(runs: list[Run], group_sizes: list[int]) -> None:
     """Put the tables between the markers of docs/evidence.md."""
     lines: list[str] = []
     for group_size in group_sizes:
-        lines += ["", f"### Group size {group_size}", "", *table(by_estimator(runs, group_size))]
+        lines += ["", f"#### Group size {group_size}", "", *table(by_estimator(runs, group_size))]
     text = DOCUMENT.read_text(encoding="utf-8")
     between = re.compile(r"(<!-- tables -->\n).*?(\n<!-- end of tables -->)", re.DOTALL)
     DOCUMENT.write_text(
