@@ -16,6 +16,7 @@ from actors.weights.offer import Blob, WeightOffer
 from learner import rendezvous
 from learner.batching.pack import ScoredSamples, Totals, check_group, count, empty_batch, pack
 from learner.batching.packed import PackedBatch
+from learner.batching.probe import random_share
 from learner.checkpoint import load_checkpoint, save_checkpoint
 from learner.config import LearnerConfig
 from learner.errors import DivergedError
@@ -28,6 +29,7 @@ from learner.model.load import load_policy
 from learner.model.policy import Policy, trainable_parameters
 from learner.optim.optimizers import Optimizers, Update
 from learner.skipped import keep_batch
+from moments_service.seeding import derive_seed
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ class LearnerRank:
         """
         started = time.perf_counter()
         plans = [self._with_logprobs(plan) for plan in self._plan(updates, step)]
-        probe = next((plan[:1] for plan in plans if plan), []) if self.job.measure_move else []
+        probe = self._probe(updates, plans, step) if self.job.measure_move else []
         before = self._logprobs(self.policy, probe)
         tally = Tally(self.objective.names)
         lr, grad_norm, done, skipped = self.optimizers.lr, 0.0, 0, 0
@@ -212,6 +214,20 @@ class LearnerRank:
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
         tally.loss, tally.sums, tally.maxima = sums[0], sums[1:], maxima[:-1]
         return float(maxima[-1])
+
+    def _probe(
+        self, updates: Sequence[Sequence[ScoredSamples]], plans: Sequence[Sequence[PackedBatch]], step: int
+    ) -> list[PackedBatch]:
+        """A random share of this rank's part of the first update, one microbatch; none where no rank has anything to train on."""
+        config = self.config
+        groups, plan = next(((groups, plan) for groups, plan in zip(updates, plans, strict=True) if plan), ((), ()))
+        if not plan:
+            return []
+        seed = derive_seed(step, "move", self.rank)
+        share = random_share(
+            groups, len(plan), config.aggregation, step, config.share_prompt, config.microbatch_tokens, seed
+        )
+        return [share or empty_batch()]
 
     def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
         """How far the step moved the policy on the tokens of `probe`, over all ranks; nothing where none was taken."""

@@ -114,10 +114,20 @@ class NamedArrays:
                 f"{type(self).__name__} of {len(self)} clusters and {type(other).__name__} of {len(other)} do not add up"
             )
 
+    def share_origin(self, origin: np.ndarray, empty: bool) -> None:
+        """Go on about the origin of other moments that are to be added. Raises ValueError if these have another, and are not empty."""
+        if not empty and origin != self._arrays["origin"]:
+            raise ValueError(
+                f"moments of rewards about {float(self._arrays['origin']):g} and about {float(origin):g} do not add up"
+            )
+        self._arrays["origin"][...] = origin
+
     def state(self) -> dict[str, np.ndarray]:
         return {name: array.copy() for name, array in self._arrays.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
+        if "origin" in self._arrays:
+            state = {"origin": np.zeros(()), **state}  # which older versions did not have
         expected = {name: array.shape for name, array in self._arrays.items()}
         found = {name: np.shape(array) for name, array in state.items()}
         if expected != found:
@@ -127,6 +137,20 @@ class NamedArrays:
             )
         for name, array in self._arrays.items():
             array[...] = state[name]
+
+
+FAR = 1e4
+"""Times what they differ by, and at least 1, that rewards lie from 0 before their moments are kept about another origin."""
+
+
+def origin_of(rewards: Array) -> float:
+    """What sums of squares of these rewards are best kept about: 0, unless they lie so far from it that squares lose what they
+    differ by. rewards: any shape, NaN where there is none."""
+    known = rewards[~np.isnan(rewards)]
+    if not len(known):
+        return 0.0
+    middle = 0.5 * (float(known.min()) + float(known.max()))
+    return middle if abs(middle) > FAR * max(float(np.ptp(known)), 1.0) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

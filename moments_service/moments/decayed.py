@@ -3,7 +3,15 @@
 import numpy as np
 
 from moments_service.blend import Array
-from moments_service.moments.base import ClusterMoments, CommittedRewards, History, Indices, NamedArrays, cluster_sums
+from moments_service.moments.base import (
+    ClusterMoments,
+    CommittedRewards,
+    History,
+    Indices,
+    NamedArrays,
+    cluster_sums,
+    origin_of,
+)
 
 _SUMS = ("count", "total", "squares", "groups", "group_means", "squared_group_means", "within", "inverse_sizes")
 
@@ -17,6 +25,8 @@ class DecayedCounts(NamedArrays):
     The prior stands for `prior[0]` rewards of 1 and `prior[1]` rewards of 0, so that a cluster which was never solved
     keeps a variance above zero. For binary rewards the variance is exactly mean * (1 - mean).
 
+    Sums are kept, and the prior is meant, about an origin that is 0 unless the first rewards lie far from it.
+
     The mass is Kish's effective sample size, n^2 / sum of squared weights, when the cluster was last touched; it fades
     from there like the counts, since rewards of a policy long gone say less about this one.
     """
@@ -26,7 +36,11 @@ class DecayedCounts(NamedArrays):
     ) -> None:
         number = np.dtype(np.float64)
         rows = dict.fromkeys((*_SUMS, "squared_weights", "kl"), number) | {"version": np.dtype(np.int64)}
-        scalars = {"policy_version": np.full((), -1, dtype=np.int64), "policy_kl": np.zeros(())}
+        scalars = {
+            "policy_version": np.full((), -1, dtype=np.int64),
+            "policy_kl": np.zeros(()),
+            "origin": np.zeros(()),
+        }
         super().__init__(clusters, rows, scalars)
         self.retention = retention
         self.prior = prior
@@ -46,7 +60,7 @@ class DecayedCounts(NamedArrays):
         kish = self._arrays["count"][clusters] ** 2 / np.where(seen, squared_weights, 1.0)
         within = self._within(sums)
         return History(
-            mean=mean,
+            mean=mean + self._arrays["origin"],
             variance=np.maximum(second - mean**2, 0.0),
             mass=np.where(seen, fade * kish, 0.0),
             seen=seen,
@@ -59,9 +73,11 @@ class DecayedCounts(NamedArrays):
         arrays["policy_version"][...] = max(committed.policy_version, int(arrays["policy_version"]))
         if committed.move is not None:
             arrays["policy_kl"][...] += committed.move.kl
-        sums = cluster_sums(committed.clusters, committed.rewards)
+        if not arrays["count"].any():
+            arrays["origin"][...] = origin_of(committed.rewards)
+        sums = cluster_sums(committed.clusters, committed.rewards - arrays["origin"])
         touched = sums.clusters
-        self._age(touched)
+        self._age(touched, squared_weights_by=2)
         for name in _SUMS:
             arrays[name][touched] += getattr(sums, name)
         arrays["squared_weights"][touched] += sums.count
@@ -86,6 +102,8 @@ class DecayedCounts(NamedArrays):
     def absorb(self, other: ClusterMoments) -> None:
         self.refuse_other(other)
         arrays = other.state()
+        if arrays["count"].any():
+            self.share_origin(arrays["origin"], empty=not self._arrays["count"].any())
         for name in (*_SUMS, "squared_weights"):
             self._arrays[name] += arrays[name]
 
@@ -97,12 +115,16 @@ class DecayedCounts(NamedArrays):
             fade *= 0.5 ** ((self._arrays["policy_kl"] - self._arrays["kl"][clusters]) / self.kl_half_life)
         return fade
 
-    def _age(self, clusters: Indices) -> None:
-        """Apply the fading of these clusters and set their clocks to now."""
+    def _age(self, clusters: Indices, squared_weights_by: int = 1) -> None:
+        """Apply the fading of these clusters and set their clocks to now.
+
+        squared_weights_by: their power of the fading. 2 where new rewards of weight 1 come beside the faded ones; 1 where none
+        do, which leaves the mass n^2 / q what it had faded to: all weights being equally small is no reason to trust them.
+        """
         fade = self._fade(clusters)
         for name in _SUMS:
             self._arrays[name][clusters] *= fade
-        self._arrays["squared_weights"][clusters] *= fade**2
+        self._arrays["squared_weights"][clusters] *= fade**squared_weights_by
         self._arrays["version"][clusters] = self._arrays["policy_version"]
         self._arrays["kl"][clusters] = self._arrays["policy_kl"]
 

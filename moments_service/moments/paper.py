@@ -2,29 +2,39 @@
 
 import numpy as np
 
-from moments_service.moments.base import ClusterMoments, CommittedRewards, History, Indices, NamedArrays, cluster_sums
+from moments_service.moments.base import (
+    ClusterMoments,
+    CommittedRewards,
+    History,
+    Indices,
+    NamedArrays,
+    cluster_sums,
+    origin_of,
+)
 
 
 class PaperMoments(NamedArrays):
     """EMA of the first two raw moments and of the mass. Source: BV-Blend (arXiv 2606.28707), Eq. 6 and 12.
 
     At first sight a cluster takes the batch's mean and the prior variance; the batch's own spread is not used.
-    Clusters that a batch does not touch do not change. The paper tells no variances within and between prompts apart:
+    Moments are kept about an origin that is 0 unless the first rewards lie far from it. Clusters that a batch does not touch do not change. The paper tells no variances within and between prompts apart:
     `within` is the whole variance and `between` is 0.
     """
 
     def __init__(self, clusters: int, update_rate: float, initial_mass: float, initial_variance: float) -> None:
         number, flag = np.dtype(np.float64), np.dtype(np.bool_)
-        super().__init__(clusters, {"mean": number, "second_moment": number, "mass": number, "seen": flag}, {})
+        super().__init__(
+            clusters, {"mean": number, "second_moment": number, "mass": number, "seen": flag}, {"origin": np.zeros(())}
+        )
         self.update_rate = update_rate
         self.initial_mass = initial_mass
         self.initial_variance = initial_variance
 
     def history(self, clusters: Indices) -> History:
-        rows = {name: array[clusters] for name, array in self._arrays.items()}
+        rows = {name: array[clusters] for name, array in self._arrays.items() if array.ndim}
         variance = np.maximum(rows["second_moment"] - rows["mean"] ** 2, 0.0)
         return History(
-            mean=rows["mean"],
+            mean=rows["mean"] + self._arrays["origin"],
             variance=variance,
             mass=rows["mass"],
             seen=rows["seen"],
@@ -33,7 +43,9 @@ class PaperMoments(NamedArrays):
         )
 
     def fold(self, committed: CommittedRewards) -> None:
-        sums = cluster_sums(committed.clusters, committed.rewards)
+        if not self._arrays["seen"].any():
+            self._arrays["origin"][...] = origin_of(committed.rewards)
+        sums = cluster_sums(committed.clusters, committed.rewards - self._arrays["origin"])
         mean, second, mass, seen = (self._arrays[name] for name in ("mean", "second_moment", "mass", "seen"))
         touched = sums.clusters
         batch_mean = sums.total / sums.count
@@ -69,6 +81,8 @@ class PaperMoments(NamedArrays):
         self.refuse_other(other)
         theirs = other.state()
         seen = theirs["seen"]
+        if seen.any():
+            self.share_origin(theirs["origin"], empty=not self._arrays["seen"].any())
         given = np.where(seen, theirs["mass"], 0.0)
         old = np.where(self._arrays["seen"], self._arrays["mass"], 0.0)
         total = np.where(seen, old + given, 1.0)

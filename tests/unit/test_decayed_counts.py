@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moments_service.config import BlendConfig
 from moments_service.messages.groups import PolicyMove
 from moments_service.moments import CommittedRewards, DecayedCounts, History
+from moments_service.moments.create import create_moments
 
 pytestmark = pytest.mark.unit
 
@@ -168,7 +170,8 @@ def test_a_transfer_loses_nothing(steps: list, share: float) -> None:
             "squared_group_means": sum(w * r.mean() ** 2 for r, w in mine),
             "within": sum(w * ((r - r.mean()) ** 2).sum() for r, w in mine),
             "inverse_sizes": sum(w / len(r) for r, w in mine),
-            "squared_weights": sum(w**2 * len(r) for r, w in mine),
+            # Squared up to the newest group; since then they fade like the counts, and the mass with them.
+            "squared_weights": sum(w**2 * len(r) for r, w in mine) / max((w for _, w in mine), default=1.0),
         }
 
     source, target = direct(0), direct(2)
@@ -179,3 +182,40 @@ def test_a_transfer_loses_nothing(steps: list, share: float) -> None:
     assert state["version"][0] == state["version"][2] == version
     if share == 1.0:
         assert not everything(moments).seen[0]
+
+
+def test_mass_that_faded_stays_faded_when_a_cluster_is_carried_over_or_split() -> None:
+    """Kish's n^2 / q does not change when all weights shrink alike; what was forgotten must not come back as trusted."""
+    for change in (lambda moments: moments.carry_over(1.0), lambda moments: moments.transfer(0, 1, 0.25)):
+        moments = DecayedCounts(CLUSTERS, 0.9, (1.0, 1.0))
+        moments.fold(CommittedRewards(np.zeros(32, dtype=np.int64), np.ones((32, 4)), ("p",) * 32, 1))
+        moments.fold(CommittedRewards(np.full(1, 2), np.ones((1, 1)), ("p",), 50))
+        before = everything(moments).mass
+        assert 0 < before[0] < 1.0
+        change(moments)
+        after = everything(moments).mass
+        np.testing.assert_allclose(after[[0, 1]].sum(), before[0])
+        np.testing.assert_allclose(after[2], before[2])
+
+
+@pytest.mark.parametrize("kind", ["decayed", "paper"])
+def test_rewards_far_from_zero_keep_their_variance(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    rows = [(rng.integers(0, CLUSTERS, 6), (rng.random((6, 4)) < 0.4).astype(float)) for _ in range(5)]
+    found = []
+    for offset in (0.0, 1e8):
+        moments = create_moments(kind, BlendConfig(), CLUSTERS)  # type: ignore[arg-type]
+        for step, (clusters, rewards) in enumerate(rows):
+            moments.fold(CommittedRewards(clusters, rewards + offset, ("p",) * 6, step))
+        found.append(moments.history(np.arange(CLUSTERS)))
+        both = create_moments(kind, BlendConfig(), CLUSTERS)  # type: ignore[arg-type]
+        moments.carry_over(1.0)
+        both.absorb(moments)
+        both.absorb(moments)
+        assert both.history(np.arange(CLUSTERS)).mean == pytest.approx(
+            moments.history(np.arange(CLUSTERS)).mean, abs=0.1
+        )
+    near, far = found
+    np.testing.assert_allclose(far.variance, near.variance, atol=0.2)
+    assert (far.variance > 0.05).all() and (far.within > 0.02).all()
+    np.testing.assert_allclose(far.mean - 1e8, near.mean, atol=0.6)

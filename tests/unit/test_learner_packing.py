@@ -14,6 +14,7 @@ from learner.actor import as_samples
 from learner.aggregations import SeqMeanTokenMean, Totals
 from learner.batching.pack import check_group, count, empty_batch, pack
 from learner.batching.packed import PackedBatch, Segments
+from learner.batching.probe import random_share
 from learner.batching.split import balance, split_batch, split_evenly
 from learner.model.policy import Policy
 from learner.model.rows import padded_rows
@@ -272,3 +273,15 @@ def test_a_group_that_cannot_be_trained_on_names_itself(changes: dict, message: 
     group = made_group(**({"name": "broken", "prompt": 3, "lengths": [2, 2]} | changes))
     with pytest.raises(ValueError, match=f"group broken: .*{message}"):
         check_group(*group)
+
+
+def test_the_share_that_a_move_is_measured_on_is_drawn_at_random() -> None:
+    """Not the longest rows: of six groups, three of them long, each stands for the batch as often as any other."""
+    groups = [made_group(str(i), 3, [2, 2] if i % 2 else [9, 9], seed=i) for i in range(6)]
+    long = 0
+    for seed in range(600):
+        share = random_share(groups, 6, SeqMeanTokenMean(), 0, True, 64, seed)
+        assert share is not None and int(share.mask.sum()) in (4, 18)
+        long += int(share.mask.sum()) == 18
+    assert abs(long / 600 - 0.5) < 0.1
+    assert random_share([], 1, SeqMeanTokenMean(), 0, True, 64, 0) is None

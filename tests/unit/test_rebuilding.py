@@ -32,7 +32,7 @@ __all__ = ["recipe"]
 
 @pytest.fixture
 def run(recipe: Path) -> RunDirectory:
-    return made_run(recipe, [1.0, 0.0, 1.0, 1.0])
+    return made_run(recipe, [(1.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 0.0)])
 
 
 def resume(run: RunDirectory, steps: range, save_after: int, lost: bool = False) -> None:
