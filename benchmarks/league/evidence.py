@@ -1,10 +1,10 @@
-"""What the league found, as docs/evidence.md tells it: tables, sentences and a picture, all from one JSON.
+"""What the league found, as docs/evidence.md and the README tell it: tables, sentences and a picture, all from one JSON.
 
     python -m benchmarks.league.evidence gather DIR... --out benchmarks/results/league_runs.json
     python -m benchmarks.league.evidence write
 
-`gather` reads what `benchmarks.league run` left; DIR/machine.json says where it ran. `write` fills docs/evidence.md between its markers and
-draws docs/images/league.png. A test holds the document to the JSON.
+`gather` reads what `benchmarks.league run` left; DIR/machine.json says where it ran. `write` fills docs/evidence.md and the README between their
+markers and draws docs/images/league.png. A test holds both to the JSON.
 """
 
 import argparse
@@ -18,14 +18,16 @@ from typing import Any
 from benchmarks.figures import Figure, figure
 from benchmarks.league.found import OURS, SIZES, TASKS, Found, Run, levels, mean_curve, samples_to
 from benchmarks.league.jobs import results
-from benchmarks.league.story import document
+from benchmarks.league.story import document, headline
 from benchmarks.league.table import half_width
 
 ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "benchmarks" / "results" / "league_runs.json"
 DOCUMENT = ROOT / "docs" / "evidence.md"
+README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "league.png"
-MARKERS = re.compile(r"(<!-- league -->\n).*?(\n<!-- end of league -->)", re.DOTALL)
+BEGIN, END = "<!-- league -->", "<!-- end of league -->"
+MARKERS = re.compile(f"{BEGIN}\n.*?{END}", re.DOTALL)
 
 
 def compact(row: Run, machine: int) -> Run:
@@ -112,11 +114,17 @@ def draw(found: Found) -> None:
 
 
 def write() -> None:
-    """Fill the document and draw the picture from the JSON."""
+    """Fill the documents and draw the picture from the JSON."""
     found = Found(json.loads(RUNS.read_text(encoding="utf-8"))["runs"])
-    text = DOCUMENT.read_text(encoding="utf-8")
-    DOCUMENT.write_text(MARKERS.sub(lambda old: old[1] + document(found) + old[2].lstrip("\n"), text), encoding="utf-8")
+    for path, text in told(found).items():
+        before, after = MARKERS.split(path.read_text(encoding="utf-8"))
+        path.write_text(f"{before}{BEGIN}\n{text.strip()}\n{END}{after}", encoding="utf-8")
     draw(found)
+
+
+def told(found: Found) -> dict[Path, str]:
+    """What stands between the markers of each document."""
+    return {DOCUMENT: document(found), README: headline(found)}
 
 
 def main() -> None:

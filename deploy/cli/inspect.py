@@ -48,7 +48,7 @@ def replay(
     ],
     estimator: Annotated[
         str, typer.Option(help="Estimators, separated by commas: grpo, bv_blend:eb, pass_at_k:k=8, …")
-    ] = "bv_blend",
+    ] = "hierarchical",
     override: Overrides = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the clusters, where the log gives prompts")] = 0,
     reward: Annotated[
@@ -58,7 +58,7 @@ def replay(
         ),
     ] = None,
 ) -> None:
-    """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator bv_blend,grpo"""
+    """Run any log of rewards through estimators, without a run. Example: bvblend replay rewards.jsonl --estimator hierarchical,grpo"""
     from deploy.report.replaying import replay_file, reward_weights
 
     weights = None if reward is None else reward_weights(reward)

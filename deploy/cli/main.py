@@ -145,8 +145,8 @@ def submit(
 def compare(
     recipe: Recipe,
     estimators: Annotated[
-        str, typer.Option(help="Estimators, separated by commas: bv_blend, bv_blend:paper, grpo, pass_at_k:k=8, …")
-    ] = "bv_blend,grpo",
+        str, typer.Option(help="Estimators, separated by commas: hierarchical, bv_blend:paper, grpo, pass_at_k:k=8, …")
+    ] = "hierarchical,grpo",
     vary: Annotated[
         list[str] | None,
         typer.Option(help="Compare settings too: --vary prompts.order=shuffled,signal", show_default=False),

@@ -17,7 +17,7 @@ from actors.rollout.sample import Sample
 from actors.verifiers.reasoning_gym import task_score
 from actors.weights.block import open_tensors
 from benchmarks.league.baselines import clusters_of, estimator_of
-from benchmarks.league.evidence import DOCUMENT, MARKERS, RUNS
+from benchmarks.league.evidence import DOCUMENT, MARKERS, RUNS, told
 from benchmarks.league.found import Found
 from benchmarks.league.frozen import measure_frozen, signal_to_noise
 from benchmarks.league.jobs import Job, read_jobs
@@ -26,7 +26,6 @@ from benchmarks.league.lab import Lab
 from benchmarks.league.learning import Learner
 from benchmarks.league.policy import Policy
 from benchmarks.league.sampling import Completions, sample, success_probabilities, token_logprobs
-from benchmarks.league.story import document
 from benchmarks.league.tasks import Split, Task, load_task, prepare, recipe_of, task_file
 from benchmarks.league.tries import bundles, read_prompts
 from learner.job import LearnerJob
@@ -403,11 +402,12 @@ def is_flipped(prompt_id: str, place: int) -> bool:
 
 
 def test_evidence_is_what_the_runs_say() -> None:
-    """Every number of the league's part of docs/evidence.md comes from the JSON: python -m benchmarks.league.evidence write."""
+    """Every number of the league in the documents comes from the JSON: python -m benchmarks.league.evidence write."""
     runs = Found(json.loads(RUNS.read_text(encoding="utf-8"))["runs"])
-    found = MARKERS.search(DOCUMENT.read_text(encoding="utf-8"))
-    assert found is not None
-    assert found[0].split("\n", 1)[1].rsplit("<!--", 1)[0].strip() == document(runs).strip()
+    for path, text in told(runs).items():
+        found = MARKERS.search(path.read_text(encoding="utf-8"))
+        assert found is not None, path
+        assert found[0].split("\n", 1)[1].rsplit("<!--", 1)[0].strip() == text.strip(), path
 
 
 def test_the_jobs_of_the_evidence_are_jobs() -> None:
