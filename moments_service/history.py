@@ -71,7 +71,7 @@ class RunHistory:
         """Go on from a snapshot. Raises ValueError where it does not fit the configuration, or its parts each other."""
         clusters = load_clusters(snapshot / CODEBOOK_FILE)
         state = MomentsState(self._config, len(clusters))
-        state.heirs = clusters.heirs
+        state.know(clusters)
         origin = state.load(snapshot)
         if origin.codebook != clusters.fingerprint:
             raise ValueError(f"snapshot {snapshot} is mixed up: its moments belong to codebook {origin.codebook}")

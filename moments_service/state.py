@@ -19,7 +19,7 @@ from moments_service.estimators import Advantages, RememberingEstimator, RewardB
 from moments_service.health import Alarm, HealthMonitor, Observation
 from moments_service.messages.counts import Counts
 from moments_service.messages.table import GroupTable
-from moments_service.moments import CommittedRewards, History, Indices
+from moments_service.moments import CommittedRewards, History, Indices, TrackedMeans
 from moments_service.moments.outcomes import Outcomes, outcomes_of
 
 if TYPE_CHECKING:
@@ -69,7 +69,13 @@ class MomentsState:
         self.health.grow(len(clusters))
         for move in transfers:
             self.moments.transfer(move.source, move.target, move.share)
+        self.know(clusters)
+
+    def know(self, clusters: Clusters) -> None:
+        """Take in what a version of the clusters says of them: who stands for whom, and who is like whom."""
         self.heirs = clusters.heirs
+        if isinstance(self.moments, TrackedMeans):
+            self.moments.relate(clusters.kinship())
 
     def history(self, clusters: Indices) -> History:
         """Moments of the given clusters, [M] rows."""
@@ -152,6 +158,8 @@ class MomentsState:
         other = MomentsState(config, len(self.moments))
         other._take(self.arrays(), self.config.estimator.kind, "the state before")
         other.heirs, other.last_step = self.heirs, self.last_step
+        if isinstance(self.moments, TrackedMeans) and isinstance(other.moments, TrackedMeans):
+            other.moments.relate(self.moments.kinship)
         return other
 
     def _take(self, arrays: Mapping[str, np.ndarray], estimator: str, where: str) -> None:

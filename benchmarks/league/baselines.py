@@ -12,7 +12,7 @@ from moments_service.estimators import Advantages, RewardBatch
 from moments_service.estimators.base import advantages
 from moments_service.estimators.naming import configured
 from moments_service.messages.groups import PolicyMove
-from moments_service.moments import CommittedRewards
+from moments_service.moments import CommittedRewards, TrackedMeans
 from moments_service.seeding import derive_seed
 from moments_service.state import MomentsState
 
@@ -46,6 +46,12 @@ def clusters_of(task: Task, name: str, seed: int) -> Indices:
     return np.unique([getattr(prompt, labels[kind]) for prompt in prompts], return_inverse=True)[1]
 
 
+def kinship_of(task: Task, name: str, seed: int) -> Array | None:
+    """Of the clusters that `clusters_of` gives; None where they are no clusters of embeddings."""
+    kind, _, rest = name.partition(":")
+    return task.kinship.get(f"{rest}:{seed}") if kind == "embedding" else None
+
+
 def estimator_of(config: MomentsConfig, spec: str) -> tuple[MomentsConfig, Control | None]:
     """The configuration that a spec names, and the control that takes the place of its estimator, if it names one.
 
@@ -68,9 +74,12 @@ def estimator_of(config: MomentsConfig, spec: str) -> tuple[MomentsConfig, Contr
 class Contestant:
     """An estimator, or a control, with a history of its own."""
 
-    def __init__(self, config: MomentsConfig, spec: str, clusters: int) -> None:
+    def __init__(self, config: MomentsConfig, spec: str, clusters: int, kinship: Array | None = None) -> None:
+        """kinship: [K, K] of the clusters, where it is known."""
         self.config, self._control = estimator_of(config, spec)
         self.state = MomentsState(self.config, clusters)
+        if isinstance(self.state.moments, TrackedMeans):
+            self.state.moments.relate(kinship)
 
     @property
     def needs_truth(self) -> bool:

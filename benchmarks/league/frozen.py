@@ -60,7 +60,7 @@ def measure_frozen(lab: Lab, mature: int = MATURE, measured: int = MEASURED) -> 
     """
     lab = _apart(lab)
     specs = tuple(dict.fromkeys((*lab.job.frozen, REFERENCE)))
-    contestants = {spec: Contestant(lab.task.config.moments, spec, lab.count) for spec in specs}
+    contestants = {spec: Contestant(lab.task.config.moments, spec, lab.count, lab.kinship) for spec in specs}
     found = {spec: _Found() for spec in specs}
     for number in range(mature + measured):
         drawn = lab.draw()

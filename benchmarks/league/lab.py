@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from actors.prompts.feed import PromptFeed
-from benchmarks.league.baselines import Contestant, clusters_of
+from benchmarks.league.baselines import Contestant, clusters_of, kinship_of
 from benchmarks.league.jobs import Job
 from benchmarks.league.judging import Judge
 from benchmarks.league.learning import Learner
@@ -83,8 +83,9 @@ class Lab:
         self.learner = Learner(self.policy, config.learner, self.steps, job.lr)
         self.judge = Judge(task.train)
         self.clusters = clusters_of(task, job.clusters, job.seed)
-        self.count = int(self.clusters.max()) + 1
-        self.contestant = Contestant(config.moments, job.estimator, self.count)
+        self.kinship = kinship_of(task, job.clusters, job.seed)
+        self.count = int(self.clusters.max()) + 1 if self.kinship is None else len(self.kinship)
+        self.contestant = Contestant(config.moments, job.estimator, self.count, self.kinship)
         self.feed = PromptFeed(task.train.prompts, derive_seed(job.seed, "feed"), job.group_size, order=job.order)
         self.rows = {prompt.prompt_id: row for row, prompt in enumerate(task.train.prompts)}
         self.generator = torch.Generator().manual_seed(derive_seed(job.seed, "sample"))

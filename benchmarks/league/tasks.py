@@ -16,6 +16,7 @@ from safetensors import safe_open
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import load_recipe
+from moments_service.blend import Array
 from moments_service.durable import write_tensors
 from moments_service.seeding import derive_seed
 
@@ -23,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "deploy" / "recipes"
 FRESH_LIMIT = 640
 """Training prompts of each family of `fresh`: 120 steps of 64 completions see no prompt twice, at any group size from 2 up."""
-_CLUSTERS = "clusters/"
+_CLUSTERS, _KINSHIP = "clusters/", "kinship/"
 
 Indices = npt.NDArray[np.int64]
 
@@ -50,6 +51,8 @@ class Task:
     held_out: Split
     clusters: dict[str, Indices]
     """By name, [N] of each training prompt: `16:3` are 16 clusters of embeddings in a run of seed 3."""
+    kinship: dict[str, Array]
+    """Of those clusters, by the same names: [K, K], see `Codebook.kinship`."""
 
 
 def recipe_of(name: str) -> RunConfig:
@@ -75,9 +78,9 @@ def prepare(name: str, cache: Path, codebooks: Iterable[tuple[int, int]] = ()) -
     if path.is_file():
         before, known = _read(path)
         if before["train"] == about["train"]:
-            arrays |= {key: array for key, array in known.items() if key.startswith(_CLUSTERS)}
-    wanted = {f"{_CLUSTERS}{count}:{seed}": (count, seed) for count, seed in codebooks}
-    missing = {key: value for key, value in wanted.items() if key not in arrays}
+            arrays |= {key: array for key, array in known.items() if key.startswith((_CLUSTERS, _KINSHIP))}
+    wanted = {f"{count}:{seed}": (count, seed) for count, seed in codebooks}
+    missing = {key: value for key, value in wanted.items() if _KINSHIP + key not in arrays}
     if missing:
         arrays |= _clusters(config, _prompts(about["train"]), missing)
     cache.mkdir(parents=True, exist_ok=True)
@@ -103,6 +106,7 @@ def load_task(path: Path) -> Task:
             for name, array in arrays.items()
             if name.startswith(_CLUSTERS)
         },
+        kinship={name.removeprefix(_KINSHIP): array for name, array in arrays.items() if name.startswith(_KINSHIP)},
     )
 
 
@@ -138,10 +142,13 @@ def _clusters(
     from moments_service.clusters import fit_clusters
 
     every = prompt_set(config, prompts)
-    found = {}
+    found: dict[str, npt.NDArray[Any]] = {}
     for key, (count, seed) in wanted.items():
         settings = config.moments.clusters.model_copy(update={"count": count})
-        found[key] = fit_clusters(settings, every, derive_seed(seed, "codebook")).assign_prompts(every)
+        codebook = fit_clusters(settings, every, derive_seed(seed, "codebook"))
+        kinship = codebook.kinship()
+        assert kinship is not None
+        found |= {_CLUSTERS + key: codebook.assign_prompts(every), _KINSHIP + key: kinship}
     return found
 
 

@@ -104,6 +104,10 @@ class Clusters(Protocol):
         """Cluster of each prompt, [N]."""
         ...
 
+    def kinship(self) -> npt.NDArray[np.float64] | None:
+        """[K, K] how alike the prompts of two clusters are, in [0, 1], 1 for a cluster with itself; None where nobody knows."""
+        ...
+
     def remember(self, prompts: PromptSet) -> Indices:
         """Look the clusters of prompts up, once: `assign` knows them from then on. Returns them, [N]."""
         ...

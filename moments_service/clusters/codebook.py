@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
@@ -16,6 +17,10 @@ from moments_service.messages.table import GroupTable
 
 NOVELTY_PERCENTILE = 1.0
 """A prompt is unlike any seen before if its cosine is below that of this share (percent) of the fitted prompts."""
+
+
+KINSHIP_WIDTH = 0.25
+"""Cosine distance at which the likeness of two clusters has fallen to 1 / e: prompts on one subject lie about so far apart."""
 
 
 class Codebook:
@@ -74,6 +79,13 @@ class Codebook:
     def cosines(self, embeddings: Embeddings, clusters: Indices) -> np.ndarray:
         """Cosine of each embedding to the centroid of its cluster, [N] float32."""
         return np.einsum("nd,nd->n", embeddings, self.centroids[clusters])
+
+    def kinship(self) -> npt.NDArray[np.float64]:
+        """exp((cosine - 1) / KINSHIP_WIDTH) of the centroids: positive definite, as any function of squared distance of that kind."""
+        cosines = self.centroids.astype(np.float64) @ self.centroids.T.astype(np.float64)
+        found: npt.NDArray[np.float64] = np.exp((cosines - 1.0) / KINSHIP_WIDTH)
+        np.fill_diagonal(found, 1.0)
+        return found
 
     def remember(self, prompts: PromptSet) -> Indices:
         """Look the clusters of these prompts up once; `assign` then knows them by id. Returns them, [N]."""

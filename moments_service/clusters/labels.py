@@ -46,6 +46,9 @@ class LabelClusters:
     def assign_prompts(self, prompts: PromptSet) -> Indices:
         return self._look_up(self._labels_of(prompts))
 
+    def kinship(self) -> None:
+        return None
+
     def remember(self, prompts: PromptSet) -> Indices:
         return self.assign_prompts(prompts)
 

@@ -20,8 +20,8 @@ class TrackedHistory(History):
     level, precision: of the cluster's mean reward by itself, and 1 / its variance; 0 where nothing is known.
     squares, freedom: decayed squared deviations inside groups, and their degrees of freedom.    misses, groups: decayed sum of
     squared errors of predicted group means beyond what sampling and the level's variance explain, and their number.
-    pooled: these four summed over all clusters.    global_mean, spread: mean of the clusters' true means, and their variance.
-    lowest, highest: of all rewards ever seen.
+    centre, spread: what is expected of the cluster's mean from the other clusters, and the variance of that.
+    pooled: the four sums over all clusters.    lowest, highest: of all rewards ever seen.
     """
 
     level: Array
@@ -30,9 +30,9 @@ class TrackedHistory(History):
     freedom: Array
     misses: Array
     groups: Array
+    centre: Array
+    spread: Array
     pooled: dict[str, float]
-    global_mean: float
-    spread: float
     lowest: float
     highest: float
 
@@ -61,7 +61,7 @@ class Priors:
 def leave_one_out(history: TrackedHistory, clusters: Indices, batch: GroupMeans) -> Priors:
     """The prior of every group of a batch. clusters: [M]. history: [M] rows.
 
-    The cluster's mean combines three estimates by their precisions: the mean of all clusters, the cluster's own history, and
+    The cluster's mean combines three estimates by their precisions: what the other clusters say, the cluster's own history, and
     its other groups of this batch. Before any history half of what prompts differ by is taken to lie between clusters.
     """
     others = _Others(clusters, batch)
@@ -78,8 +78,8 @@ def leave_one_out(history: TrackedHistory, clusters: Indices, batch: GroupMeans)
     pooled = shrunk(np.full(len(apart), history.pooled["misses"]), np.full(len(apart), history.pooled["groups"]), apart)
     between = np.maximum(shrunk(history.misses, history.groups, np.maximum(pooled, 0.0)), 0.0)
     unknown = history.pooled["groups"] <= 0
-    centre = others.mean_everywhere(batch.mean) if unknown else np.full(len(apart), history.global_mean)
-    spread = 0.5 * apart if unknown else np.full(len(apart), history.spread)
+    centre = others.mean_everywhere(batch.mean) if unknown else history.centre
+    spread = 0.5 * apart if unknown else history.spread
     observed = between + within * others.mean_in_cluster(noise)
     seen = spread * history.precision
     now = np.where(observed > 0, spread * others.number / np.where(observed > 0, observed, 1.0), 0.0)

@@ -6,13 +6,12 @@ from moments_service.blend import Array
 from moments_service.moments.base import ClusterMoments, CommittedRewards, Indices, NamedArrays
 from moments_service.moments.group_means import group_means
 from moments_service.moments.leave_one_out import TrackedHistory, leave_one_out, shrunk
+from moments_service.moments.regions import expected_of_others
 
 RETENTION = 0.9
 """What one policy version leaves of the sums that variances are estimated from."""
 DRIFT_RETENTION = 0.97
 """What one batch leaves of what earlier ones said of the drift."""
-PRIOR_CLUSTERS = 2.0
-"""Clusters' worth of the guess that clusters differ as much as the prompts of one do."""
 
 _SUMS = ("squares", "freedom", "misses", "groups")
 
@@ -25,7 +24,7 @@ class TrackedMeans(NamedArrays):
     moves, and no faster. A cluster's groups observe its mean with variance V + v / n each: V between its prompts, v within one,
     n rewards a group. V is not fitted but scored: by how much predictions of groups, made before they were seen, missed their
     true means. Whatever is wrong with predictions, their lag included, counts. Nothing is known before two rewards differed.
-    Source: Kalman (1960); DerSimonian and Laird (1986) for the variance between clusters; METHODS G.1.
+    Source: Kalman (1960); METHODS G.1.
     """
 
     def __init__(self, clusters: int) -> None:
@@ -39,6 +38,11 @@ class TrackedMeans(NamedArrays):
             "highest": np.full((), -np.inf),
         }
         super().__init__(clusters, rows, scalars)
+        self.kinship: Array | None = None
+
+    def relate(self, kinship: Array | None) -> None:
+        """From now on, how alike the prompts of the clusters are. kinship: [K, K], see `expected_of_others`; None: nobody knows."""
+        self.kinship = kinship
 
     @property
     def drift(self) -> float:
@@ -56,19 +60,17 @@ class TrackedMeans(NamedArrays):
         within = shrunk(sums["squares"], sums["freedom"], within_pooled)
         between = np.maximum(shrunk(sums["misses"], sums["groups"], between_pooled), 0.0)
         precision = _drifted(arrays["precision"], self.drift * age * (within + between))
-        centre, spread = _across(arrays["level"], precision, between_pooled)
+        centre, spread = expected_of_others(arrays["level"], precision, between_pooled, self.kinship)
         known = spread * precision
         seen = precision > 0
         rows = {
             "mean": np.where(seen, centre + known / (1.0 + known) * (arrays["level"] - centre), 0.0),
             "variance": within + between, "mass": sums["freedom"] + sums["groups"], "seen": seen, "within": within,
-            "between": between, "level": arrays["level"], "precision": precision, **sums,
+            "between": between, "level": arrays["level"], "precision": precision, "centre": centre, "spread": spread, **sums,
         }  # fmt: skip
         return TrackedHistory(
             **{name: values[clusters] for name, values in rows.items()},
             pooled=pooled,
-            global_mean=centre,
-            spread=spread,
             lowest=float(arrays["lowest"]),
             highest=float(arrays["highest"]),
         )
@@ -157,17 +159,3 @@ class TrackedMeans(NamedArrays):
 def _drifted(precision: Array, added: Array) -> Array:
     """1 / (variance + added); 0 stays 0."""
     return precision / (1.0 + precision * added)
-
-
-def _across(level: Array, precision: Array, between: float) -> tuple[float, float]:
-    """Mean of the known clusters and the variance of their true means. between: of prompts within clusters, what it is shrunk to."""
-    known = precision > 0
-    number = int(known.sum())
-    if not number:
-        return 0.0, 0.0
-    origin, variance = level[known].mean(), 1.0 / precision[known]
-    centred = level[known] - origin
-    excess = max(float((centred**2).sum() / max(number - 1, 1) - variance.mean()), 0.0)
-    spread = ((number - 1) * excess + PRIOR_CLUSTERS * between) / (number - 1 + PRIOR_CLUSTERS)
-    weights = 1.0 / (spread + variance)
-    return float(origin + (weights * centred).sum() / weights.sum()), spread

@@ -7,12 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moments_service.clusters import Codebook, PromptSet
+from moments_service.clusters.labels import fit_labels
 from moments_service.config import MomentsConfig
 from moments_service.estimators import RewardBatch
 from moments_service.estimators.hierarchical import LEAST_SCALE, PRIOR_REWARDS, Hierarchical, HierarchicalOptions
 from moments_service.estimators.naming import configured
 from moments_service.moments import CommittedRewards, DecayedCounts, TrackedMeans
 from moments_service.moments.leave_one_out import PRIOR_GROUPS, TrackedHistory
+from moments_service.moments.regions import expected_of_others
 from moments_service.offline.efficiency import Alignment
 from moments_service.state import MomentsState
 
@@ -82,7 +85,7 @@ def expected(history: TrackedHistory, groups: list, scale: str) -> Rows:
             0.0,
         )
         if history.pooled["groups"] > 0:
-            centre, spread = history.global_mean, history.spread
+            centre, spread = float(history.centre[m]), float(history.spread[m])
         else:
             spread = apart / 2
         noise = between + within * (sum(1 / len(everyone[g][0]) for g in near) / max(len(near), 1))
@@ -286,3 +289,43 @@ def test_without_its_moments_it_says_what_it_needs() -> None:
     batch = RewardBatch(one, one, ("a",), moments.history(np.zeros(1, dtype=np.int64)))
     with pytest.raises(ValueError, match="tracked moments"):
         Hierarchical(HierarchicalOptions())(batch)
+
+
+def test_a_cluster_is_expected_to_be_like_those_that_its_prompts_are_like() -> None:
+    """Two subjects of eight clusters each, one of them never met: what is expected of it is what its own subject does."""
+    rng = np.random.default_rng(0)
+    subject = np.repeat([0, 1], 8)
+    truth = np.where(subject == 0, 0.2, 0.7) + rng.normal(0, 0.03, 16)
+    kinship = np.where(subject[:, None] == subject, 0.6, 0.02) + np.diag(np.full(16, 0.4 - 0.0))
+    np.fill_diagonal(kinship, 1.0)
+    level, precision = truth + rng.normal(0, 0.02, 16), np.full(16, 1 / 0.02**2)
+    precision[3] = 0.0
+    mean, variance = expected_of_others(level, precision, 0.05, kinship)
+    plain, wide = expected_of_others(level, precision, 0.05, None)
+    assert abs(mean[3] - 0.2) < 0.1 < abs(plain[3] - 0.2) and variance[3] < 0.6 * wide[3]
+    # Nothing of a cluster is in what the others say of it.
+    moved = level.copy()
+    moved[5] += 0.01
+    again, _ = expected_of_others(moved, precision, 0.05, kinship)
+    assert abs(again[5] - mean[5]) < 0.1 * abs(again[4] - mean[4]) + 2e-3
+    # And where likeness says nothing, it is not listened to.
+    shuffled = level[rng.permutation(16)]
+    precision[3] = precision[4]
+    mixed, _ = expected_of_others(shuffled, precision, 0.05, kinship)
+    flat, _ = expected_of_others(shuffled, precision, 0.05, None)
+    assert np.abs(mixed - flat).max() < np.abs(mean - plain).max()
+
+
+def test_a_run_s_clusters_tell_who_is_like_whom() -> None:
+    embeddings = np.array([[1, 0, 0], [0.95, 0.31, 0], [0, 0, 1]], dtype=np.float32)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    codebook = Codebook(embeddings)
+    kinship = codebook.kinship()
+    np.testing.assert_allclose(np.diag(kinship), 1.0)
+    assert kinship[0, 1] > 0.7 and kinship[0, 2] < 0.05 and np.linalg.eigvalsh(kinship).min() > 0
+    state = MomentsState(MomentsConfig(), 3)
+    state.change_clusters(codebook, ())
+    assert isinstance(state.moments, TrackedMeans) and state.moments.kinship is not None
+    assert state.under(MomentsConfig()).moments.kinship is not None  # type: ignore[attr-defined]
+    state.change_clusters(fit_labels(PromptSet(("a", "b", "c"), ("x", "y", "z"), ("",) * 3), "source"), ())
+    assert state.moments.kinship is None
