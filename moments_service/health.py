@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moments_service.blend import Array, group_moments
-from moments_service.moments import CommittedRewards, History, Indices
+from moments_service.moments import CommittedRewards, DecayedCounts, Indices
 
 SLACK = 1.0
 """Standard deviations that an average may be off in every batch without ever raising an alarm."""
@@ -37,7 +37,12 @@ LARGEST_PUSH = 1e3
 AlarmKind = Literal[
     "reward fell", "reward jumped", "reward jumped with length", "errors rose", "many errors", "advantages exploded"
 ]
+RETENTION = 0.95
+"""What one policy version leaves of what rewards are compared with."""
+PRIOR = (1.0, 1.0)
+"""Pseudo-counts of reward 1 and of reward 0 in it."""
 _AVERAGES = ("reward", "error")
+_EXPECTED = "expected_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +75,15 @@ class Observation:
 
 
 class HealthMonitor:
-    """CUSUMs of K clusters and of all of them together (the last row of every array). `threshold`: where an alarm is raised."""
+    """CUSUMs of K clusters and of all of them together (the last row of every array). `threshold`: where an alarm is raised.
+
+    What is expected comes from a memory of its own, the same under every estimator: one that is slow on purpose, since what
+    follows rewards as fast as they move would find nothing odd in a grader that broke.
+    """
 
     def __init__(self, clusters: int, threshold: float) -> None:
         self.threshold = threshold
+        self._expected = DecayedCounts(clusters, RETENTION, PRIOR)
         rows = clusters + 1
         self._arrays: dict[str, np.ndarray] = {
             name: np.zeros(rows, dtype=np.float32)
@@ -87,12 +97,13 @@ class HealthMonitor:
             )
         } | {"batches": np.zeros(rows, dtype=np.int32)}
 
-    def observe(self, clusters: Indices, rewards: Array, lengths: Array, history: History) -> Observation:
+    def observe(self, clusters: Indices, rewards: Array, lengths: Array) -> Observation:
         """Compare a batch with what was expected of it; changes nothing.
 
         clusters: [M].    rewards: [M, G], NaN where there is none.    lengths: [M, G] completion tokens, NaN past the size
-        of a group.    history: before this batch, [M] rows.
+        of a group.
         """
+        history = self._expected.history(clusters)
         counted = ~np.isnan(lengths)
         sizes = counted.sum(axis=1)
         touched, row_of = np.unique(clusters, return_inverse=True)
@@ -140,8 +151,14 @@ class HealthMonitor:
         """The alarms that this batch raises; changes nothing."""
         return tuple(self._alarms(observation, self._sums(observation)))
 
-    def fold(self, observation: Observation) -> None:
-        """Take a batch in. A sum that raised an alarm starts again from zero: the new level is what comes next."""
+    def fold(self, committed: CommittedRewards) -> None:
+        """Take a batch in. Its groups say nothing of lengths where nobody counted them."""
+        if committed.lengths is not None and len(committed.clusters):
+            self._sum_up(self.observe(committed.clusters, committed.rewards, committed.lengths))
+        self._expected.fold(committed)
+
+    def _sum_up(self, observation: Observation) -> None:
+        """A sum that raised an alarm starts again from zero: the new level is what comes next."""
         rows = observation.clusters
         for name, values in self._sums(observation).items():
             self._arrays[name][rows] = np.where(values > self.threshold, 0.0, values)
@@ -154,17 +171,26 @@ class HealthMonitor:
         arrays["length"][rows] += rate * (observation.found["length"] - arrays["length"][rows])
         arrays["batches"][rows] += 1
 
+    def transfer(self, source: int, target: int, share: float) -> None:
+        """What is expected of `target` comes from `source` for this share, as its moments do."""
+        self._expected.transfer(source, target, share)
+
     def grow(self, clusters: int) -> None:
         """Make room for clusters up to this number; the row of all of them stays the last."""
+        self._expected.grow(clusters)
         for name, array in self._arrays.items():
             more = np.zeros(clusters + 1 - len(array), dtype=array.dtype)
             self._arrays[name] = np.concatenate([array[:-1], more, array[-1:]])
 
     def state(self) -> dict[str, np.ndarray]:
-        return {name: array.copy() for name, array in self._arrays.items()}
+        own = {name: array.copy() for name, array in self._arrays.items()}
+        return own | {f"{_EXPECTED}{name}": array for name, array in self._expected.state().items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
         self._arrays = {name: state[name].copy() for name in self._arrays}
+        expected = {name.removeprefix(_EXPECTED): array for name, array in state.items() if name.startswith(_EXPECTED)}
+        if expected:  # else an older version saved it, and what is expected is learned anew
+            self._expected.load_state(expected)
 
     @staticmethod
     def _deviation(found: Array, expected: Array, spread: Array, warm: npt.NDArray[np.bool_]) -> Array:

@@ -16,7 +16,7 @@ from moments_service.clusters import Clusters, Transfer
 from moments_service.config import MomentsConfig
 from moments_service.durable import strict_json, write_tensors
 from moments_service.estimators import Advantages, RememberingEstimator, RewardBatch
-from moments_service.health import Alarm, HealthMonitor, Observation
+from moments_service.health import Alarm, HealthMonitor
 from moments_service.messages.counts import Counts
 from moments_service.messages.table import GroupTable
 from moments_service.moments import CommittedRewards, History, Indices, TrackedMeans
@@ -69,6 +69,7 @@ class MomentsState:
         self.health.grow(len(clusters))
         for move in transfers:
             self.moments.transfer(move.source, move.target, move.share)
+            self.health.transfer(move.source, move.target, move.share)
         self.know(clusters)
 
     def know(self, clusters: Clusters) -> None:
@@ -100,11 +101,9 @@ class MomentsState:
 
     def fold(self, step: int, committed: CommittedRewards) -> None:
         """Take the batch of `step` in."""
-        observation = self._observe(committed)
-        if observation is not None:
-            self.health.fold(observation)
         clusters = self.heirs[committed.clusters]
         committed = replace(committed, clusters=clusters, history=self.moments.history(clusters))
+        self.health.fold(committed)
         self.moments.fold(committed)
         if isinstance(self.estimator, RememberingEstimator):
             self.estimator.fold(committed)
@@ -112,14 +111,9 @@ class MomentsState:
 
     def alarms(self, batch: CommittedRewards) -> tuple[Alarm, ...]:
         """What looks broken in a batch that is not history yet; changes nothing."""
-        observation = self._observe(batch)
-        return () if observation is None else self.health.alarms(observation)
-
-    def _observe(self, committed: CommittedRewards) -> Observation | None:
-        if committed.lengths is None or not len(committed.clusters):
-            return None
-        clusters = self.heirs[committed.clusters]
-        return self.health.observe(clusters, committed.rewards, committed.lengths, self.moments.history(clusters))
+        if batch.lengths is None or not len(batch.clusters):
+            return ()
+        return self.health.alarms(self.health.observe(self.heirs[batch.clusters], batch.rewards, batch.lengths))
 
     def cluster_stats(self) -> dict[str, list[Any]]:
         """mean, variance, mass, weight (the trust in history) and seen of every cluster, K each."""

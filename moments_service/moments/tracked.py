@@ -23,7 +23,7 @@ class TrackedMeans(NamedArrays):
     it. The drift is estimated from how far batches fall from their prediction, so history is forgotten as fast as the policy
     moves, and no faster. A cluster's groups observe its mean with variance V + v / n each: V between its prompts, v within one,
     n rewards a group. V is not fitted but scored: by how much predictions of groups, made before they were seen, missed their
-    true means. Whatever is wrong with predictions, their lag included, counts. Nothing is known before two rewards differed.
+    true means. Whatever is wrong with predictions, their lag included, counts.
     Source: Kalman (1960); METHODS G.1.
     """
 
@@ -81,10 +81,7 @@ class TrackedMeans(NamedArrays):
         rewards = committed.rewards[~np.isnan(committed.rewards)]
         if not len(rewards):
             return
-        arrays["lowest"][...] = min(arrays["lowest"], rewards.min())
-        arrays["highest"][...] = max(arrays["highest"], rewards.max())
-        if arrays["lowest"] == arrays["highest"]:
-            return
+        self._widen(float(rewards.min()), float(rewards.max()))
         batch = group_means(committed.rewards)
         priors = leave_one_out(self.history(committed.clusters), committed.clusters, batch)
         sampling = priors.within / np.maximum(batch.size, 1.0)
@@ -129,12 +126,27 @@ class TrackedMeans(NamedArrays):
         self._arrays["lowest"][...] = min(self._arrays["lowest"], theirs["lowest"])
         self._arrays["highest"][...] = max(self._arrays["highest"], theirs["highest"])
 
+    def _widen(self, lowest: float, highest: float) -> None:
+        """Take in what rewards reach from and to."""
+        arrays = self._arrays
+        before = self.reach
+        arrays["lowest"][...] = min(arrays["lowest"], lowest)
+        arrays["highest"][...] = max(arrays["highest"], highest)
+        # Until two rewards differed their unit was a guess, and all that is known was measured in it.
+        if before == 0 < arrays["highest"] - arrays["lowest"]:
+            arrays["precision"] /= self.reach**2
+
+    @property
+    def reach(self) -> float:
+        """Range of all rewards; 0 where none has differed yet, or none was seen."""
+        return max(float(self._arrays["highest"] - self._arrays["lowest"]), 0.0)
+
     def _observe(self, touched: Indices, surprise: Array, noise: Array) -> None:
         """One step of the filter. All [T]: surprise: mean of the cluster's groups less its level.    noise: variance of that mean."""
         arrays = self._arrays
         before = self.history(touched)
         # Rewards that all agree are no proof that they always will: the variance is never below that of one odd reward.
-        noise = noise + 0.25 * (before.highest - before.lowest) ** 2 / (before.pooled["groups"] + len(touched)) ** 2
+        noise = noise + 0.25 * (self.reach or 1.0) ** 2 / (before.pooled["groups"] + len(touched)) ** 2
         age = (arrays["policy_version"] - arrays["version"][touched]).astype(np.float64)
         known = (arrays["precision"][touched] > 0) & (age > 0)
         if known.any():

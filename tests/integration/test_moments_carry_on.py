@@ -28,7 +28,7 @@ prompts:
     - {{kind: reasoning_gym, name: sums, task: chain_sum, limit: 64, held_out: 2, verifier: "my_verifier:even"}}
 sampling: {{max_tokens: 4}}
 rollout: {{engine: transformers, max_model_len: 128}}
-moments: {{clusters: {{count: 1, adapt: true}}}}
+moments: {{estimator: bv_blend, clusters: {{count: 1, adapt: true}}}}
 checkpoint: {{every: 2}}
 """
 

@@ -74,7 +74,7 @@ def test_the_loss_sees_the_advantages_of_the_moments(policy: ModuleType, tmp_pat
         np.testing.assert_array_equal(trainer.moments.arrays()[name], array, err_msg=name)
     assert trainer.moments.clusters.assign(list(TOPICS)).tolist() == [0, 1]
     logged = [entry["bv_blend/advantage/history_weight"] for entry in trainer.state.log_history if "loss" in entry]
-    assert logged[0] == 0.0 and logged[-1] > 0.0
+    assert 0.0 < logged[-1] < 1.0
 
 
 def test_uniform_groups_teach_once_there_is_history_and_nothing_under_grpo(policy: ModuleType, tmp_path: Path) -> None:

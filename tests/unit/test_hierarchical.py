@@ -258,15 +258,26 @@ def test_the_filter_is_the_one_of_the_textbook(rows: list) -> None:
         level, precision = before.level[0], before.precision[0]
         moments.fold(CommittedRewards(index, np.array([rewards]), ("p",), step))
         after = moments.state()
-        if after["lowest"] == after["highest"]:
-            assert after["precision"].max() == 0.0
-            continue
         assert after["precision"][cluster] > precision
         if precision > 0:
             share = 1.0 - precision / after["precision"][cluster]
             assert after["level"][cluster] == pytest.approx(level + share * (np.mean(rewards) - level), abs=1e-9)
         else:
             assert after["level"][cluster] == pytest.approx(np.mean(rewards))
+
+
+def test_all_right_and_then_all_wrong_is_news() -> None:
+    """Also where no two rewards had ever differed: what comes first is remembered, in whatever unit."""
+    for right in (1.0, 100.0):
+        state = MomentsState(MomentsConfig(), CLUSTERS)
+        clusters = np.array([0, 1])
+        for step in range(3):
+            state.fold(step, CommittedRewards(clusters, np.full((2, 4), right), ("a", "b"), step + 1))
+        found = state.estimate(batch_of(state, np.zeros((2, 4)), clusters, ("c", "d")))
+        assert (found.values < -0.5).all() and (found.values > -5).all()
+        state.fold(3, CommittedRewards(clusters, np.zeros((2, 4)), ("c", "d"), 4))
+        history = state.history(clusters)
+        assert ((history.mean > 0) & (history.mean < right)).all()
 
 
 def test_shares_of_a_cluster_are_what_it_was() -> None:
