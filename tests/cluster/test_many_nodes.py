@@ -114,6 +114,7 @@ def test_a_run_crosses_nodes_and_goes_on_when_one_is_taken_away(
     nodes.remove("rollout2")
 
 
+@pytest.mark.long
 def test_an_actor_whose_node_died_comes_up_on_another(on_head: Train, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("rollout3", cpus=1)
     nodes.add("rollout4", cpus=2)

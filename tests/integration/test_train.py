@@ -37,7 +37,7 @@ def files(directory: Path) -> dict[str, bytes]:
     "how",
     [
         [],
-        settings(prompts__order="signal", group_size=4, max_group_size=8),
+        pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
     ],
     ids=["as shipped", "sampled by what the moments know", "sampled by how groups came out, equal rewards passed by"],
