@@ -8,7 +8,7 @@ PRIOR_CLUSTERS = 2.0
 """Clusters' worth of the guess that clusters differ as much as the prompts of one do."""
 PRIOR_PAIRS = 2.0
 """Pairs' worth, of clusters that are the same, of the guess that likeness of prompts says nothing of their rewards."""
-MOST = 512
+MOST = 256
 """Clusters beyond which nobody looks for neighbours: it costs their number cubed."""
 
 
