@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from benchmarks.league.table import half_width
 
 OURS = "hierarchical"
@@ -56,6 +58,12 @@ def mean_curve(runs: dict[int, Run]) -> list[tuple[int, float]]:
     """(completions, mean over seeds of pass@1 on a part of the held-out prompts)."""
     curves = [run["curve"] for run in runs.values()]
     return [(points[0][0], fmean(value for _, value in points)) for points in zip(*curves, strict=True)]
+
+
+def level_after(curve: list[tuple[int, float]], completions: int) -> float:
+    """Of one run, between the two points around so many completions."""
+    samples, values = zip(*curve, strict=True)
+    return float(np.interp(completions, samples, values))
 
 
 def best_rival(found: Found, task: str, size: int) -> tuple[str, tuple[float, float]]:

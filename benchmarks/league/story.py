@@ -12,6 +12,7 @@ from benchmarks.league.found import (
     TASKS,
     Found,
     best_rival,
+    level_after,
     levels,
     mean_curve,
     mean_level,
@@ -40,7 +41,7 @@ def document(found: Found, pipeline: Pipeline) -> str:
     if standing := frozen(found):
         parts += ["", "### At policies that stand still", "",
                   "Signal to noise of the gradient as a share of RLOO's, and in brackets the root mean square error of the baseline, G = 4, after 60 batches of history.", "", *standing]  # fmt: skip
-    return "\n".join([*parts, *orders(found), *lengths(found), *left_out(found)]) + "\n"
+    return "\n".join([*parts, *orders(found), *filtered(found), *lengths(found), *left_out(found)]) + "\n"
 
 
 def through_the_pipeline(pipeline: Pipeline) -> str:
@@ -165,14 +166,13 @@ def never_hurts(found: Found) -> list[str]:
 def everyone(found: Found, task: str, size: int) -> list[str]:
     """All that ran on a task at a size, best first, with the paired difference from GRPO."""
     grpo = found.of(task, size, "grpo")
-    keys = {(run["estimator"], run["clusters"], run["filter"]) for run in found.runs
-            if (run["task"], run["group_size"], run["order"]) == (task, size, "shuffled")}  # fmt: skip
+    keys = {(run["estimator"], run["clusters"]) for run in found.runs
+            if (run["task"], run["group_size"], run["order"], run["filter"]) == (task, size, "shuffled", "none")}  # fmt: skip
     rows = []
-    for estimator, clusters, kept in keys:
-        runs = found.of(task, size, estimator, clusters, kept=kept)
+    for estimator, clusters in keys:
+        runs = found.of(task, size, estimator, clusters)
         mean, width = found.less(runs, grpo, len(keys) - 1)
         name = f"`{estimator}`" + ("" if clusters == TASKS[task] else f", clusters `{clusters}`")
-        name += "" if kept == "none" else f", filter `{kept}`"
         area, passed = (fmean(run[key] for run in runs.values()) for key in ("area", "held_out_pass_at_8"))
         less = "–" if runs == grpo else f"{mean:+.3f} ± {width:.3f}"
         rows.append(
@@ -227,6 +227,35 @@ def orders(found: Found) -> list[str]:
         "`cold_start`, G = 2: pass@1 on training prompts / held out.",
         "",
         *head,
+        *rows,
+    ]
+
+
+def filtered(found: Found) -> list[str]:
+    """Sampling on until a batch holds no group of equal rewards, by what it costs."""
+    rows = []
+    for size in SIZES:
+        runs = found.of("mixed", size, "grpo", kept="dapo")
+        if not runs:
+            continue
+        plain = [(name, found.of("mixed", size, name)) for name in (OURS, "grpo")]
+        whole = mean_curve(plain[0][1])[-1][0]
+        then = fmean(level_after(run["curve"], whole) for run in runs.values())
+        sampled = fmean(run["curve"][-1][0] for run in runs.values())
+        others = " | ".join(f"{mean_curve(found_runs)[-1][1]:.3f}" for _, found_runs in plain)
+        end = fmean(run["curve"][-1][1] for run in runs.values())
+        rows.append(f"| {size} | {others} | {then:.3f} | {end:.3f} after {sampled:,.0f} |")
+    if not rows:
+        return []
+    return [
+        "",
+        "### Groups of equal rewards sampled away",
+        "",
+        "`mixed`, `prompts.filter: dapo`: as many groups are trained on, and many more are sampled. Held-out pass@1 (of the part that the",
+        f"curves are of) after {whole:,} sampled completions, and at the filter's own end.",
+        "",
+        "| G | `hierarchical` | `grpo` | `grpo`, filter | `grpo`, filter, at its end |",
+        "|---|---|---|---|---|",
         *rows,
     ]
 
