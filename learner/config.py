@@ -9,6 +9,7 @@ from learner.aggregations import AnyAggregation, SeqMeanTokenMean
 from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
+from learner.patterns import Pattern
 from moments_service.config import StrictModel
 
 
@@ -32,7 +33,7 @@ class LearnerConfig(StrictModel):
     """How the ranks share the nodes: together on few (`pack`), or over many (`spread`); `strict_` insists on one, or one each."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of forward and backward; master weights and reductions stay float32."""
-    trainable: str = ".*"
+    trainable: Pattern = ".*"
     """Regular expression: only parameters whose name matches it are trained."""
     updates_per_batch: int = Field(1, ge=1)
     """Optimiser steps that a batch is split into."""
@@ -53,4 +54,6 @@ class LearnerConfig(StrictModel):
     aggregation: AnyAggregation = SeqMeanTokenMean()
     kl: KlConfig = KlConfig()
     optimizer: AnyOptimizer = AdamW()
+    """How gradients become steps."""
     schedule: AnySchedule = Cosine()
+    """The learning rate over the run, as a share of its peak."""

@@ -19,6 +19,16 @@ BY_NAME = BeforeValidator(_named)
 """For unions that `kind` tells apart: the name alone stands for that kind with its defaults."""
 
 
+def by_name(default: str) -> BeforeValidator:
+    """As BY_NAME, where options without a `kind` are those of `default`."""
+
+    def named(value: Any) -> Any:
+        value = _named(value)
+        return {"kind": default, **value} if isinstance(value, dict) else value
+
+    return BeforeValidator(named)
+
+
 def first_problem(error: ValidationError) -> str:
     """`key: what is wrong with it` of the first error."""
     first = error.errors()[0]

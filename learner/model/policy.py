@@ -1,7 +1,5 @@
 """The policy: a Hugging Face causal language model that returns log-probs of sampled tokens, sharded by FSDP2."""
 
-import difflib
-import re
 from collections.abc import Iterator
 
 import torch
@@ -16,6 +14,7 @@ from learner.config import LearnerConfig
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import LOGPROB_CHUNK, token_logprobs
 from learner.model.rows import padded_rows
+from learner.patterns import matching
 
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
@@ -105,11 +104,7 @@ def freeze(policy: Policy, trainable: str | None) -> None:
         return
     # Tied parameters appear under each of their names; a match of any of them trains them.
     names = dict(policy.model.named_parameters(remove_duplicate=False))
-    matched = [name for name in names if re.search(trainable, name)]
-    if not matched:
-        near = difflib.get_close_matches(trainable, names, n=3, cutoff=0.0)
-        raise ValueError(f"learner.trainable: {trainable!r} matches no parameter of the policy; names are like {near}")
-    for name in matched:
+    for name in matching(trainable, names, "learner.trainable", "parameter"):
         names[name].requires_grad_(True)
 
 

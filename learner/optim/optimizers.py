@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
+from learner.optim.parameter_groups import parameter_groups
 from learner.optim.protocol import OptimizerOptions, Schedule
 
 
@@ -37,7 +38,8 @@ class Optimizers:
         self.model = model
         self.parameters = list(parameters.values())
         self.max_grad_norm = options.max_grad_norm
-        self.optimizers = options.build(parameters)
+        self.optimizers = options.build(parameter_groups(model, parameters, options.lr, options.groups))
+        self.peak = options.lr
         self.peaks = [[float(group["lr"]) for group in each.param_groups] for each in self.optimizers]
         self.schedule = schedule
         self.total_updates = total_updates
@@ -46,8 +48,8 @@ class Optimizers:
 
     @property
     def lr(self) -> float:
-        """Learning rate of the next step, of the first group."""
-        return self.peaks[0][0] * self.schedule.share(self.updates, self.total_updates)
+        """Learning rate of the next step, of parameters in no group of their own."""
+        return self.peak * self.schedule.share(self.updates, self.total_updates)
 
     def step(self) -> Update:
         """Clip, step, advance the schedule, drop the gradients.

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
+
+from learner.optim.options import GroupConfig
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+
+    from learner.optim.parameter_groups import ParameterGroup
 
 
 class OptimizerOptions(Protocol):
     """Builds torch optimisers, whose state holds tensors only."""
 
     @property
+    def lr(self) -> float: ...
+
+    @property
     def max_grad_norm(self) -> float: ...
 
-    def build(self, parameters: Mapping[str, nn.Parameter]) -> tuple[torch.optim.Optimizer, ...]:
-        """parameters: those that are trained, by name; each must be in one optimiser. Their groups hold the peak rates."""
+    @property
+    def groups(self) -> tuple[GroupConfig, ...]: ...
+
+    def build(self, groups: Sequence[ParameterGroup]) -> tuple[torch.optim.Optimizer, ...]:
+        """groups: of all parameters that are trained, with their peak rates; each must be in one optimiser."""
         ...
 
 

@@ -1,14 +1,12 @@
 """Loss, log-probs, metrics and schedule against float64 numpy and finite differences."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from learner.batching.pack import empty_batch
 from learner.batching.packed import PackedBatch
@@ -20,8 +18,6 @@ from learner.losses.metrics import MISMATCH_BINS, MISMATCH_EDGES, Tally
 from learner.losses.objective import Objective
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import token_logprobs
-from learner.optim import AdamW, Cosine
-from learner.optim.optimizers import Optimizers, state_tensors
 
 pytestmark = pytest.mark.unit
 
@@ -261,77 +257,6 @@ def test_metrics_of_nothing_but_padding_are_zero() -> None:
     tally = Tally(objective.names)
     tally.add([loss], [measured], [empty_batch().mask])
     assert not tally.sums.any() and not tally.maxima.any()
-
-
-def test_schedule_warms_up_then_follows_half_a_cosine() -> None:
-    schedule = Cosine(warmup_steps=4, final_share=0.1)
-    assert [schedule.share(i, 12) for i in range(4)] == [0.25, 0.5, 0.75, 1.0]
-    assert schedule.share(4, 12) == 1.0
-    assert schedule.share(8, 12) == pytest.approx(0.55)
-    assert schedule.share(12, 12) == schedule.share(99, 12) == pytest.approx(0.1)
-
-
-def one_parameter(values: list[float], options: AdamW, schedule: Cosine) -> tuple[nn.Parameter, Optimizers]:
-    model = nn.Module()
-    model.weight = nn.Parameter(torch.tensor(values))
-    return model.weight, Optimizers(model, dict(model.named_parameters()), options, schedule, 5)
-
-
-def test_optimizer_matches_adamw_written_out() -> None:
-    schedule = Cosine(warmup_steps=2)
-    options = AdamW(lr=0.1, weight_decay=0.01, betas=(0.8, 0.9), max_grad_norm=0.5)
-    parameter, optimizers = one_parameter([1.0, -2.0], options, schedule)
-    x, m, v = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2)
-    for k in range(5):
-        gradient = np.array([3.0, 4.0]) * (k + 1)
-        parameter.grad = torch.tensor(gradient, dtype=torch.float32)
-        update = optimizers.step()
-        gradient = gradient * min(1.0, 0.5 / (5.0 * (k + 1)))
-        lr = 0.1 * schedule.share(k, 5)
-        assert update.grad_norm == pytest.approx(5.0 * (k + 1)) and update.lr == lr and not update.skipped
-        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
-        x = x - lr * 0.01 * x
-        x = x - lr * (m / (1 - 0.8 ** (k + 1))) / (np.sqrt(v / (1 - 0.9 ** (k + 1))) + 1e-8)
-        np.testing.assert_allclose(parameter.detach().numpy(), x, rtol=1e-5)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
-    parameter, optimizers = one_parameter([1.0], AdamW(), Cosine())
-    parameter.grad = torch.tensor([1.0])
-    optimizers.step()
-    weight = parameter.item()
-    state = {name: value.clone() for name, value in state_tensors(optimizers.state()).items()}
-    parameter.grad = torch.tensor([bad])
-    assert optimizers.step().skipped
-    assert parameter.item() == weight and optimizers.updates == 1 and parameter.grad is None
-    assert set(state) == {"step.weight", "exp_avg.weight", "exp_avg_sq.weight"}
-    assert all(torch.equal(state[name], value) for name, value in state_tensors(optimizers.state()).items())
-
-
-def test_the_state_of_another_optimiser_travels_by_name() -> None:
-    """Nothing in the state's way knows AdamW: SGD with momentum, on two groups, comes back as it was."""
-
-    class Sgd(AdamW):
-        def build(self, parameters: Mapping[str, nn.Parameter]) -> tuple[torch.optim.Optimizer, ...]:
-            return tuple(torch.optim.SGD([each], lr=self.lr, momentum=0.9) for each in parameters.values())
-
-    def made() -> tuple[nn.Linear, Optimizers]:
-        model = nn.Linear(2, 1)
-        return model, Optimizers(model, dict(model.named_parameters()), Sgd(lr=0.1), Cosine(), 5)
-
-    model, optimizers = made()
-    model(torch.ones(1, 2)).sum().backward()
-    optimizers.step()
-    saved = {name: value.clone() for name, value in state_tensors(optimizers.state()).items()}
-    assert set(saved) == {"momentum_buffer.weight", "momentum_buffer.bias"}
-    _, other = made()
-    other.updates = optimizers.updates
-    state = other.state()
-    for name, tensor in state_tensors(state).items():
-        tensor.copy_(saved[name])
-    other.restore(state)
-    assert all(torch.equal(saved[name], value) for name, value in state_tensors(other.state()).items())
 
 
 def test_the_loss_s_options_refuse_what_they_do_not_know() -> None:

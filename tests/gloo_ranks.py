@@ -1,0 +1,53 @@
+"""Functions on several ranks over gloo, each in a process of its own. Imports torch late: every unit test imports this."""
+
+import multiprocessing
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OnTwoRanks = Callable[..., list[Any]]
+"""function, *arguments -> what `function(rank, 2, *arguments)` returned on either rank."""
+
+
+@pytest.fixture(scope="session")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnTwoRanks]:
+    """Runs a function on two ranks; the processes stay for the next one, since importing torch takes seconds."""
+    stores = tmp_path_factory.mktemp("stores")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+
+        def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+            store = stores / uuid.uuid4().hex
+            # They meet in collectives, so that no process takes both.
+            calls = [processes.submit(_on_rank, store, rank, 2, function, arguments) for rank in range(2)]
+            return [call.result(timeout=120) for call in calls]
+
+        yield run
+
+
+def on_one_rank(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What `function(0, 1, *arguments)` returns, in this process."""
+    import torch.distributed as dist
+
+    return _in_group(dist.HashStore(), 0, 1, function, arguments)
+
+
+def _on_rank(store: Path, rank: int, ranks: int, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    return _in_group(dist.FileStore(str(store), ranks), rank, ranks, function, arguments)
+
+
+def _in_group(store: Any, rank: int, ranks: int, function: Callable[..., Any], arguments: Any) -> Any:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
+    try:
+        return function(rank, ranks, *arguments)
+    finally:
+        dist.destroy_process_group()
