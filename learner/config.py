@@ -20,6 +20,15 @@ class KlConfig(StrictModel):
     """Weight of the KL penalty (k3) to the starting policy; 0 loads no reference model."""
 
 
+class MemoryConfig(StrictModel):
+    """What is traded for memory."""
+
+    activation_checkpointing: Literal["none", "layer", "selective"] = "none"
+    """Activations computed again in the backward pass: none, all of a layer, or all but attention and matrix products."""
+    logit_elements: int | None = Field(None, ge=1)
+    """Logits that the output head holds at once; none takes 4 million on a CPU and 32 million on a GPU."""
+
+
 class LearnerConfig(StrictModel):
     """FSDP2 learner ranks: parallelism, precision, memory, and what they minimise and how."""
 
@@ -41,8 +50,6 @@ class LearnerConfig(StrictModel):
     """Most tokens (padding included) in one forward and backward of a rank."""
     share_prompt: bool = True
     """Encode a group's prompt once for all its completions; turn off for completions much longer than prompts."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass to save memory."""
     step_timeout_s: float = Field(1800.0, gt=0)
     """Deadline for one policy step."""
     max_skipped: int = Field(3, ge=1)
@@ -53,6 +60,7 @@ class LearnerConfig(StrictModel):
     correction: AnyCorrection = NoCorrection()
     aggregation: AnyAggregation = SeqMeanTokenMean()
     kl: KlConfig = KlConfig()
+    memory: MemoryConfig = MemoryConfig()
     optimizer: AnyOptimizer = AdamW()
     """How gradients become steps."""
     schedule: AnySchedule = Cosine()

@@ -18,7 +18,8 @@ from actors.engines.policy_files import UnfitPolicyError, meta_model, read_confi
 from learner.config import LearnerConfig
 from learner.export import download
 from learner.model.check import check_architecture
-from learner.model.policy import CHECKPOINT_WRAPPER, Policy, freeze, shard
+from learner.model.checkpointing import CHECKPOINT_WRAPPER
+from learner.model.policy import Policy, freeze, shard
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def load_policy(
     """
     model_config = read_config(path)
     check_architecture(model_config.get_text_config(), config.share_prompt, longest_sample)
-    policy = Policy(meta_model(model_config), config.share_prompt, entropy_grad)
+    policy = Policy(meta_model(model_config), config.share_prompt, entropy_grad, config.memory.logit_elements)
     freeze(policy, trainable)
     shard(policy, config, mesh)
     device = (

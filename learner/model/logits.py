@@ -31,3 +31,9 @@ class LogitTransform:
         """[..., V] to [..., V]."""
         scaled = logits * self.scale
         return scaled if self.cap is None else self.cap * torch.tanh(scaled / self.cap)
+
+    def slope(self, transformed: torch.Tensor) -> torch.Tensor:
+        """[..., V] derivative at the logits that became `transformed`."""
+        if self.cap is None:
+            return torch.full_like(transformed, self.scale)
+        return self.scale * (1.0 - (transformed / self.cap).square())

@@ -4,32 +4,30 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from actors.engines.file_names import sent_tensors
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
+from learner.model.checkpointing import CHECKPOINT_WRAPPER, checkpointed
 from learner.model.logits import LogitTransform
-from learner.model.logprobs import LOGPROB_CHUNK, token_logprobs
+from learner.model.logprobs import token_logprobs
 from learner.model.rows import padded_rows
 from learner.patterns import matching
-
-CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 
 
 class Policy(nn.Module):
     """Log-probs and entropies of the predicted tokens of a microbatch. Never in training mode: no dropout."""
 
     def __init__(
-        self, model: nn.Module, share_prompt: bool, entropy_grad: bool, logprob_chunk: int = LOGPROB_CHUNK
+        self, model: nn.Module, share_prompt: bool, entropy_grad: bool, logit_elements: int | None = None
     ) -> None:
         super().__init__()
         self.model = model
         self.share_prompt = share_prompt
         self.entropy_grad = entropy_grad
-        self.logprob_chunk = logprob_chunk
+        self.logit_elements = logit_elements
         self.transform = LogitTransform.of(model.config)
         self.eval()
 
@@ -74,7 +72,7 @@ class Policy(nn.Module):
             getattr(head, "bias", None),
             batch.targets,
             batch.temperatures,
-            self.logprob_chunk,
+            self.logit_elements,
             self.entropy_grad,
             self.transform,
         )
@@ -117,8 +115,7 @@ def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     layers = policy.layers
     for i, layer in enumerate(layers):
-        if config.activation_checkpointing:
-            layers[i] = checkpoint_wrapper(layer)
+        layers[i] = checkpointed(layer, config.memory.activation_checkpointing)
         fully_shard(layers[i], mesh=mesh, mp_policy=precision, reshard_after_forward=mesh.size() > 1)
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
     for module in policy.modules():

@@ -75,7 +75,7 @@ def several_turns(name: str) -> ScoredSamples:
 @pytest.mark.parametrize("budget", [8192, 24])
 def test_packed_rows_give_the_logprobs_of_a_plain_forward(share_prompt: bool, budget: int) -> None:
     model = tiny_model()
-    policy = Policy(model, share_prompt, entropy_grad=False, logprob_chunk=7)
+    policy = Policy(model, share_prompt, entropy_grad=False, logit_elements=7 * 8)
     groups = [
         group_of("a", 5, [3, 1, 6, 2]),
         group_of("b", 9, [4, 4], temperature=0.7),

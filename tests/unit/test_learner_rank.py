@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from actors.rollout.sample import Sample
 from actors.weights.block import open_tensors, verify
 from learner.actor import LearnerActor
-from learner.config import KlConfig, LearnerConfig
+from learner.config import KlConfig, LearnerConfig, MemoryConfig
 from learner.errors import DivergedError
 from learner.job import LearnerJob
 from learner.optim import AdamW, Cosine
@@ -201,7 +201,9 @@ def test_export_has_the_names_and_values_of_the_model_it_loaded(tmp_path: Path, 
     path = make_policy(tmp_path / "policy", tied)
     expected = load_file(tmp_path / "policy" / "model.safetensors")
     for dtype in ("float32", "bfloat16"):
-        with running_rank(path, config_with(activation_checkpointing=True), export_dtype=dtype) as rank:
+        with running_rank(
+            path, config_with(memory=MemoryConfig(activation_checkpointing="layer")), export_dtype=dtype
+        ) as rank:
             exported = weights_of(rank)
         assert set(exported) == set(expected)
         assert all(torch.equal(exported[name], expected[name].to(getattr(torch, dtype))) for name in expected)
@@ -209,12 +211,14 @@ def test_export_has_the_names_and_values_of_the_model_it_loaded(tmp_path: Path, 
 
 def test_activation_checkpointing_changes_nothing(policy_path: str) -> None:
     results = []
-    for on in (False, True):
-        with running_rank(policy_path, config_with(activation_checkpointing=on)) as rank:
+    for kind in ("none", "layer", "selective"):
+        memory = MemoryConfig(activation_checkpointing=kind)  # type: ignore[arg-type]
+        with running_rank(policy_path, config_with(memory=memory)) as rank:
             metrics = rank.step([draw_groups(0)], 0)
             results.append((metrics["loss"], metrics["grad_norm"], weights_of(rank)))
-    assert results[0][:2] == results[1][:2]
-    assert all(torch.equal(results[0][2][name], results[1][2][name]) for name in results[0][2])
+    for other in results[1:]:
+        assert results[0][:2] == other[:2]
+        assert all(torch.equal(results[0][2][name], other[2][name]) for name in results[0][2])
 
 
 def test_bfloat16_keeps_float32_masters(policy_path: str) -> None:
@@ -258,7 +262,7 @@ def test_save_and_load_in_a_new_process_is_bit_exact(policy_path: str, tmp_path:
         schedule=Cosine(warmup_steps=3),
         updates_per_batch=updates,
         trainable="layers.[12]|embed",
-        activation_checkpointing=updates == 2,
+        memory=MemoryConfig(activation_checkpointing="layer" if updates == 2 else "none"),
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
