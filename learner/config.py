@@ -25,6 +25,12 @@ class MemoryConfig(StrictModel):
 
     activation_checkpointing: Literal["none", "layer", "selective"] = "none"
     """Activations computed again in the backward pass: none, all of a layer, or all but attention and matrix products."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile: costs a minute at the start; on a CPU it needs a C++ compiler."""
+    offload_optimizer: bool = False
+    """Keep the optimiser's state in host memory; a step brings it to the GPU a part at a time."""
+    head: Literal["auto", "chunked", "liger"] = "auto"
+    """Output head: in chunks, or Liger's fused kernel (Hopper, bfloat16, `liger-kernel[cutedsl]`); auto takes it where it runs."""
     logit_elements: int | None = Field(None, ge=1)
     """Logits that the output head holds at once; none takes 4 million on a CPU and 32 million on a GPU."""
 

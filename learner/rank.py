@@ -80,6 +80,7 @@ class LearnerRank:
             self.config.optimizer,
             self.config.schedule,
             self.job.total_steps * self.config.updates_per_batch,
+            self.config.memory.offload_optimizer,
         )
 
     def step(self, updates: Sequence[Sequence[ScoredSamples]], step: int) -> dict[str, float]:

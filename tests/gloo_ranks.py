@@ -17,12 +17,16 @@ OnTwoRanks = Callable[..., list[Any]]
 def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnTwoRanks]:
     """Runs a function on two ranks; the processes stay for the next one, since importing torch takes seconds."""
     stores = tmp_path_factory.mktemp("stores")
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as processes:
+    context = multiprocessing.get_context("spawn")
+    # A process each, always of the same rank: torch remembers which part of a tensor is a process's own.
+    with ProcessPoolExecutor(1, mp_context=context) as first, ProcessPoolExecutor(1, mp_context=context) as second:
 
         def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
             store = stores / uuid.uuid4().hex
-            # They meet in collectives, so that no process takes both.
-            calls = [processes.submit(_on_rank, store, rank, 2, function, arguments) for rank in range(2)]
+            calls = [
+                process.submit(_on_rank, store, rank, 2, function, arguments)
+                for rank, process in enumerate((first, second))
+            ]
             return [call.result(timeout=120) for call in calls]
 
         yield run

@@ -1,6 +1,5 @@
 """Activation checkpointing of a decoder layer: what the backward pass computes again instead of keeping it."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ def checkpointed(layer: nn.Module, kind: str) -> nn.Module:
     """
     if kind == "none":
         return layer
-    options: dict[str, Callable[[], Any]] = {"context_fn": _keep_costly} if kind == "selective" else {}
+    options: dict[str, Any] = {"context_fn": _keep_costly} if kind == "selective" else {}
     return checkpoint_wrapper(layer, preserve_rng_state=False, **options)
 
 

@@ -19,7 +19,7 @@ from learner.config import LearnerConfig
 from learner.export import download
 from learner.model.check import check_architecture
 from learner.model.checkpointing import CHECKPOINT_WRAPPER
-from learner.model.policy import Policy, freeze, shard
+from learner.model.policy import Policy, choose_head, freeze, shard
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ def load_policy(
         if mesh.device_type == "cuda"
         else torch.device("cpu")
     )
+    choose_head(policy, config, device)
     with _checkpoint(path, policy) as read:
         _fill(policy, read, device)
     return policy

@@ -201,9 +201,9 @@ class _ChunkedHead(torch.autograd.Function):
                     _add_product(to_hidden[rows], gradient, columns)
                 if weight_sum is not None:
                     _add_product(weight_sum, gradient.T, head.hidden[rows])
-            if to_weight is not None:
+            if to_weight is not None and weight_sum is not None:
                 to_weight[entries] = weight_sum
-            if to_bias is not None:
+            if to_bias is not None and bias_sum is not None:
                 to_bias[entries] = bias_sum
         if to_hidden is not None:
             if head.inverse is None:

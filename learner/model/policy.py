@@ -1,6 +1,7 @@
 """The policy: a Hugging Face causal language model that returns log-probs of sampled tokens, sharded by FSDP2."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from actors.engines.file_names import sent_tensors
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
 from learner.model.checkpointing import CHECKPOINT_WRAPPER, checkpointed
+from learner.model.compiling import check_compiler, compile_layer
+from learner.model.liger import liger_logprobs, why_not_liger
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import token_logprobs
 from learner.model.rows import padded_rows
@@ -28,6 +31,10 @@ class Policy(nn.Module):
         self.share_prompt = share_prompt
         self.entropy_grad = entropy_grad
         self.logit_elements = logit_elements
+        self.liger = False
+        """Whether Liger's kernel is the output head."""
+        self.compiled = False
+        """Whether what the head does to a chunk of logits is compiled; its products never are."""
         self.transform = LogitTransform.of(model.config)
         self.eval()
 
@@ -66,8 +73,11 @@ class Policy(nn.Module):
             return logprobs.gather(1, batch.targets[:, None])[:, 0], torch.zeros_like(batch.temperatures)
         hidden = self.decoder(**arguments).last_hidden_state
         head = self.model.get_output_embeddings()  # type: ignore[operator]
+        sources = hidden.flatten(0, 1).index_select(0, chosen)
+        if self.liger:
+            return liger_logprobs(sources, head.weight, batch.targets, batch.temperatures, self.entropy_grad)
         return token_logprobs(
-            hidden.flatten(0, 1).index_select(0, chosen),
+            sources,
             head.weight,
             getattr(head, "bias", None),
             batch.targets,
@@ -75,7 +85,20 @@ class Policy(nn.Module):
             self.logit_elements,
             self.entropy_grad,
             self.transform,
+            self.compiled,
         )
+
+
+def choose_head(policy: Policy, config: LearnerConfig, device: torch.device) -> None:
+    """Make Liger's kernel the policy's head, where the configuration wants it. Raises ValueError where it cannot be had."""
+    wanted = config.memory.head
+    if wanted == "chunked":
+        return
+    head = policy.model.get_output_embeddings()  # type: ignore[operator]
+    reason = why_not_liger(device, getattr(torch, config.dtype), getattr(head, "bias", None), policy.transform)
+    if wanted == "liger" and reason is not None:
+        raise ValueError(f"learner.memory.head: liger cannot be used: {reason}; auto or chunked can")
+    policy.liger = reason is None
 
 
 def _largest_list(module: nn.Module) -> nn.ModuleList | None:
@@ -114,16 +137,30 @@ def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
     half = config.dtype == "bfloat16"
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     layers = policy.layers
+    if config.memory.compile:
+        check_compiler(torch.device(mesh.device_type))
+        # On a CPU the products take nearly all of the head's time, and compiling takes a minute.
+        policy.compiled = mesh.device_type == "cuda"
     for i, layer in enumerate(layers):
         layers[i] = checkpointed(layer, config.memory.activation_checkpointing)
+        if config.memory.compile:
+            compile_layer(layers[i])
         fully_shard(layers[i], mesh=mesh, mp_policy=precision, reshard_after_forward=mesh.size() > 1)
     fully_shard(policy, mesh=mesh, mp_policy=precision, reshard_after_forward=False)
+    _prefetch([layer for layer in layers if isinstance(layer, FSDPModule)])
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
             # Gloo has no scaled sum, which a divide factor would otherwise ask for.
             module.set_force_sum_reduction_for_comms(True)
     return policy
+
+
+def _prefetch(layers: Sequence[FSDPModule]) -> None:
+    """Gather the next layer while one computes, in either direction, without waiting for the host to ask for it."""
+    for before, after in itertools.pairwise(layers):
+        before.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([before])
 
 
 def reshard(policy: Policy) -> None:

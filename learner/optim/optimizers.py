@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from torch.distributed.tensor import DTensor
 
+from learner.optim.offload import step_offloaded
 from learner.optim.parameter_groups import parameter_groups
 from learner.optim.protocol import OptimizerOptions, Schedule
 
@@ -33,8 +34,13 @@ class Optimizers:
         options: OptimizerOptions,
         schedule: Schedule,
         total_updates: int,
+        offload: bool = False,
     ) -> None:
-        """parameters: of the model, those that are trained, by name.    total_updates: what the schedule spans."""
+        """parameters: of the model, those that are trained, by name.    total_updates: what the schedule spans.
+
+        offload: keep the state in host memory between steps.
+        """
+        self.offload = offload
         self.model = model
         self.parameters = list(parameters.values())
         self.max_grad_norm = options.max_grad_norm
@@ -65,7 +71,10 @@ class Optimizers:
             for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
                 for group, peak in zip(optimizer.param_groups, peaks, strict=True):
                     group["lr"] = peak * share
-                optimizer.step()
+                if self.offload:
+                    step_offloaded(optimizer)
+                else:
+                    optimizer.step()
             self.updates += 1
         for parameter in self.parameters:
             parameter.grad = None
