@@ -1,5 +1,5 @@
 """`python -m deploy.cli` is `bvblend`."""
 
-from deploy.cli.main import main
+from deploy.cli.start import main
 
 main()

@@ -1,7 +1,11 @@
-"""Output that nobody can read any more, because its terminal was closed or the `tee` behind it was killed, is lost, and ends no run."""
+"""Output that nobody can read any more, because its terminal was closed, or the `tee` or `head` behind it ended, is lost.
+
+It ends no run; a command that only looks is done then."""
 
 import errno
 import io
+import os
+import select
 import sys
 from typing import Any, TextIO
 
@@ -21,6 +25,16 @@ class _LastingFile(io.FileIO):
 def outlast_readers() -> None:
     """Let standard output and standard error of this process outlast whoever reads them."""
     sys.stdout, sys.stderr = _lasting(sys.stdout), _lasting(sys.stderr)
+
+
+def nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has ended; what was not yet written into it is dropped then."""
+    poll = select.poll()
+    poll.register(1, 0)  # of its errors alone, which are always told
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return left
 
 
 def _lasting(stream: TextIO) -> TextIO:

@@ -14,6 +14,7 @@ from deploy.cli.clusters import clusters_app
 from deploy.cli.console import console
 from deploy.cli.ending import exit_code, say
 from deploy.cli.inspect import inspect_app
+from deploy.cli.lasting_output import nobody_reads
 from deploy.cli.moments import moments_app
 from deploy.cli.options import (
     FromStep,
@@ -25,6 +26,7 @@ from deploy.cli.options import (
     refuse_without_resume,
 )
 from deploy.cli.train import train
+from deploy.cli.usage import wrong_usage
 from deploy.cluster.address import named_address
 from deploy.cluster.environment import EnvironmentProblemError, require_packages
 from deploy.config.models import RunConfig
@@ -174,13 +176,23 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     signals.on_request(signals.interrupt)
+    command = typer.main.get_command(app)
     try:
-        app()
-    except SystemExit as end:
-        # Typer ends by itself where somebody presses Ctrl-C, without a word.
-        if isinstance(getattr(end.__context__, "__cause__", None), KeyboardInterrupt):
-            say(StoppedByHandError("stopped by hand"))
-        raise
+        # Not `app()`, which would draw a box around wrong usage, and end without a word where somebody presses Ctrl-C.
+        with command.make_context("bvblend", sys.argv[1:]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except KeyboardInterrupt:
+        say(StoppedByHandError("stopped by hand"))
+        sys.exit(130)
+    except SystemExit as end:  # rich's, where nobody reads any more
+        sys.exit(0 if isinstance(end.__context__, BrokenPipeError) else end.code)
+    except typer.TyperException as error:
+        if told := wrong_usage(error.format_message(), command, sys.argv[1:]):
+            say(ConfigError(told))
+        sys.exit(2)
     except UnicodeEncodeError as error:
         problem: Exception = error
         if error.encoding != "utf-8":  # otherwise half a character in some text, which is no matter of the locale
@@ -190,6 +202,8 @@ def main() -> None:
             )
         say(problem)
         sys.exit(exit_code(problem))
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and nobody_reads():
+            sys.exit(0)
         say(error)
         sys.exit(exit_code(error))

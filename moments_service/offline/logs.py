@@ -72,19 +72,26 @@ class RewardLog:
     """What was taken for the reward, where the log leaves it open."""
 
 
+@dataclass(slots=True)
+class _Read:
+    """What was read so far, to know what comes again: in the same file or in another one of its directory."""
+
+    by_name: dict[tuple[int, str], LoggedGroup] = field(default_factory=dict)
+    by_content: set[tuple[int, str]] = field(default_factory=set)
+    """Of completions, with their step: nobody names their groups."""
+    file_before: set[str] = field(default_factory=set)
+    """Of completions: TRL logs a generation again at the next step where it trains on it twice."""
+
+
 def read_log(path: Path, reward: Mapping[str, float] | None = None) -> RewardLog:
     """A file or a directory of a kind above.
 
     reward: weights of the columns that make the reward, for logs of completions; else the sum of those that TRL has
     between completion and advantage, and verl's score. Raises LogError, FileNotFoundError.
     """
-    log = RewardLog()
-    if not path.is_dir():
-        _read_file(path, log, reward, {})
-    else:
-        before: dict[str, LoggedGroup] = {}
-        for file in _files(path):
-            before = _read_file(file, log, reward, before)
+    log, read = RewardLog(), _Read()
+    for file in _files(path) if path.is_dir() else [path]:
+        _read_file(file, log, read, reward)
     if not log.groups:
         raise LogError(f"{path}: the log is empty")
     log.groups.sort(key=lambda group: group.step)
@@ -93,7 +100,12 @@ def read_log(path: Path, reward: Mapping[str, float] | None = None) -> RewardLog
 
 def parse_groups(lines: Iterable[str | bytes], name: str) -> RewardLog:
     """JSON lines with a group each. A group that stands there twice with the same rewards counts once. Raises LogError."""
-    log, seen = RewardLog(), dict[tuple[int, str], LoggedGroup]()
+    log = RewardLog()
+    _add_groups(lines, name, log, _Read())
+    return log
+
+
+def _add_groups(lines: Iterable[str | bytes], name: str, log: RewardLog, read: _Read) -> None:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -101,7 +113,7 @@ def parse_groups(lines: Iterable[str | bytes], name: str) -> RewardLog:
             group = LoggedGroup.model_validate_json(line)
         except ValidationError as error:
             raise LogError(f"{name}: line {number}: {first_problem(error)}") from None
-        known = seen.setdefault((group.step, group.group), group)
+        known = read.by_name.setdefault((group.step, group.group), group)
         if known is group:
             log.groups.append(group)
         elif known == group:
@@ -111,7 +123,6 @@ def parse_groups(lines: Iterable[str | bytes], name: str) -> RewardLog:
                 f"{name}: line {number}: group {group.group!r} of step {group.step} was there before, with other values; "
                 "give each group of a step a name of its own"
             )
-    return log
 
 
 def _files(directory: Path) -> list[Path]:
@@ -124,26 +135,26 @@ def _files(directory: Path) -> list[Path]:
     return sorted(found, key=lambda file: [int(digits) for digits in re.findall(r"\d+", file.name)])
 
 
-def _read_file(
-    path: Path, log: RewardLog, reward: Mapping[str, float] | None, before: Mapping[str, LoggedGroup]
-) -> dict[str, LoggedGroup]:
-    """Add a file's groups to the log; before: those of the file before it, by content. Returns this file's."""
+def _read_file(path: Path, log: RewardLog, read: _Read, reward: Mapping[str, float] | None) -> None:
+    """Add the groups of a file that were not read before."""
     if path.suffix == ".parquet":
         rows, columns = _parquet_rows(path)
     else:
         lines = path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
         if not _is_of_completions(lines):
-            found = parse_groups(lines, str(path))
-            log.groups += found.groups
-            log.repeated += found.repeated
-            return {}
+            return _add_groups(lines, str(path), log, read)
         rows, columns = list(_json_rows(lines, path)), {"score": 1.0}
     columns = dict(reward or columns)
     log.reward = " + ".join(name if weight == 1 else f"{weight:g} {name}" for name, weight in columns.items())
     groups = _grouped(rows, columns, path)
-    log.repeated += len(groups.keys() & before.keys())
-    log.groups += [group for content, group in groups.items() if content not in before]
-    return groups
+    for content, group in groups.items():
+        if content in read.file_before or (group.step, content) in read.by_content:
+            log.repeated += 1
+        else:
+            log.groups.append(group)
+    read.by_content.update((group.step, content) for content, group in groups.items())
+    read.file_before = set(groups)
+    return None
 
 
 def _is_of_completions(lines: Sequence[bytes]) -> bool:

@@ -264,3 +264,43 @@ def test_ctrl_c_before_anything_runs_is_one_sentence(tmp_path: Path, number: int
             os.close(writer)
     assert (process.returncode, output) == (130, "stopped by hand\n")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ctrl_c_while_commands_are_still_imported_is_the_same_sentence(tmp_path: Path, number: int) -> None:
+    """One of the first modules that is imported says so, and then waits."""
+    (tmp_path / "typer.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(60)\n")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "deploy.cli", "train"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "importing\n"
+        process.send_signal(number)
+        told = process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, *told) == (130, "", "stopped by hand\n")
+
+
+@pytest.mark.parametrize("arguments", [("replay", "log.jsonl"), ("runs", "--help")])
+def test_a_command_is_done_once_nobody_reads_its_output(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "group": "g", "cluster": 0, "rewards": [1, 0]}\n')
+    ours, theirs = os.pipe()
+    os.close(ours)
+    done = subprocess.run(
+        [sys.executable, "-m", "deploy.cli", *arguments],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(theirs)
+    assert done.returncode == 0 and "Broken pipe" not in done.stderr, done.stderr

@@ -55,6 +55,32 @@ def test_a_generation_that_trl_logged_at_two_steps_counts_once(tmp_path: Path) -
     assert [group.step for group in log.groups] == [1, 1, 3, 3] and log.repeated == 2
 
 
+def group_line(step: int, group: str, rewards: list[float]) -> str:
+    return json.dumps({"step": step, "group": group, "cluster": 0, "rewards": rewards}) + "\n"
+
+
+def test_a_group_that_stands_in_two_files_of_a_directory_counts_once(tmp_path: Path) -> None:
+    """A log that was written again after a resume, or a copy that was left beside it, also where files lie between."""
+    first, second, third = (group_line(step, "g", [step, 0]) for step in (1, 2, 3))
+    for name, text in (("1", first + second), ("2", third), ("3", second + first)):
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    log = read_log(tmp_path)
+    assert [(group.step, group.rewards) for group in log.groups] == [(1, (1, 0)), (2, (2, 0)), (3, (3, 0))]
+    assert log.repeated == 2
+    (tmp_path / "4.jsonl").write_text(group_line(2, "g", [0, 0]))
+    with pytest.raises(LogError, match=r"4\.jsonl: line 1: group 'g' of step 2 was there before, with other values"):
+        read_log(tmp_path)
+
+
+def test_completions_that_stand_in_two_files_of_a_directory_count_once(tmp_path: Path) -> None:
+    text = {step: "".join(verl_line(step, "p", i, output=f"{i}") + "\n" for i in range(2)) for step in (1, 2, 3)}
+    for name, steps in (("1", (1,)), ("3", (3,)), ("3-copied-1", (1, 3))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(text[step] for step in steps))
+    log = read_log(tmp_path)
+    assert [(group.step, group.rewards) for group in log.groups] == [(1, (0, 1)), (3, (0, 1))]
+    assert log.repeated == 2
+
+
 def verl_line(step: float, prompt: str, score: Any, **more: Any) -> str:
     return json.dumps({"input": prompt, "output": "…", "gts": "7", "score": score, "step": step, **more})
 

@@ -313,3 +313,34 @@ def test_an_argument_that_leads_nowhere(refused: Say, place: Path, arguments: tu
 def test_an_output_that_cannot_be_written(refused: Say, place: Path) -> None:
     said = refused("clusters", "fit", "mine.yaml", "--set", "moments.clusters.by=source", "--out", "file/out", code=3)
     assert "--out file/out: it cannot be written there (Not a directory); name another place" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("train", "--nope"), "bvblend train: No such option: --nope; `bvblend train --help` says what it takes"),
+        (("train", "--sett", "a=1"), "No such option: --sett (Possible options: --set)"),
+        (("trian",), "bvblend: No such command 'trian'. Did you mean 'train'?"),
+        (("moments", "nope"), "bvblend moments: No such command 'nope'; `bvblend moments --help` says"),
+        (("train", "--from-step", "x"), "bvblend train: Invalid value for '--from-step': Input should be a valid integer"),
+        (("compare", "mine.yaml", "--seeds", 0), "Invalid value for '--seeds': Input should be greater than or equal to 1"),
+        (("explain",), "bvblend explain: Missing argument 'group_id'; `bvblend explain --help` says"),
+        (("train", "--set"), "Option '--set' requires an argument; `bvblend train --help` says"),
+        (("train", "a", "b", "c"), "Got unexpected extra argument(s) (b c)"),
+        (("dashboard", "--port", 99999), "Invalid value for '--port': Input should be less than or equal to 65535"),
+        (("train", "--\x1b[31mred"), r"No such option: --\x1b[31mred"),
+    ],
+)  # fmt: skip
+def test_words_that_a_command_does_not_take(refused: Say, words: tuple[object, ...], what: str) -> None:
+    assert what in refused(*words)
+
+
+@pytest.mark.parametrize("group", [(), ("clusters",), ("moments",)])
+def test_a_group_of_commands_alone_prints_its_help(
+    group: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bvblend", *group])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    told = capsys.readouterr()
+    assert ended.value.code == 2 and "Usage: bvblend" in told.out and told.err == ""
