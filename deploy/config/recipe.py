@@ -35,7 +35,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _apply(raw, override)
     _resolve_paths(raw, path.resolve().parent)
-    return _validated(raw)
+    return validated(raw)
 
 
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
@@ -43,7 +43,7 @@ def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     raw = config.model_dump(mode="json")
     for override in overrides:
         _apply(raw, override)
-    return _validated(raw)
+    return validated(raw)
 
 
 def load_moments_config(overrides: Sequence[str]) -> MomentsConfig:
@@ -63,7 +63,8 @@ def dump_config(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, width=120)
 
 
-def _validated(raw: Mapping[str, Any]) -> RunConfig:
+def validated(raw: Mapping[str, Any]) -> RunConfig:
+    """Settings with the defaults of whatever they leave open. Raises ConfigError with everything that is wrong."""
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:

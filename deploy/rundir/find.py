@@ -1,7 +1,8 @@
 """A run by its directory: that there is one, and what it was started with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
@@ -30,8 +31,12 @@ def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> R
         written = read_config(directory)
     except (OSError, ConfigUnreadableError) as error:
         raise ConfigError(f"{directory.path}: {reason(error)}") from None
+    return load_recipe(directory.config, [*before_choices(written), *overrides])
+
+
+def before_choices(written: Mapping[str, Any]) -> list[str]:
+    """As overrides, what a run did from before there was a choice, where that is not today's default."""
     moments = written.get("moments")
     clusters = moments.get("clusters") if isinstance(moments, dict) else None
-    # A run from before there was a choice embedded whole prompts, and its codebook goes on with them.
-    before = ["moments.clusters.embed=prompt"] if isinstance(clusters, dict) and "embed" not in clusters else []
-    return load_recipe(directory.config, [*before, *overrides])
+    # It embedded whole prompts, and its codebook goes on with them.
+    return ["moments.clusters.embed=prompt"] if isinstance(clusters, dict) and "embed" not in clusters else []

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from deploy.config.models import RunConfig
-from deploy.config.recipe import ConfigError
-from deploy.rundir.find import load_run_config
+from deploy.config.recipe import ConfigError, validated, with_overrides
+from deploy.rundir.find import before_choices, load_run_config
 from deploy.rundir.layout import RunDirectory
 from moments_service.durable import DamagedFileError, verify_directory
 from moments_service.history import RunHistory
@@ -159,13 +159,24 @@ def changed_since(directory: RunDirectory, config: RunConfig) -> list[str]:
             said = reader.configs().get(reader.last_incarnation())
     except FileNotFoundError:
         return []
-    before = load_run_config(directory).model_dump(mode="json") if said is None else json.loads(said)
-    old, new = _leaves(before), _leaves(config.model_dump(mode="json"))
+    before = load_run_config(directory) if said is None else json.loads(said)
+    new = _leaves(config.model_dump(mode="json"))
+    old = _leaves(before) if isinstance(before, dict) else _leaves(before.model_dump(mode="json"))
+    if isinstance(before, dict):
+        try:
+            # Keys that are newer than that start have the value that it would get now; nobody has changed them.
+            old |= _leaves(with_overrides(validated(before), before_choices(before)).model_dump(mode="json"))
+        except ConfigError:  # it has keys that this version does not know
+            new = {key: value for key, value in new.items() if key in old}
     return [
-        f"{key}: {json.dumps(old.get(key))} -> {json.dumps(new.get(key))}"
+        f"{key}: {_shown(old, key)} -> {_shown(new, key)}"
         for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
+        if (key in old, old.get(key)) != (key in new, new.get(key))
     ]
+
+
+def _shown(leaves: Mapping[str, Any], key: str) -> str:
+    return json.dumps(leaves[key]) if key in leaves else "nothing"
 
 
 def has_unrecorded_starts(directory: RunDirectory) -> bool:

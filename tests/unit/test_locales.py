@@ -5,10 +5,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from deploy.cli import main
@@ -112,15 +113,22 @@ def test_a_name_that_the_locale_has_no_letters_for_is_said(recipe: Path) -> None
     assert done.returncode == 2 and b"set LC_ALL=C.UTF-8 or PYTHONUTF8=1" in done.stderr
 
 
+def command_that(fails: Callable[[], bytes]) -> typer.Typer:
+    app = typer.Typer()
+    app.command()(lambda: fails())
+    return app
+
+
 def test_a_directory_that_cannot_be_named_is_an_environment_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(main, "app", lambda: "größe".encode("ascii"))
+    monkeypatch.setattr("sys.argv", ["bvblend"])
+    monkeypatch.setattr(main, "app", command_that(lambda: "größe".encode("ascii")))
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 3
     assert "'größe' can be no file's name in this locale, whose encoding is ascii" in capsys.readouterr().err
-    monkeypatch.setattr(main, "app", lambda: "\ud800".encode())
+    monkeypatch.setattr(main, "app", command_that("\ud800".encode))
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 4 and "locale" not in capsys.readouterr().err

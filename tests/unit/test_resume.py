@@ -240,6 +240,28 @@ def test_what_is_configured_otherwise_than_before_is_named(run: RunDirectory) ->
     ]
 
 
+def configured(run: RunDirectory, change: Callable[[dict[str, Any]], object]) -> None:
+    """The ledger says of its start what another version would have written."""
+    with sqlite3.connect(min(run.moments.glob("ledger-*.sqlite"))) as connection:
+        ((text,),) = connection.execute("SELECT config FROM configs")
+        change(said := json.loads(text))
+        connection.execute("UPDATE configs SET config = ?", (json.dumps(said),))
+    connection.close()
+
+
+def test_keys_that_are_newer_than_the_last_start_are_no_change(run: RunDirectory) -> None:
+    configured(run, lambda said: (said.pop("stall_timeout_s"), said["moments"].pop("health")))
+    assert changed_since(run, load_recipe(run.config)) == []
+    assert changed_since(run, load_recipe(run.config, ["stall_timeout_s=7"])) == ["stall_timeout_s: 900.0 -> 7.0"]
+
+
+def test_keys_that_are_no_more_are_named_and_newer_ones_beside_them_are_not(run: RunDirectory) -> None:
+    configured(run, lambda said: (said.pop("stall_timeout_s"), said["learner"].update(former=1)))
+    now = load_recipe(run.config, ["learner.optimizer.lr=1e-6"])
+    before = load_recipe(run.config).learner.optimizer.lr
+    assert changed_since(run, now) == ["learner.former: 1 -> nothing", f"learner.optimizer.lr: {before} -> 1e-06"]
+
+
 def test_a_run_that_an_older_version_began_goes_on_and_its_config_stays(run: RunDirectory) -> None:
     """Its ledger has no table of configurations."""
     assert not has_unrecorded_starts(run)
