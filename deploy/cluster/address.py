@@ -37,9 +37,16 @@ def ray_to_join(address: str | None) -> str:
         socket.create_connection((host, int(port)), ANSWER_S).close()
     except (OSError, OverflowError) as error:
         raise EnvironmentProblemError(f"no Ray cluster answers at {said}: {error}; {_remedy(address)}") from None
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return named  # Ray has the certificates, and says what is wrong with them
     if not _speaks_grpc(named):
         raise EnvironmentProblemError(
             f"what answers at {said} is no Ray: Ray's own port is meant, most often {HEAD_PORT}, and not its dashboard's"
+        )
+    if _refuses_our_token(named):
+        raise EnvironmentProblemError(
+            f"the Ray cluster at {said} does not take the token of this environment: set RAY_AUTH_MODE=token and the cluster's own "
+            "RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH"
         )
     return named
 
@@ -80,11 +87,29 @@ def _speaks_grpc(address: str) -> bool:
     """Whether what listens shakes hands as every port of Ray does; no token is needed for that."""
     import grpc
 
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return True  # Ray has the certificates, and says what is wrong with them
     with grpc.insecure_channel(address) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_S)
         except grpc.FutureTimeoutError:
             return False
     return True
+
+
+def _refuses_our_token(address: str) -> bool:
+    """Whether Ray there says so of what it is asked with our token, or without any. Ray's own client asks again for most of a minute."""
+    import grpc
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        token = get_auth_headers_if_auth_enabled({})
+    except AuthenticationError:  # a token is wanted here, and there is none
+        return True
+    with grpc.insecure_channel(address) as channel:
+        try:
+            channel.unary_unary("/ray.rpc.NodeInfoGcsService/CheckAlive")(
+                b"", timeout=ANSWER_S, metadata=tuple(token.items())
+            )
+        except grpc.RpcError as error:
+            return error.code() == grpc.StatusCode.UNAUTHENTICATED  # anything else is for Ray to say
+    return False

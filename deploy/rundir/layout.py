@@ -160,8 +160,10 @@ class RunDirectory:
     def set_aside_after(self, step: int) -> list[Path]:
         """The run goes on from `step`: checkpoints of later ones, and the moments of its end, are of a history that it leaves.
 
-        Returns where they are now.
+        So are alarms and evaluations, whose files say so. Returns where checkpoints and moments are now.
         """
+        lines.leave(self.alarms, step)
+        lines.leave(self.evaluations, step + 1)  # that of `step` is of the policy that the run goes on with
         left = {self.checkpoint(later): f"left-{later:06d}" for later in self.checkpoint_steps() if later > step}
         if self.final_moments.exists():
             left[self.final_moments] = "left-final"

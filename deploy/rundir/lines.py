@@ -10,6 +10,8 @@ import msgspec
 from deploy.rundir.reading import open_file
 from moments_service.durable import append_line
 
+LEFT_FROM = "left_from"
+"""The one key of a line that a resume writes: rows above it, of this step or later ones, are of the history that it left."""
 _MOST_OBJECT_BYTES = 2**28
 """Of a file that is one object. Moments of a million clusters are a fifth of that."""
 
@@ -77,11 +79,32 @@ def read_object(path: Path) -> dict[str, Any]:
         return {}
 
 
+def leave(path: Path, first: int) -> None:
+    """The run goes on without what it wrote of step `first` and later ones; nothing is said where there is none of that."""
+    if any(_is_of(row, first) for row in standing(read(path))):
+        append(path, {LEFT_FROM: first})
+
+
+def standing(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, without those that a resume has left by `leave`."""
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        if type(first := row.get(LEFT_FROM)) is int:
+            found = [other for other in found if not _is_of(other, first)]
+        else:
+            found.append(row)
+    return found
+
+
+def _is_of(row: dict[str, Any], first: int) -> bool:
+    return type(step := row.get("step")) is int and step >= first
+
+
 def lineage(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Where a resumed run writes a step (and split, if rows have one) again, the earlier row and those of all later steps go: the
     run stands on what is left. Rows without a step are none."""
     found: list[dict[str, Any]] = []
-    for row in rows:
+    for row in standing(rows):
         if type(step := row.get("step")) is not int:
             continue
         while found and found[-1]["step"] > step:

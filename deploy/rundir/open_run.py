@@ -103,7 +103,7 @@ class OpenRun:
         return found if fits(found, Live) else {}
 
     def alarms(self) -> list[dict[str, Any]]:
-        """Its alarms, oldest first; of very many the last ones."""
+        """Its alarms, oldest first, without those of a history that a resume left; of very many the last ones."""
         return self._log(self.directory.alarms, AlarmRow)[0]
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -158,7 +158,7 @@ class OpenRun:
         with self._lock:
             if path not in self._logs or self._logs[path][0] != stamp:
                 try:
-                    rows = [row for row in lines.tail(path, _LOG_BYTES) if fits(row, kind)]
+                    rows = [row for row in lines.standing(lines.tail(path, _LOG_BYTES)) if fits(row, kind)]
                     self._logs[path] = stamp, rows, None
                 except OSError as error:
                     self._logs[path] = stamp, [], reason(error)

@@ -1,12 +1,18 @@
 """Which Ray an address means, and that nobody waits where none answers."""
 
 import http.server
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
@@ -68,6 +74,62 @@ def test_what_answers_but_is_no_ray_is_told_apart(server: object, monkeypatch: p
     monkeypatch.setattr(addresses, "ANSWER_S", 0.5)
     with server() as port, pytest.raises(EnvironmentProblemError, match=f"127.0.0.1:{port} is no Ray"):  # type: ignore[operator]
         ray_to_join(f"127.0.0.1:{port}")
+
+
+@contextmanager
+def ray_with_token(token: str) -> Iterator[int]:
+    """Answers as Ray's GCS does, which looks for the token before anything else."""
+
+    class Gcs(grpc.GenericRpcHandler):
+        def service(self, details: Any) -> Any:
+            def answer(_: bytes, context: Any) -> bytes:
+                if ("authorization", f"Bearer {token}") not in details.invocation_metadata:
+                    context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+                return b""
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+    server = grpc.server(ThreadPoolExecutor(1), [Gcs()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield port
+    finally:
+        server.stop(None)
+
+
+@pytest.mark.parametrize("ours", ["the-cluster-s-own-token", "another-token", None])
+def test_a_wrong_token_is_said_within_seconds(ours: str | None) -> None:
+    """In a process of its own, because Ray reads the token once."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "HOME": "/nowhere",
+        "PYTHONPATH": str(ROOT),
+    }
+    if ours is not None:
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": ours}
+    else:
+        environment |= {"RAY_AUTH_MODE": "disabled"}
+    with ray_with_token("the-cluster-s-own-token") as port:
+        script = f"""
+import time
+from deploy.cluster.address import ray_to_join
+from deploy.cluster.environment import EnvironmentProblemError
+import ray
+begun = time.monotonic()
+try:
+    print(ray_to_join("127.0.0.1:{port}"))
+except EnvironmentProblemError as error:
+    print(error)
+assert time.monotonic() - begun < {SOON_S}
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False, timeout=60
+        )
+    assert done.returncode == 0, done.stderr
+    if ours == "the-cluster-s-own-token":
+        assert done.stdout == f"127.0.0.1:{port}\n"
+    else:
+        assert f"127.0.0.1:{port} does not take the token of this environment: set RAY_AUTH_MODE=token" in done.stdout
 
 
 @pytest.mark.parametrize("kind", ["http", "https", "ray"])

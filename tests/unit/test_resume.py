@@ -13,12 +13,15 @@ from typer.testing import CliRunner
 
 from deploy.cli.main import app
 from deploy.config.recipe import ConfigError, dump_config, load_recipe
+from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
+from deploy.rundir.open_run import OpenRun
 from deploy.rundir.resume import changed_since, has_unrecorded_starts, refuse_what_cannot_go_on, resume_point
 from deploy.rundir.saved_moments import newest_snapshot
 from moments_service.clusters.labels import LabelClusters
 from moments_service.clusters.versions import ClusterVersions
 from moments_service.durable import seal_directory, write_json
+from moments_service.health import Alarm
 from moments_service.ledger import LedgerDamagedError, LedgerReader
 from moments_service.ledger.schema import TransactionHash
 from moments_service.service import MomentsService
@@ -297,6 +300,24 @@ def test_a_checkpoint_of_a_left_history_is_set_aside_and_not_taken_again(run: Ru
     assert (aside[0] / "run.json").exists()
     assert run.checkpoint_steps() == [2]
     assert (point := resume_point(run)) is not None and point.step == 2
+
+
+def test_alarms_and_evaluations_of_a_left_history_are_shown_no_more(run: RunDirectory) -> None:
+    for step in (1, 2, 5):
+        for cluster in (0, 1):
+            run.append_alarm(step, Alarm("reward fell", cluster, 0.8, 0.1))
+    for step in (0, 2, 4):
+        run.append_evaluation(step, "held_out", Evaluation(pass_at_1=step / 10, prompts=4, errors=0, sources={}))
+    looking = OpenRun(run)
+    assert len(looking.alarms()) == 6 and len(looking.evaluations()) == 3
+    run.set_aside_after(2)
+    assert [(row["step"], row["cluster"]) for row in looking.alarms()] == [(1, 0), (1, 1)]
+    assert [row["step"] for row in looking.evaluations()] == [0, 2]
+    run.append_alarm(5, Alarm("many errors", None, 0.1, 0.9))
+    before = run.alarms.read_bytes()
+    run.set_aside_after(6)  # a resume that leaves nothing
+    assert run.alarms.read_bytes() == before
+    assert [row["step"] for row in looking.alarms()] == [1, 1, 5]
 
 
 def test_the_moments_of_a_left_end_are_not_taken_for_the_newest(run: RunDirectory) -> None:
