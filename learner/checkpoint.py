@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 from learner.errors import LearnerError
-from learner.model.policy import Policy, named_tensors, reshard
+from learner.model.policy import Policy, changing_tensors, reshard
 from learner.optim.optimizers import Optimizers, state_tensors
 
 
@@ -46,7 +46,7 @@ def load_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizer
 
 
 def _entries(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
-    entries: dict[str, Any] = {f"policy.{name}": tensor.detach() for name, tensor in named_tensors(policy)}
+    entries: dict[str, Any] = {f"policy.{name}": tensor.detach() for name, tensor in changing_tensors(policy)}
     return entries | {f"optimizer.{name}": tensor for name, tensor in state_tensors(state).items()}
 
 

@@ -1,10 +1,11 @@
 """What a user can set about the learner."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from actors.config import Placement
+from learner.adapters import AnyAdapter, NoAdapter
 from learner.aggregations import AnyAggregation, SeqMeanTokenMean
 from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
@@ -67,7 +68,18 @@ class LearnerConfig(StrictModel):
     aggregation: AnyAggregation = SeqMeanTokenMean()
     kl: KlConfig = KlConfig()
     memory: MemoryConfig = MemoryConfig()
+    adapter: AnyAdapter = NoAdapter()
+    """Whether the policy's own parameters are trained, or a low-rank adapter beside them."""
     optimizer: AnyOptimizer = AdamW()
     """How gradients become steps."""
     schedule: AnySchedule = Cosine()
     """The learning rate over the run, as a share of its peak."""
+
+    @model_validator(mode="after")
+    def _an_adapter_is_trained_alone(self) -> Self:
+        if not isinstance(self.adapter, NoAdapter) and self.trainable != ".*":
+            raise ValueError(
+                f"trainable = {self.trainable!r} chooses among the policy's own parameters, which adapter = {self.adapter.kind} "
+                "leaves as they are; choose layers with adapter.targets"
+            )
+        return self

@@ -18,7 +18,7 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 
 
 def full_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and full tensors as the policy's files have them, on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
+    """Names and full tensors as the policy's files have them, an adapter merged, on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
 
     Collective: every rank must run it to its end. One parameter is whole at a time, on every rank.
     """
@@ -34,6 +34,8 @@ def _gathered(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.T
     with torch.no_grad():
         for name, tensor in named_tensors(policy):
             full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if policy.adapter is not None:
+                full = policy.adapter.merged(name, full)
             if keep:
                 # A copy, because on one CPU rank the full tensor is the master weight itself.
                 yield name, full.detach().to("cpu", dtype if full.is_floating_point() else full.dtype, copy=True)
@@ -55,6 +57,17 @@ def export_directory(directory: str | Path, policy: Policy, policy_path: str | P
         model_config.dtype = dtype
         model_config.save_pretrained(target)
         save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    dist.barrier()
+
+
+def export_adapter(directory: str | Path, policy: Policy, policy_path: str | Path, dtype: torch.dtype) -> None:
+    """Write the adapter alone, as a directory that peft and vLLM load beside the policy at `policy_path`. Collective; rank 0 writes.
+
+    Raises ValueError for a policy without an adapter.
+    """
+    if policy.adapter is None:
+        raise ValueError("learner.adapter: none, so that there is no adapter to export; export the whole policy")
+    policy.adapter.export(directory, str(policy_path), dtype, write=dist.get_rank() == 0)
     dist.barrier()
 
 

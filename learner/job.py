@@ -26,3 +26,5 @@ class LearnerJob:
     """Whether to measure how far every step moved the policy, by two more forward passes of one microbatch."""
     inspect_dir: str | None = None
     """Where batches whose gradient was not finite are kept; None keeps none."""
+    seed: int = 0
+    """What the starting values of an adapter derive from."""

@@ -26,7 +26,7 @@ from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
 from learner.model.check import check_logprobs
 from learner.model.load import load_policy
-from learner.model.policy import Policy, trainable_parameters
+from learner.model.policy import Policy, WithoutAdapter, trainable_parameters
 from learner.optim.optimizers import Optimizers, Update
 from learner.skipped import keep_batch
 from moments_service.seeding import derive_seed
@@ -73,7 +73,7 @@ class LearnerRank:
             self.config.step_timeout_s,
         )
         self.policy = self._load(self.config.trainable)
-        self.reference = self._load(None) if "reference" in self.objective.needs else None
+        self.reference = self._reference() if "reference" in self.objective.needs else None
         self.optimizers = Optimizers(
             self.policy.model,
             trainable_parameters(self.policy),
@@ -133,10 +133,15 @@ class LearnerRank:
     def _load(self, trainable: str | None) -> Policy:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         entropy_grad = trainable is not None and "entropy" in self.objective.needs
-        policy = load_policy(self.job.policy, self.config, mesh, trainable, entropy_grad, self.job.longest_sample)
+        policy = load_policy(
+            self.job.policy, self.config, mesh, trainable, entropy_grad, self.job.longest_sample, self.job.seed
+        )
         vocabulary = policy.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         check_logprobs(policy, self.config.dtype, vocabulary, self.device)
         return policy
+
+    def _reference(self) -> Policy | WithoutAdapter:
+        return self._load(None) if self.policy.adapter is None else WithoutAdapter(self.policy)
 
     def _plan(self, updates: Sequence[Sequence[ScoredSamples]], step: int) -> list[list[PackedBatch]]:
         """Microbatches of each update, as many on every rank; none at all where no rank has anything to train on."""
@@ -158,7 +163,7 @@ class LearnerRank:
         return plans
 
     @torch.no_grad()
-    def _logprobs(self, policy: Policy, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
+    def _logprobs(self, policy: Policy | WithoutAdapter, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
         return [policy(batch.to(self.device))[0] for batch in plan]
 
     def _with_logprobs(self, plan: list[PackedBatch]) -> list[PackedBatch]:
@@ -179,6 +184,9 @@ class LearnerRank:
             losses.append(loss.detach())
             parts.append(measured)
             masks.append(batch.mask)
+        if self.policy.adapter is not None:
+            # On every rank the same: counted once where the ranks' losses are added up.
+            losses.append(losses[0].new_tensor(self.policy.adapter.add_penalty() / self.world_size))
         update = self.optimizers.step()
         if not update.skipped:
             tally.add(losses, parts, masks)

@@ -54,4 +54,5 @@ def _in_group(store: Any, rank: int, ranks: int, function: Callable[..., Any], a
     try:
         return function(rank, ranks, *arguments)
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -120,6 +120,7 @@ async def _start_learner(config: RunConfig, skipped: Path) -> LearnerGroup:
         truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
         measure_move=config.moments.estimator.fades_by_move,
         inspect_dir=str(skipped),
+        seed=config.seed,
     )
     return await LearnerGroup.start(config.learner, job, config.start_timeout_s)
 

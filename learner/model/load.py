@@ -15,11 +15,12 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import AutoModelForCausalLM
 
 from actors.engines.policy_files import UnfitPolicyError, meta_model, read_config
+from learner.adapters.layers import Adapter
+from learner.adapters.options import LowRank
 from learner.config import LearnerConfig
 from learner.export import download
 from learner.model.check import check_architecture
-from learner.model.checkpointing import CHECKPOINT_WRAPPER
-from learner.model.policy import Policy, choose_head, freeze, shard
+from learner.model.policy import Policy, choose_head, freeze, plain_name, shard
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,20 @@ def load_policy(
     trainable: str | None,
     entropy_grad: bool = False,
     longest_sample: int | None = None,
+    seed: int = 0,
 ) -> Policy:
     """The policy in a Hugging Face directory as float32 shards over the mesh. No rank holds all of it.
 
-    trainable: see `freeze`.    longest_sample: see `check_architecture`. Raises ValueError where the architecture or the
+    trainable: see `freeze`; None also leaves out the adapter.    longest_sample: see `check_architecture`.    seed: of the adapter's
+    starting values. Raises ValueError where the architecture or the
     pattern does not fit, before any memory is spent on it.
     """
     model_config = read_config(path)
     check_architecture(model_config.get_text_config(), config.share_prompt, longest_sample)
     policy = Policy(meta_model(model_config), config.share_prompt, entropy_grad, config.memory.logit_elements)
+    if isinstance(config.adapter, LowRank) and trainable is not None:
+        policy.adapter = Adapter(policy.model, config.adapter, seed)
+        policy.eval()
     freeze(policy, trainable)
     shard(policy, config, mesh)
     device = (
@@ -51,8 +57,8 @@ def load_policy(
         else torch.device("cpu")
     )
     choose_head(policy, config, device)
-    with _checkpoint(path, policy) as read:
-        _fill(policy, read, device)
+    with _checkpoint(path, policy) as (present, read):
+        _fill(policy, _with_start(policy.adapter, present, read), device)
     return policy
 
 
@@ -65,7 +71,8 @@ def _checkpoint(path: str, policy: Policy) -> Iterator[tuple[set[str], Slices]]:
             for file in sorted(download(path).glob("*.safetensors"))
         ]
         where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
-        wanted = [names for names, _ in _parameters(policy)]
+        beside = set() if policy.adapter is None else set(policy.adapter.parameters())
+        wanted = [names for names, _ in _parameters(policy) if not beside.issuperset(names)]
         if all(any(name in where for name in names) for names in wanted):
             yield set(where), lambda name, part: where[name].get_slice(name)[part]
             return
@@ -81,12 +88,24 @@ def _checkpoint(path: str, policy: Policy) -> Iterator[tuple[set[str], Slices]]:
         yield set(whole), lambda name, part: whole[name][part]
 
 
+def _with_start(adapter: Adapter | None, present: set[str], read: Slices) -> tuple[set[str], Slices]:
+    """As if the checkpoint also held the starting values of the adapter."""
+    if adapter is None:
+        return present, read
+    beside = adapter.parameters().keys()
+
+    def also(name: str, part: tuple[slice, ...]) -> torch.Tensor:
+        return adapter.start_of(name)[part] if name in beside else read(name, part)
+
+    return present | beside, also
+
+
 def _parameters(policy: Policy) -> list[tuple[list[str], nn.Parameter]]:
     """Every parameter once, with all its Hugging Face names."""
     names: dict[int, list[str]] = {}
     parameters: dict[int, nn.Parameter] = {}
     for name, parameter in policy.model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name.replace(CHECKPOINT_WRAPPER, ""))
+        names.setdefault(id(parameter), []).append(plain_name(name))
         parameters[id(parameter)] = parameter
     return [(names[key], parameter) for key, parameter in parameters.items()]
 
@@ -114,7 +133,7 @@ def _fill(policy: Policy, checkpoint: tuple[set[str], Slices], device: torch.dev
                 continue
             module._buffers[key] = real = torch.empty_like(buffer, device=device)
             full = f"{prefixes[id(module)]}.{key}".lstrip(".")
-            name = full.replace(CHECKPOINT_WRAPPER, "")
+            name = plain_name(full)
             if full in saved and name in present:
                 real.copy_(read(name, (slice(None),) * real.dim()))
                 real._is_hf_initialized = True  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from actors.engines.file_names import sent_tensors
+from learner.adapters.layers import BASE_LAYER, Adapter
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
 from learner.model.checkpointing import CHECKPOINT_WRAPPER, checkpointed
@@ -36,6 +37,7 @@ class Policy(nn.Module):
         self.compiled = False
         """Whether what the head does to a chunk of logits is compiled; its products never are."""
         self.transform = LogitTransform.of(model.config)
+        self.adapter: Adapter | None = None
         self.eval()
 
     @property
@@ -116,11 +118,15 @@ def _layer_parameters(module: nn.Module) -> int:
 
 
 def freeze(policy: Policy, trainable: str | None) -> None:
-    """Train only parameters whose name the pattern matches; None freezes everything (a reference model).
+    """Train only parameters whose name the pattern matches, or those of an adapter; None freezes everything (a reference model).
 
     Raises ValueError where nothing matches.
     """
     policy.requires_grad_(False)
+    if policy.adapter is not None:
+        for parameter in policy.adapter.parameters().values():
+            parameter.requires_grad_(True)
+        return
     if trainable is None:
         return
     # Tied parameters appear under each of their names; a match of any of them trains them.
@@ -171,12 +177,40 @@ def reshard(policy: Policy) -> None:
 
 
 def named_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and persistent buffers under the names that `AutoModelForCausalLM` has for them, tied ones once."""
+    """The policy's own parameters and persistent buffers under the names that `AutoModelForCausalLM` has for them, tied ones once."""
+    adapted = {} if policy.adapter is None else policy.adapter.parameters()
+    beside = {id(parameter) for parameter in adapted.values()}
     for name, tensor in sent_tensors(policy.model):
-        yield name.replace(CHECKPOINT_WRAPPER, ""), tensor
+        if id(tensor) not in beside:
+            yield plain_name(name), tensor
+
+
+def changing_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
+    """What a checkpoint holds of the policy: all of it, or of a policy with an adapter the adapter alone."""
+    return named_tensors(policy) if policy.adapter is None else iter(policy.adapter.parameters().items())
 
 
 def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
     """Parameters that are trained, by Hugging Face name."""
-    named = policy.model.named_parameters()
-    return {name.replace(CHECKPOINT_WRAPPER, ""): p for name, p in named if p.requires_grad}
+    return {plain_name(name): p for name, p in policy.model.named_parameters() if p.requires_grad}
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what activation checkpointing and adapters put into it."""
+    return name.replace(CHECKPOINT_WRAPPER, "").replace(BASE_LAYER, "")
+
+
+class WithoutAdapter:
+    """The policy as it was before its adapter: a reference policy that takes no memory. Read-only."""
+
+    def __init__(self, policy: Policy) -> None:
+        if policy.adapter is None:
+            raise ValueError("a policy without an adapter has no other to be compared with")
+        self.policy, self.adapter = policy, policy.adapter
+
+    @torch.no_grad()
+    def __call__(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Policy.forward`."""
+        with self.adapter.disabled():
+            found: tuple[torch.Tensor, torch.Tensor] = self.policy(batch)
+        return found
