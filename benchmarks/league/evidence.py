@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 RUNS = ROOT / "benchmarks" / "results" / "league_runs.json"
 PIPELINE = ROOT / "benchmarks" / "results" / "compare_mixed.json"
 """What `bvblend compare deploy/recipes/mixed.yaml --estimators hierarchical,grpo --seeds 3 --set steps=120` found."""
+ADVICE = ROOT / "benchmarks" / "results" / "advice.json"
+"""What benchmarks/league/advice.py found."""
 DOCUMENT = ROOT / "docs" / "evidence.md"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "league.png"
@@ -127,7 +129,8 @@ def write() -> None:
 def told(found: Found) -> dict[Path, str]:
     """What stands between the markers of each document."""
     pipeline = json.loads(PIPELINE.read_text(encoding="utf-8"))
-    return {DOCUMENT: document(found, pipeline), README: headline(found, pipeline)}
+    advice = json.loads(ADVICE.read_text(encoding="utf-8"))
+    return {DOCUMENT: document(found, pipeline, advice), README: headline(found, pipeline)}
 
 
 def main() -> None:

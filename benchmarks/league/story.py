@@ -24,7 +24,7 @@ Pipeline = dict[str, list[dict[str, Any]]]
 """What `bvblend compare` found, by estimator a run for each seed."""
 
 
-def document(found: Found, pipeline: Pipeline) -> str:
+def document(found: Found, pipeline: Pipeline, advice: dict[str, Any]) -> str:
     """What stands between the markers."""
     parts = [
         *sentences(found),
@@ -41,7 +41,10 @@ def document(found: Found, pipeline: Pipeline) -> str:
     if standing := frozen(found):
         parts += ["", "### At policies that stand still", "",
                   "Signal to noise of the gradient as a share of RLOO's, and in brackets the root mean square error of the baseline, G = 4, after 60 batches of history.", "", *standing]  # fmt: skip
-    return "\n".join([*parts, *orders(found), *filtered(found), *lengths(found), *left_out(found)]) + "\n"
+    return (
+        "\n".join([*parts, *orders(found), *filtered(found), *lengths(found), *foretold(advice), *left_out(found)])
+        + "\n"
+    )
 
 
 def through_the_pipeline(pipeline: Pipeline) -> str:
@@ -280,6 +283,28 @@ def lengths(found: Found) -> list[str]:
         "",
         "| estimator | G = 2 | G = 8 |",
         "|---|---|---|",
+        *rows,
+    ]
+
+
+def foretold(advice: dict[str, Any]) -> list[str]:
+    """What `bvblend advise` made of the log of one short GRPO run, beside what the league found."""
+    figures = {row["name"]: row["value"] for row in advice["figures"]}
+    rows = []
+    for each in advice["comparisons"]:
+        best = max(each["areas"], key=each["areas"].__getitem__)
+        lacks = each["areas"][best] - each["areas"][each["advised"]]
+        rows.append(f"| `{each['task']}` | {each['group_size']} | `{each['advised']}` | `{best}` | {lacks:.3f} |")
+    return [
+        "",
+        "### What advice from a log is worth",
+        "",
+        "`bvblend advise` read the log of one GRPO run of 30 steps at G = 4 of each task; `lengths` ran after it was written. Of the pairs of estimators",
+        f"that the league tells apart, {figures['all: pairs in the foretold order']:.0%} stand in the order that it foretold; what its best estimator lacks to the one that had the",
+        "largest area under the held-out curve:",
+        "",
+        "| task | G | foretold best | best | area lacking |",
+        "|---|---|---|---|---|",
         *rows,
     ]
 
