@@ -23,7 +23,7 @@ Share = tuple[str, Any, np.ndarray]
 
 
 class LearnerActor:
-    """Calls arrive in the order in which the driver sent them and run one at a time."""
+    """Calls arrive in the order in which the driver sent them and run one at a time, but for `write`."""
 
     def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int) -> None:
         # Here and not above: the driver imports this module and needs neither torch nor transformers.
@@ -71,8 +71,12 @@ class LearnerActor:
         placed = None if blob is None else self.transport.place(blob, version)
         return placed, offer, time.perf_counter() - started
 
-    def save(self, directory: str) -> None:
-        self.rank.save(directory)
+    def capture(self) -> None:
+        self.rank.capture()
+
+    def write(self, directory: str) -> None:
+        """In a thread of its own: the only call that runs beside others."""
+        self.rank.write(directory)
 
     def load(self, directory: str) -> int:
         return self.rank.load(directory)

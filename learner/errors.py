@@ -29,6 +29,10 @@ class DivergedError(LearnerError):
     """Too many updates in a row had a gradient that is not finite. Go on from a checkpoint, with a lower learning rate."""
 
 
+class CheckpointError(LearnerError):
+    """A checkpoint cannot be written, or is not whole, or is of something else; the message says which, and what to do."""
+
+
 class PayloadLostError(LearnerError):
     """Some groups' tokens died with their rollout actor. Nothing was trained: step again without `group_ids`."""
 

@@ -1,7 +1,7 @@
 """The whole policy out of its shards: for the rollout actors, and as a Hugging Face directory."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -48,15 +48,7 @@ def export_directory(directory: str | Path, policy: Policy, policy_path: str | P
     """
     tensors = dict(full_tensors(policy, dtype))
     if dist.get_rank() == 0:
-        target = Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        for file in source_directory(policy_path).iterdir():
-            if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
-                shutil.copyfile(file, target / file.name)
-        model_config = AutoConfig.from_pretrained(policy_path, trust_remote_code=False)
-        model_config.dtype = dtype
-        model_config.save_pretrained(target)
-        save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+        write_policy(Path(directory), tensors, policy_path, dtype)
     dist.barrier()
 
 
@@ -69,6 +61,20 @@ def export_adapter(directory: str | Path, policy: Policy, policy_path: str | Pat
         raise ValueError("learner.adapter: none, so that there is no adapter to export; export the whole policy")
     policy.adapter.export(directory, str(policy_path), dtype, write=dist.get_rank() == 0)
     dist.barrier()
+
+
+def write_policy(
+    target: Path, tensors: Mapping[str, torch.Tensor], policy_path: str | Path, dtype: torch.dtype
+) -> None:
+    """Write a Hugging Face directory: these weights, and all files but the weights of the policy that they came of."""
+    target.mkdir(parents=True, exist_ok=True)
+    for file in source_directory(policy_path).iterdir():
+        if file.is_file() and not file.name.endswith(WEIGHT_SUFFIXES):
+            shutil.copyfile(file, target / file.name)
+    model_config = AutoConfig.from_pretrained(policy_path, trust_remote_code=False)
+    model_config.dtype = dtype
+    model_config.save_pretrained(target)
+    save_file(dict(tensors), target / "model.safetensors", metadata={"format": "pt"})
 
 
 def download(policy_path: str | Path) -> Path:

@@ -23,6 +23,8 @@ DEATH_NOTICE_S = 5.0
 """After one rank's error, how long the others get to report, so that a dead rank is blamed before its neighbours."""
 
 LOOPBACK = "127.0.0.1"
+_WRITING = "writing"
+"""The concurrency group of a rank's calls that write what was captured."""
 
 
 def learner_part(config: LearnerConfig) -> Part:
@@ -32,7 +34,7 @@ def learner_part(config: LearnerConfig) -> Part:
 
 
 class LearnerGroup:
-    """Async handle on `world_size` ranks in one placement group. One call at a time; after a LearnerError only `close`.
+    """Async handle on `world_size` ranks in one placement group. One call at a time, but for `write`; after a LearnerError only `close`.
 
     Consumes: batches of the moments service, whose payloads only the ranks open. Waits for: the ranks, each time with a
     deadline. Ends: by `close`, or with the driver. A `WeightSource`: it offers weights and delivers none.
@@ -110,9 +112,19 @@ class LearnerGroup:
         (offer,) = await _gather([exports[0][1]], doing, self.config.step_timeout_s)
         return replace(offer, address=exports[0][0])
 
+    async def capture(self) -> None:
+        """Have every rank copy its part of a checkpoint into host memory. When this returns, steps may go on."""
+        await self._all("capture", "copying a checkpoint into host memory", self.config.step_timeout_s)
+
+    async def write(self, directory: str) -> None:
+        """Write what was captured into `directory`, on a file system that all ranks see. Other calls may be made meanwhile."""
+        writing = [rank.write.options(concurrency_group=_WRITING).remote(directory) for rank in self.ranks]
+        await _gather(writing, f"writing {directory}", self.config.step_timeout_s)
+
     async def save(self, directory: str) -> None:
-        """Write a checkpoint into `directory`, on a file system that all ranks see."""
-        await self._all("save", f"saving {directory}", self.config.step_timeout_s, directory)
+        """Write a checkpoint and wait for it."""
+        await self.capture()
+        await self.write(directory)
 
     async def load(self, directory: str) -> int:
         """Read a checkpoint, written by any world size; returns how many policy steps it had done."""
@@ -144,7 +156,8 @@ def _start_rank(config: LearnerConfig, job: LearnerJob, rank: int, places: Place
         "runtime_env": {"env_vars": environment},
         "scheduling_strategy": place_in(places, rank),
     }
-    return ray.remote(LearnerActor).options(**options).remote(config, job, rank)
+    actor: Any = ray.remote(concurrency_groups={_WRITING: 1})  # type: ignore[call-overload]
+    return actor(LearnerActor).options(**options).remote(config, job, rank)
 
 
 async def _gather(

@@ -17,7 +17,7 @@ from learner import rendezvous
 from learner.batching.pack import ScoredSamples, Totals, check_group, count, empty_batch, pack
 from learner.batching.packed import PackedBatch
 from learner.batching.probe import random_share
-from learner.checkpoint import load_checkpoint, save_checkpoint
+from learner.checkpoint import Captured, capture, load_checkpoint
 from learner.config import LearnerConfig
 from learner.errors import DivergedError
 from learner.export import export_directory, full_tensors
@@ -47,6 +47,7 @@ class LearnerRank:
         self.steps_done = 0
         self.skipped_in_a_row = 0
         self._store: dist.Store | None = None
+        self._captured: Captured | None = None
 
     def listen(self, address: str, timeout_s: float) -> int:
         """Rank 0 only: open the store that the ranks meet at on `address` and return its port."""
@@ -258,9 +259,24 @@ class LearnerRank:
             pass
         return None
 
+    def capture(self) -> None:
+        """Copy what a checkpoint holds of this rank into host memory, for `write`; then steps may go on."""
+        self._captured = capture(self.policy, self.optimizers, self.steps_done)
+
+    def write(self, directory: str | Path) -> None:
+        """Write what was captured last into a directory that all ranks see; the caller renames it when all have returned.
+
+        Not collective; meant for another thread than the one that steps. The copy is dropped, also after an error.
+        """
+        captured, self._captured = self._captured, None
+        if captured is None:
+            raise RuntimeError("nothing was captured that could be written")
+        captured.write(directory)
+
     def save(self, directory: str | Path) -> None:
-        """Write a checkpoint into a directory that all ranks see; the caller renames it when all have returned."""
-        save_checkpoint(directory, self.policy, self.optimizers, self.steps_done)
+        """Write a checkpoint and wait for it."""
+        self.capture()
+        self.write(directory)
 
     def load(self, directory: str | Path) -> int:
         """Read a checkpoint that any world size wrote; returns the number of policy steps it had done."""

@@ -13,6 +13,7 @@ import typer
 from deploy.cli.clusters import clusters_app
 from deploy.cli.console import console
 from deploy.cli.ending import exit_code, say
+from deploy.cli.export import export
 from deploy.cli.inspect import inspect_app
 from deploy.cli.lasting_output import nobody_reads
 from deploy.cli.moments import moments_app
@@ -46,6 +47,7 @@ app.add_typer(clusters_app, name="clusters")
 app.add_typer(moments_app, name="moments")
 app.add_typer(inspect_app)
 app.command()(train)
+app.command()(export)
 
 
 @app.command()

@@ -9,6 +9,10 @@ class StoppedByHandError(RuntimeError):
     """Somebody asked the run to end; what is needed to resume is on the disk."""
 
 
+class CheckpointFailedError(RuntimeError):
+    """A checkpoint could not be written; the message says why. The one before stands."""
+
+
 class ServiceDiedError(RuntimeError):
     """A part of the run that cannot be replaced while it goes on ended; the message names it."""
 

@@ -115,11 +115,13 @@ async def _trained(run: Run, pool: PromptPool, display: Display, stopper: Stoppe
     except asyncio.CancelledError:
         if run.clock.interrupted in (None, "generate"):
             await run.checkpoint()
+            await run.checkpoints.written()
         raise StoppedByHandError(f"stopped after {run.step} steps; go on with --resume {run.directory.path}") from None
 
 
 async def _trained_and_exported(run: Run, watched: dict[str, Sequence[Prompt]], display: Display) -> RunResult:
     start, end = await _evaluated_training(run, watched, display)
+    await run.checkpoints.written()
     display.note("writing the final policy")
     await run.checkpoints.keep_moments()
     await run.learner.export_hf(str(run.directory.policy))

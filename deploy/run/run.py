@@ -49,7 +49,7 @@ class Run:
         self.sampler = Sampler(self.work, self.fleet, self.moments, rollout.group_timeout_s, rollout.group_attempts)
         self.sync = WeightSync(self.learner, self.fleet)
         self.health = HealthGuard(config.moments.health, directory, reporter.watchers, reporter.display.note)
-        self.checkpoints = Checkpoints(config.checkpoint, directory, self.learner, self.moments)
+        self.checkpoints = Checkpoints(config.checkpoint, directory, self.learner, self.moments, self._look_for_mirror)
         self.clock = Clock()
         self.mirror: Mirror | None = None
         self.step = 0
@@ -114,15 +114,16 @@ class Run:
         """Report the step that was just counted; evaluate and checkpoint when due."""
         seconds, phases = self.clock.end_step()
         row = step_row(batch, learned, self.sampler.take_tally(), seconds, phases, self.services.incarnation)
+        row |= self.checkpoints.take_seconds()
         self.reporter.step(row, await self._show_services(force=self.step >= self.config.steps))
         with self.clock.stopped():
             every, held_out = self.config.evaluation.every, self.services.held_out
             if every and self.step % every == 0 and self.step < self.config.steps:
                 await self.evaluate({"held_out": held_out})
+            await self.checkpoints.refuse_failed()
             if self.checkpoints.due(self.step):
                 await self.checkpoint()
-            if self.mirror is not None:
-                self.mirror.look()
+            self._look_for_mirror()
 
     async def evaluate(self, splits: dict[str, Sequence[Prompt]]) -> dict[str, Evaluation]:
         """pass@1 of the current policy on every split that has prompts, overall and per source; written down and reported."""
@@ -135,17 +136,22 @@ class Run:
         return measured
 
     async def checkpoint(self) -> None:
-        """Write everything that the next step depends on, unless that was done. Only between two steps."""
+        """Begin to write everything that the next step depends on, unless that was done. Only between two steps."""
         await self.checkpoints.write(self.step, self._state, self.feed.fingerprints)
 
     async def close(self) -> None:
         """End every part of the run. Safe after errors."""
         await self.sampler.close()
         await self.sync.close()
+        await self.checkpoints.close()
         await asyncio.gather(
             self.services.close(CLOSE_TIMEOUT_S),
             self.reporter.watchers.close(finished=self.step >= self.config.steps),
         )
+
+    def _look_for_mirror(self) -> None:
+        if self.mirror is not None:
+            self.mirror.look()
 
     def _state(self) -> dict[str, Any]:
         return {

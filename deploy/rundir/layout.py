@@ -154,7 +154,9 @@ class RunDirectory:
         final = self.checkpoint(step)
         durable.put_directory(partial, final)
         for old in self.checkpoint_steps()[:-keep]:
-            shutil.rmtree(self.checkpoint(old))
+            # Under another name first: a kill must not leave half a checkpoint under the name of a whole one.
+            dropped = self.checkpoint(old).rename(_free(self.checkpoints, f"{_PARTIAL}{old:06d}-dropped"))
+            shutil.rmtree(dropped)
         return final
 
     def set_aside_after(self, step: int) -> list[Path]:

@@ -1,0 +1,72 @@
+"""`bvblend export`: the policy of a run, as it was at one of its checkpoints, as a Hugging Face directory."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from deploy.cli.console import console
+from deploy.cli.places import writing
+from deploy.config.recipe import ConfigError
+from deploy.rundir.find import find_run, load_run_config
+from deploy.rundir.layout import RunDirectory
+from moments_service.durable import DamagedFileError, put_directory, verify_directory
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="A run, for example runs/latest", show_default=False)],
+    out: Annotated[Path, typer.Option(help="New directory to write", show_default=False)],
+    step: Annotated[
+        int | None,
+        typer.Option(min=0, help="Of the checkpoint after so many steps; else the newest", show_default=False),
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Of the weights; else what the run's engine took", show_default=False),
+    ] = None,
+) -> None:
+    """Write a policy that transformers and vLLM load. Example: bvblend export runs/latest --step 50 --out my_policy"""
+    directory = find_run(run)
+    config = load_run_config(directory)
+    checkpoint = _checkpoint(directory, step)
+    if out.exists():
+        raise ConfigError(f"--out {out}: something is there; name a new directory")
+    try:
+        verify_directory(checkpoint)
+    except DamagedFileError as error:
+        raise ConfigError(
+            f"{error}; name an older checkpoint with --step, or restore this one from the mirror"
+        ) from None
+    import torch
+
+    from learner.errors import CheckpointError
+    from learner.export_checkpoint import export_checkpoint
+
+    partial = out.with_name(f"{out.name}.partial")
+    try:
+        with writing(out):
+            export_checkpoint(
+                checkpoint / "learner", partial, config.policy, getattr(torch, dtype or config.rollout.dtype)
+            )
+            put_directory(partial, out)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    console.print(
+        f"{out}: the policy after {checkpoint.name.removeprefix('step-').lstrip('0') or '0'} steps", soft_wrap=True
+    )
+
+
+def _checkpoint(directory: RunDirectory, step: int | None) -> Path:
+    steps = directory.checkpoint_steps()
+    if not steps:
+        raise ConfigError(
+            f"{directory.path} has no checkpoint; one is written every checkpoint.every steps and at a stop"
+        )
+    if step is not None and step not in steps:
+        raise ConfigError(
+            f"--step {step}: {directory.path} has no such checkpoint; there are {', '.join(map(str, steps))} (checkpoint.keep)"
+        )
+    return directory.checkpoint(steps[-1] if step is None else step)
