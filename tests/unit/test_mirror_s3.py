@@ -5,7 +5,6 @@ from pathlib import Path
 
 import fsspec
 import pytest
-
 from moto.server import ThreadedMotoServer
 
 from deploy.mirror.mirror import mirrored, refuse_unwritable_mirror
