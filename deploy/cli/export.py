@@ -30,6 +30,11 @@ def export(
     directory = find_run(run)
     config = load_run_config(directory)
     checkpoint = _checkpoint(directory, step)
+    if config.learner.adapter.kind != "none":
+        raise ConfigError(
+            f"learner.adapter: {directory.path} holds the adapter alone in its checkpoints, and only whole policies are exported from "
+            "those; its end, merged, is in policy/ of the run"
+        )
     if out.exists():
         raise ConfigError(f"--out {out}: something is there; name a new directory")
     try:

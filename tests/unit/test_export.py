@@ -84,6 +84,12 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(run: RunDirectory, tmp
     finally:
         run.config.write_text(config)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
+    config_of_adapter = config.replace("adapter:\n    kind: none", "adapter:\n    kind: lora")
+    assert config_of_adapter != config
+    adapted = RunDirectory.create(tmp_path, "adapted", config_of_adapter)
+    adapted.checkpoint(1).mkdir()
+    with pytest.raises(ConfigError, match=r"learner\.adapter: .* holds the adapter alone in its checkpoints"):
+        bvblend("export", adapted.path, "--out", tmp_path / "out")
     empty = RunDirectory.create(tmp_path, "empty", config)
     with pytest.raises(ConfigError, match=r"has no checkpoint; one is written every checkpoint\.every steps"):
         bvblend("export", empty.path, "--out", tmp_path / "out")
