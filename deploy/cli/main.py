@@ -59,7 +59,7 @@ def plan(
     ] = None,
 ) -> None:
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
-    from deploy.cluster.plan import arithmetic_table, processes_table
+    from deploy.cluster.plan import arithmetic_table, learner_table, processes_table
     from deploy.run.launch import read_pool
     from deploy.run.policy_check_apart import PolicyCheck
     from deploy.run.verifier_check import refuse_unusable_verifiers
@@ -70,6 +70,8 @@ def plan(
         refuse_unusable_verifiers(config, pool)
         policy_check.refuse_unfit(config, pool)
     console.print(processes_table(config))
+    if (held := learner_table(config)) is not None:
+        console.print(held)
     console.print(arithmetic_table(config, pool))
     if named_address(address) is not None:
         _plan_places(config, address)

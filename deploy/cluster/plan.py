@@ -12,6 +12,7 @@ from actors.engines.kinds import VllmConfig
 from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
+from learner.footprint import Footprint, footprint, policy_shape, smallest_gpu
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS_GIB = {"vllm": 1.8, "transformers": 0.9, "learner": 0.7, "moments": 0.3, "driver": 0.6}
@@ -44,8 +45,10 @@ def plan_rows(config: RunConfig) -> list[PlanRow]:
     engine_gib = weights * _BYTES[rollout.dtype] / 2**30
     if isinstance(rollout.engine, VllmConfig) and rollout.gpus == 0:
         engine_gib += rollout.engine.kv_cache_gib
-    # Master weights, gradients and both Adam moments in float32, sharded over the ranks.
-    rank_gib = weights * 16 / learner.world_size / 2**30
+    held = learner_footprint(config)
+    # Without a config.json that says more: masters, gradients and both Adam moments in float32, sharded over the ranks.
+    rank_bytes = 16 * weights / learner.world_size if held is None else held.offloaded if learner.gpus else held.device
+    rank_gib = rank_bytes / 2**30
     return [
         PlanRow(f"rollout actor ({rollout.engine.kind})", rollout.actors, rollout.cpus, rollout.gpus, _PROCESS_GIB[rollout.engine.kind] + engine_gib),
         PlanRow("learner rank (FSDP2)", learner.world_size, learner.cpus, learner.gpus, _PROCESS_GIB["learner"] + rank_gib),
@@ -69,6 +72,42 @@ def processes_table(config: RunConfig) -> Table:
     table.add_row("all", str(sum(row.count for row in rows)), f"{cpus:g}", f"{gpus:g}", f"{gib:.1f}")
     table.add_row("this machine", "", str(here["cores"]), "", str(here["memory_gib"]), style="dim")
     return table
+
+
+def learner_footprint(config: RunConfig) -> Footprint | None:
+    """What a learner rank would hold; None where the policy's shape is not known here."""
+    parameters = policy_parameters(config.policy)
+    shape = policy_shape(config.policy, parameters) if parameters else None
+    return None if shape is None else footprint(shape, config.learner)
+
+
+def learner_table(config: RunConfig) -> Table | None:
+    """What a learner rank would hold, and whether it fits; None where the policy's shape is not known here."""
+    held = learner_footprint(config)
+    if held is None:
+        return None
+    table = Table(title="a learner rank at its peak, about", title_style="bold", show_header=False)
+    parts = ("weights", "gradients", "optimizer", "activations", "head")
+    for name in parts:
+        table.add_row(name, _gib(getattr(held, name)))
+    if held.offloaded:
+        table.add_row("optimizer, in host memory", _gib(held.offloaded))
+    table.add_row("all", f"{_gib(held.device)}: {_fit(config, held)}")
+    return table
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+def _fit(config: RunConfig, held: Footprint) -> str:
+    remedy = "lower learner.microbatch_tokens, set learner.memory.activation_checkpointing, or add ranks"
+    if config.learner.gpus > 0:
+        gib = smallest_gpu(held.device / config.learner.gpus)
+        return f"needs GPUs of {gib} GiB" if gib is not None else f"fits into no GPU: {remedy}"
+    here = float(machine()["memory_gib"])
+    whole = config.learner.world_size * held.device / 2**30
+    return "fits into this machine" if whole <= here else f"does not fit into this machine's {here:g} GiB: {remedy}"
 
 
 def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:

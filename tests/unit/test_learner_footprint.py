@@ -1,0 +1,94 @@
+"""The memory model of `bvblend plan` against what torch really keeps."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+from deploy.cluster.plan import learner_footprint, learner_table
+from deploy.config.recipe import load_recipe
+from learner.config import LearnerConfig, MemoryConfig
+from learner.footprint import PolicyShape, footprint, layer_activations, smallest_gpu
+from learner.model.checkpointing import checkpointed
+
+pytestmark = pytest.mark.unit
+RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "cold_start.yaml"
+SIZES = {
+    "vocab_size": 64,
+    "hidden_size": 96,
+    "intermediate_size": 256,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+}
+TOKENS = 200
+
+
+def kept_bytes(model: torch.nn.Module, dtype: torch.dtype, kind: str) -> float:
+    """Bytes for each token that a layer's forward keeps: what autograd saves, or what allocation shows of a checkpointed one."""
+    decoder = model.model
+    layer = checkpointed(decoder.layers[0], kind)
+    hidden = torch.randn(1, TOKENS, SIZES["hidden_size"], dtype=dtype, requires_grad=True)
+    positions = decoder.rotary_emb(hidden, torch.arange(TOKENS)[None])
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *positions)}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def remember(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        layer(hidden, position_embeddings=positions, attention_mask=None)
+    return sum(storage.nbytes() for storage in kept.values()) / TOKENS
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("keys", [4, 2])
+def test_a_layer_keeps_what_the_model_says(dtype: torch.dtype, keys: int) -> None:
+    model = (
+        LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=keys))
+        if keys == 4
+        else Qwen2ForCausalLM(Qwen2Config(**SIZES, num_key_value_heads=keys))
+    )
+    shape = PolicyShape(0, 1, 96, 256, 96, 24 * keys, 64, True)
+    found = kept_bytes(model.to(dtype), dtype, "none")
+    assert found == pytest.approx(layer_activations(shape, "none", dtype.itemsize), rel=0.02)
+
+
+def test_checkpointing_keeps_less_and_less() -> None:
+    shape = PolicyShape(1_540_000_000, 28, 1536, 8960, 1536, 256, 151936, True)
+    kept = [layer_activations(shape, kind, 2) for kind in ("none", "selective", "layer")]
+    assert kept[0] > 1.5 * kept[1] and kept[1] > 10 * kept[2]
+
+
+def test_what_is_known_of_published_sizes() -> None:
+    """16 bytes a parameter for masters, gradients and two moments; a 1.5B policy at 16k tokens needs checkpointing on 80 GiB."""
+    shape = PolicyShape(1_540_000_000, 28, 1536, 8960, 1536, 256, 151936, True)
+
+    def gib(kind: str, **changes: object) -> float:
+        memory = MemoryConfig(activation_checkpointing=kind, **changes)  # type: ignore[arg-type]
+        config = LearnerConfig(gpus=1, dtype="bfloat16", microbatch_tokens=16384, memory=memory)
+        return footprint(shape, config).device / 2**30
+
+    assert smallest_gpu(gib("none") * 2**30) == 141 and smallest_gpu(gib("layer") * 2**30) == 40
+    assert gib("layer") - gib("layer", offload_optimizer=True) == pytest.approx(8 * 1.54e9 / 2**30)
+    held = footprint(shape, LearnerConfig(world_size=4))
+    assert held.optimizer == 2 * shape.parameters and held.weights > shape.parameters
+
+
+def test_the_plan_says_whether_a_rank_fits() -> None:
+    fits = load_recipe(RECIPE, [])
+    held = learner_footprint(fits)
+    assert held is not None and 2**24 < held.device < 2**32
+    for overrides, words in (
+        ([], "fits into this machine"),
+        (["learner.microbatch_tokens=100000000"], "does not fit into this machine"),
+        (["learner.gpus=1"], "needs GPUs of 16 GiB"),
+    ):
+        shown = Console(file=io.StringIO(), width=200, record=True)
+        shown.print(learner_table(load_recipe(RECIPE, overrides)))
+        assert words in shown.export_text()
