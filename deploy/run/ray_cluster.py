@@ -90,6 +90,8 @@ def start_own(cpus: int) -> OwnRay:
     os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     limit_task_history()
+    # By default Ray's workers run at 15 and starve beside any other program.
+    os.environ.setdefault(ray_constants.RAY_WORKER_NICENESS, "0")
     watchdog = start_watchdog(home.path)
     with _a_session_each():
         _init(address="local", num_cpus=cpus, include_dashboard=False, _temp_dir=str(home.path))
