@@ -14,22 +14,31 @@ OnTwoRanks = Callable[..., list[Any]]
 
 
 @pytest.fixture(scope="session")
-def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OnTwoRanks]:
-    """Runs a function on two ranks; the processes stay for the next one, since importing torch takes seconds."""
-    stores = tmp_path_factory.mktemp("stores")
+def rank_processes() -> Iterator[tuple[ProcessPoolExecutor, ProcessPoolExecutor]]:
+    """A process for each of two ranks, which stays for the next test, since importing torch takes seconds.
+
+    Always of the same rank: torch remembers which part of a tensor is a process's own.
+    """
     context = multiprocessing.get_context("spawn")
-    # A process each, always of the same rank: torch remembers which part of a tensor is a process's own.
     with ProcessPoolExecutor(1, mp_context=context) as first, ProcessPoolExecutor(1, mp_context=context) as second:
+        yield first, second
 
-        def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
-            store = stores / uuid.uuid4().hex
-            calls = [
-                process.submit(_on_rank, store, rank, 2, function, arguments)
-                for rank, process in enumerate((first, second))
-            ]
-            return [call.result(timeout=120) for call in calls]
 
-        yield run
+@pytest.fixture(scope="session")
+def on_two_ranks(
+    tmp_path_factory: pytest.TempPathFactory, rank_processes: tuple[ProcessPoolExecutor, ProcessPoolExecutor]
+) -> OnTwoRanks:
+    """Runs a function on two ranks of a process group."""
+    stores = tmp_path_factory.mktemp("stores")
+
+    def run(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        store = stores / uuid.uuid4().hex
+        calls = [
+            process.submit(_on_rank, store, rank, 2, function, arguments) for rank, process in enumerate(rank_processes)
+        ]
+        return [call.result(timeout=120) for call in calls]
+
+    return run
 
 
 def on_one_rank(function: Callable[..., Any], *arguments: Any) -> Any:

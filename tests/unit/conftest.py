@@ -1,5 +1,5 @@
 """What unit tests share."""
 
-from tests.gloo_ranks import on_two_ranks
+from tests.gloo_ranks import on_two_ranks, rank_processes
 
-__all__ = ["on_two_ranks"]
+__all__ = ["on_two_ranks", "rank_processes"]

@@ -1,6 +1,5 @@
 """Checkpoints of the learner: any number of ranks reads what any other wrote, and a kill leaves the old one or the new one whole."""
 
-import multiprocessing
 import os
 import resource
 import shutil
@@ -81,15 +80,31 @@ def assert_same(one: Path, other: Path, but: frozenset[str] = frozenset()) -> No
     assert different == but
 
 
-def test_one_rank_two_ranks_and_one_again(tmp_path: Path) -> None:
+RankProcesses = tuple[ProcessPoolExecutor, ProcessPoolExecutor]
+
+
+def by_two(processes: RankProcesses, path: str, store: Path, plan: Plan) -> None:
+    calls = [process.submit(one_of_two, path, str(store), number, plan) for number, process in enumerate(processes)]
+    for call in calls:
+        call.result(timeout=300)
+
+
+def test_two_ranks_that_resume_equal_two_that_went_on(tmp_path: Path, rank_processes: RankProcesses) -> None:
+    """Bit for bit."""
+    path = make_policy(tmp_path / "policy")
+    first: Plan = [("step", 0), ("save", tmp_path / "half"), ("step", 1), ("save", tmp_path / "unbroken")]
+    again: Plan = [("load", tmp_path / "half"), ("step", 1), ("save", tmp_path / "resumed")]
+    by_two(rank_processes, path, tmp_path / "first", first)
+    by_two(rank_processes, path, tmp_path / "again", again)
+    assert_same(tmp_path / "unbroken", tmp_path / "resumed")
+
+
+def test_one_rank_two_ranks_and_one_again(tmp_path: Path, rank_processes: RankProcesses) -> None:
     """Weights, optimiser and counters, bit for bit."""
     path = make_policy(tmp_path / "policy")
     by_one(path, [("step", 0), ("step", 1), ("save", tmp_path / "a")])
     between: Plan = [("load", tmp_path / "a"), ("save", tmp_path / "b"), ("step", 2), ("save", tmp_path / "c")]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as ranks:
-        calls = [ranks.submit(one_of_two, path, str(tmp_path / "store"), number, between) for number in range(2)]
-        for call in calls:
-            call.result(timeout=300)
+    by_two(rank_processes, path, tmp_path / "store", between)
     by_one(path, [("load", tmp_path / "c"), ("save", tmp_path / "d")])
     assert sorted(file.name for file in (tmp_path / "b").iterdir()) == [
         f"rank-0000{number}-of-00002.safetensors" for number in range(2)
