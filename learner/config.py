@@ -1,6 +1,6 @@
 """What a user can set about the learner."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -9,6 +9,8 @@ from learner.adapters import AnyAdapter, NoAdapter
 from learner.aggregations import AnyAggregation, SeqMeanTokenMean
 from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
+from learner.losses.kl import KlEstimator
+from learner.losses.luspo import Luspo
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from learner.patterns import Pattern
 from moments_service.config import StrictModel
@@ -18,7 +20,25 @@ class KlConfig(StrictModel):
     """KL penalty to the starting policy."""
 
     coef: float = Field(0.0, ge=0)
-    """Weight of the KL penalty (k3) to the starting policy; 0 loads no reference model."""
+    """Weight of the KL penalty to the starting policy; 0 loads no reference model."""
+    estimator: KlEstimator = "k3"
+    """How it is estimated from sampled tokens; `k3_k2` has the value of k3 and the gradient of k2."""
+    place: Literal["loss", "reward"] = "loss"
+    """Added to the loss, or taken off the tokens' advantages, as k1 without a gradient (the moments never see it)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _k1_in_the_reward(cls, data: Any) -> Any:
+        """In the reward's place k1 is the default: no other estimator has the KL's gradient there."""
+        return {"estimator": "k1", **data} if isinstance(data, dict) and data.get("place") == "reward" else data
+
+    @model_validator(mode="after")
+    def _only_k1_in_the_reward(self) -> Self:
+        if self.place == "reward" and self.estimator != "k1":
+            raise ValueError(
+                f"estimator = {self.estimator} has not the KL's gradient with place = reward; take k1 there"
+            )
+        return self
 
 
 class MemoryConfig(StrictModel):
@@ -64,8 +84,10 @@ class LearnerConfig(StrictModel):
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     loss: AnyLoss = PpoClip()
+    """What is minimised for each token (docs/learner.md says which when)."""
     correction: AnyCorrection = NoCorrection()
     aggregation: AnyAggregation = SeqMeanTokenMean()
+    """What each token counts in the loss of the batch."""
     kl: KlConfig = KlConfig()
     memory: MemoryConfig = MemoryConfig()
     adapter: AnyAdapter = NoAdapter()
@@ -74,6 +96,15 @@ class LearnerConfig(StrictModel):
     """How gradients become steps."""
     schedule: AnySchedule = Cosine()
     """The learning rate over the run, as a share of its peak."""
+
+    @model_validator(mode="after")
+    def _lengths_are_counted_once(self) -> Self:
+        if isinstance(self.loss, Luspo) and not isinstance(self.aggregation, SeqMeanTokenMean):
+            raise ValueError(
+                f"loss = luspo multiplies by the sample's length, which aggregation = {self.aggregation.kind} does not divide "
+                "by; take seq_mean_token_mean, or loss = gspo"
+            )
+        return self
 
     @model_validator(mode="after")
     def _an_adapter_is_trained_alone(self) -> Self:

@@ -2,11 +2,18 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
+from learner.aggregations.prompt_mean import PromptMean
 from learner.aggregations.protocol import Aggregation, Totals
 from learner.aggregations.seq_mean_token_mean import SeqMeanTokenMean
+from learner.aggregations.seq_mean_token_sum import SeqMeanTokenSum
+from learner.aggregations.seq_mean_token_sum_norm import SeqMeanTokenSumNorm
+from learner.aggregations.token_mean import TokenMean
 from moments_service.config import BY_NAME
 
-AnyAggregation = Annotated[SeqMeanTokenMean, BY_NAME]
-"""All kinds. From the second on: `Annotated[Annotated[A | B, Field(discriminator="kind")], BY_NAME]`."""
+AggregationKind = SeqMeanTokenMean | TokenMean | SeqMeanTokenSum | SeqMeanTokenSumNorm | PromptMean
+AnyAggregation = Annotated[Annotated[AggregationKind, Field(discriminator="kind")], BY_NAME]
+"""All kinds."""
 
-__all__ = ["Aggregation", "AnyAggregation", "SeqMeanTokenMean", "Totals"]
+__all__ = ["Aggregation", "AggregationKind", "AnyAggregation", "SeqMeanTokenMean", "Totals"]

@@ -7,7 +7,7 @@ import torch
 from learner.batching.pack import empty_batch
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
-from learner.losses.kl import kl_k3
+from learner.losses.kl import kl_estimate
 from learner.losses.metrics import Names, token_metrics
 from learner.losses.protocol import LossInputs, Measured, Need
 
@@ -19,10 +19,11 @@ class Objective:
         """truncated_sampler: whether top-p or top-k cut what was sampled from, see `token_metrics`."""
         self.loss = config.loss
         self.correction = config.correction
-        self.kl_coef = config.kl.coef
+        self.kl = config.kl
         self.entropy_coef = config.entropy_coef
         self.truncated_sampler = truncated_sampler
-        terms: dict[Need, float] = {"reference": self.kl_coef, "entropy": self.entropy_coef}
+        in_reward = self.kl.coef if self.kl.place == "reward" else 0.0
+        terms: dict[Need, float] = {"reference": self.kl.coef, "old": in_reward, "entropy": self.entropy_coef}
         wanted = frozenset(need for need, coefficient in terms.items() if coefficient > 0)
         self.needs = self.loss.needs | self.correction.needs | wanted
         self.names = self._names()
@@ -35,12 +36,12 @@ class Objective:
         logprobs, entropy: [N] of the policy now. Sums over microbatches and ranks are the loss of the batch, because the
         weights hold the whole aggregation. The correction weighs the policy loss, not the terms that hold the policy back.
         """
-        inputs = _inputs(batch, logprobs, entropy)
+        inputs = self._penalised(_inputs(batch, logprobs, entropy))
         losses, measured = self.loss(inputs)
         correction, corrected = self.correction(inputs)
         losses = correction * losses
-        if self.kl_coef > 0 and inputs.reference is not None:
-            losses = losses + self.kl_coef * kl_k3(logprobs, inputs.reference)
+        if self.kl.coef > 0 and self.kl.place == "loss" and inputs.reference is not None:
+            losses = losses + self.kl.coef * kl_estimate(logprobs, inputs.reference, self.kl.estimator)
         if self.entropy_coef > 0:
             losses = losses - self.entropy_coef * entropy
         common = token_metrics(inputs, self.truncated_sampler)
@@ -50,6 +51,13 @@ class Objective:
         if len(means) + len(maxima) != sum(len(part.means) + len(part.maxima) for part in every):
             raise ValueError("two metrics of the loss, its correction and the common ones have one name")
         return (batch.weights * losses).sum(), Measured(means, maxima)
+
+    def _penalised(self, inputs: LossInputs) -> LossInputs:
+        """With the KL taken off the advantages where that is its place: that of the policy before the first update."""
+        if self.kl.coef == 0 or self.kl.place == "loss" or inputs.reference is None:
+            return inputs
+        penalty = self.kl.coef * kl_estimate(inputs.old, inputs.reference, self.kl.estimator)
+        return replace(inputs, advantages=inputs.advantages - penalty)
 
     @torch.no_grad()
     def _names(self) -> Names:

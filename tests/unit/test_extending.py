@@ -149,10 +149,10 @@ def learner_with(**sections: Any) -> LearnerConfig:
 
 
 def test_a_loss(example: Example) -> None:
-    module, line = example("learner/losses/reinforce.py")
+    module, line = example("learner/losses/floored.py")
     section = union_of(line, losses, module)
     assert section.validate_python("ppo_clip").kind == "ppo_clip"
-    loss = section.validate_python({"kind": "reinforce", "floor": -1.0})
+    loss = section.validate_python({"kind": "floored", "floor": -1.0})
     logprobs, old, _, advantages, entropy, weights = draw(0)
     held = (logprobs < loss.floor) & (advantages < 0)
     assert 0 < held.sum() < len(held)
@@ -192,13 +192,14 @@ def test_a_correction(example: Example) -> None:
 
 
 def test_an_aggregation(example: Example) -> None:
-    module, line = example("learner/aggregations/group_mean.py")
+    module, line = example("learner/aggregations/root_length.py")
     section = union_of(line, aggregations, module)
     assert section.validate_python("seq_mean_token_mean").kind == "seq_mean_token_mean"
-    aggregation = section.validate_python("group_mean")
+    aggregation = section.validate_python("root_length")
     groups = [made_group("a", 3, [1, 4]), made_group("b", 2, [2, 3, 5])]
     batches = pack_groups(groups, aggregation, count(groups), version=0, share_prompt=True, microbatch_tokens=64)
     found = sorted(weight for batch in batches for weight in batch.weights[batch.mask].tolist())
-    np.testing.assert_allclose(found, [1 / (10 * 2)] * 10 + [1 / (5 * 2)] * 5)
+    expected = [1 / (n**0.5 * size * 2) for size, n in [(2, 1), (2, 4), (3, 2), (3, 3), (3, 5)] for _ in range(n)]
+    np.testing.assert_allclose(found, sorted(expected), rtol=1e-6)
     on_two_ranks = aggregation(np.array([0, 0]), np.array([0, 0]), Totals(groups=4, samples=8, tokens=16))
-    np.testing.assert_array_equal(on_two_ranks, [1 / 8, 1 / 8])
+    np.testing.assert_allclose(on_two_ranks, [1 / (2**0.5 * 4)] * 2)

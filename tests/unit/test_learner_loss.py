@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from deploy.config.recipe import models_in
 from learner.batching.pack import empty_batch
 from learner.batching.packed import PackedBatch
 from learner.config import KlConfig, LearnerConfig
 from learner.corrections import NoCorrection
 from learner.losses import LossInputs, Measured, PpoClip
-from learner.losses.kl import kl_k3
+from learner.losses.kl import KlEstimator, kl_estimate, kl_k3
 from learner.losses.metrics import MISMATCH_BINS, MISMATCH_EDGES, Tally
 from learner.losses.objective import Objective
 from learner.model.logits import LogitTransform
@@ -40,13 +41,19 @@ def draw(seed: int, n: int = 50) -> tuple[np.ndarray, np.ndarray, np.ndarray, np
 
 
 def batch_of(
-    old: np.ndarray, reference: np.ndarray | None, rollout: np.ndarray, advantages: np.ndarray, weights: np.ndarray
+    old: np.ndarray,
+    reference: np.ndarray | None,
+    rollout: np.ndarray,
+    advantages: np.ndarray,
+    weights: np.ndarray,
+    sample: np.ndarray | None = None,
 ) -> PackedBatch:
-    """N tokens in float64, of one sample; those of weight 0 are outside the mask."""
+    """N tokens in float64, of one sample where none are given; those of weight 0 are outside the mask."""
     numbers = torch.zeros(len(old), dtype=torch.int64)
     return replace(
         empty_batch(),
-        sample=numbers,
+        sample=numbers if sample is None else torch.from_numpy(sample),
+        samples=1 if sample is None else int(sample.max()) + 1,
         group=numbers,
         lag=numbers,
         mask=torch.from_numpy(weights > 0),
@@ -117,6 +124,74 @@ def test_k3_is_unbiased_for_the_exact_kl() -> None:
     p, q = np.exp(logits) / np.exp(logits).sum(), np.exp(other) / np.exp(other).sum()
     values = kl_k3(torch.from_numpy(np.log(p)), torch.from_numpy(np.log(q))).numpy()
     assert float((p * values).sum()) == pytest.approx(float((p * np.log(p / q)).sum()), rel=1e-12)
+
+
+KL_ORACLES = {
+    "k1": (lambda d: d, lambda d: np.ones_like(d)),
+    "k2": (lambda d: d**2 / 2, lambda d: d),
+    "k3": (lambda d: np.exp(-d) + d - 1, lambda d: 1 - np.exp(-d)),
+    "k3_k2": (lambda d: np.exp(-d) + d - 1, lambda d: d),
+}
+"""Value and gradient of each estimator by d = log pi - log pi_ref."""
+
+
+@pytest.mark.parametrize("estimator", KL_ORACLES)
+def test_kl_estimators_match_numpy_in_value_and_gradient(estimator: KlEstimator) -> None:
+    logprobs, _, reference, *_ = draw(7)
+    x = torch.from_numpy(logprobs).requires_grad_()
+    found = kl_estimate(x, torch.from_numpy(reference), estimator)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    value, slope = KL_ORACLES[estimator]
+    np.testing.assert_allclose(found.detach(), value(logprobs - reference), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gradient, slope(logprobs - reference), rtol=1e-9, atol=1e-12)
+    assert kl_estimate(x, x.detach(), estimator).abs().max() < 1e-15
+    far = kl_estimate(torch.tensor([400.0, -400.0]), torch.zeros(2), estimator)
+    assert bool(torch.isfinite(far).all())
+
+
+@pytest.mark.parametrize(("estimator", "right"), [("k1", False), ("k2", True), ("k3", False), ("k3_k2", True)])
+def test_k2_alone_has_the_gradient_of_the_exact_kl(estimator: KlEstimator, right: bool) -> None:
+    """On a distribution of six tokens, whose expected gradient is a finite sum."""
+    rng = np.random.default_rng(1)
+    logits, reference = (torch.from_numpy(rng.normal(size=6)) for _ in range(2))
+    logits.requires_grad_()
+    logprobs, other = logits.log_softmax(0), reference.log_softmax(0)
+    exact = (logprobs.exp() * (logprobs - other)).sum()
+    estimated = (logprobs.exp().detach() * kl_estimate(logprobs, other, estimator)).sum()
+    gradients = [torch.autograd.grad(value, logits, retain_graph=True)[0] for value in (exact, estimated)]
+    assert torch.allclose(*gradients, rtol=1e-9) is right
+    if estimator == "k1":
+        assert gradients[1].abs().max() < 1e-15, "its mean is 0"
+        in_reward = (logprobs.exp().detach() * (logprobs - other).detach() * logprobs).sum()
+        assert torch.allclose(gradients[0], torch.autograd.grad(in_reward, logits)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["ppo_clip", "reinforce"])
+def test_a_kl_in_the_reward_s_place_is_taken_off_the_advantages(loss: str) -> None:
+    logprobs, old, reference, advantages, entropy, weights = draw(9)
+    config = LearnerConfig.model_validate({"loss": loss, "kl": {"coef": 0.3, "place": "reward"}})
+    shaped = advantages - 0.3 * (old - reference)
+    found = []
+    for each, given in ((config, advantages), (LearnerConfig.model_validate({"loss": loss}), shaped)):
+        objective = Objective(each)
+        x = torch.from_numpy(logprobs).requires_grad_()
+        value, _ = objective(batch_of(old, reference, old, given, weights), x, torch.from_numpy(entropy))
+        found.append((value.item(), torch.autograd.grad(value, x)[0].numpy()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-12)
+    assert Objective(config).needs >= {"old", "reference"}
+
+
+def test_the_reward_s_place_takes_k1_and_a_luspo_one_aggregation() -> None:
+    kl = LearnerConfig.model_validate({"kl": {"coef": 0.1, "place": "reward"}}).kl
+    assert kl.estimator == "k1" and KlConfig.model_validate(kl.model_dump()) == kl
+    with pytest.raises(
+        ValueError, match=r"estimator = k3 has not the KL's gradient with place = reward; take k1 there"
+    ):
+        LearnerConfig.model_validate({"kl": {"place": "reward", "estimator": "k3"}})
+    with pytest.raises(ValueError, match="loss = luspo multiplies by the sample's length"):
+        LearnerConfig.model_validate({"loss": "luspo", "aggregation": "token_mean"})
+    assert LearnerConfig.model_validate({"loss": "luspo"}).loss.kind == "luspo"
 
 
 def test_the_objective_and_its_gradient_match_numpy() -> None:
@@ -263,5 +338,5 @@ def test_the_loss_s_options_refuse_what_they_do_not_know() -> None:
     with pytest.raises(ValueError, match="ppo_clip"):
         LearnerConfig.model_validate({"loss": "gspo_of_another_time"})
     assert LearnerConfig.model_validate({"loss": "ppo_clip"}) == LearnerConfig()
-    scalars = [name for name, field in LearnerConfig.model_fields.items() if field.description]
+    scalars = [name for name, field in LearnerConfig.model_fields.items() if not models_in(field.annotation)]
     assert len(scalars) <= 15

@@ -1,0 +1,273 @@
+"""Asks an installed TRL or verl for the losses and gradients that its own functions give on random log-probs.
+
+    python -m tests.contract.recorded.record_losses trl     # writes losses_trl.json next to this file
+
+Each case says which options of this project's learner mean the same; tests/contract/test_recorded_losses.py compares. The three
+groups have two samples each, since the libraries know no groups when they take a mean over samples.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+LENGTHS = (7, 5, 1, 3, 6, 4)
+"""Trained tokens of each sample; the rows are as long as the longest."""
+SPREADS = {"near": 0.003, "wide": 0.4, "far": 1.2}
+"""How far the policy has moved, in nats: some are clipped in each, of samples or of tokens."""
+
+
+def drawn(spread: float) -> dict[str, np.ndarray]:
+    """Arrays [B, T] that a loss is a function of; `advantages` are one a sample."""
+    rng = np.random.default_rng(7)
+    shape = (len(LENGTHS), max(LENGTHS))
+    old = -rng.exponential(size=shape)
+    return {
+        "mask": (np.arange(shape[1]) < np.array(LENGTHS)[:, None]).astype(np.float64),
+        "old": old,
+        "logprobs": old + spread * rng.normal(size=shape) + 0.5 * spread * rng.normal(size=(shape[0], 1)),
+        "reference": old + 0.5 * rng.normal(size=shape),
+        "rollout": old + 0.1 * rng.normal(size=shape),
+        "advantages": np.repeat(rng.normal(size=(shape[0], 1)), shape[1], axis=1),
+    }
+
+
+def tensors(spread: str) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(values) for name, values in drawn(SPREADS[spread]).items()}
+
+
+def case(name: str, spread: str, ours: dict[str, Any], loss: torch.Tensor, logprobs: torch.Tensor) -> dict[str, Any]:
+    """What is kept of one call: its loss, and the gradient by the log-probs [B, T]."""
+    (gradient,) = torch.autograd.grad(loss, logprobs)
+    kept = torch.where(tensors(spread)["mask"] > 0, gradient, 0.0)
+    return {"name": name, "spread": spread, "ours": ours, "loss": loss.item(), "gradient": kept.tolist()}
+
+
+# --- TRL ----------------------------------------------------------------------------------------------------------------
+
+TRL_CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    (
+        {"loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.28},
+        {"loss": {"kind": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28}},
+    ),
+    (
+        {"loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.2, "delta": 1.5},
+        {"loss": {"kind": "ppo_clip", "dual_clip": 1.5}},
+    ),
+    (
+        {"loss_type": "dapo", "epsilon_low": 0.2, "epsilon_high": 0.28},
+        {"loss": {"kind": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28}, "aggregation": "token_mean"},
+    ),
+    (
+        {"loss_type": "dr_grpo", "epsilon_low": 0.2, "epsilon_high": 0.2},
+        {"loss": "ppo_clip", "aggregation": {"kind": "seq_mean_token_sum_norm", "length": 16}},
+    ),
+    (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4},
+        {"loss": "gspo"},
+    ),
+    (
+        {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon_low": 2e-3, "epsilon_high": 2.5e-3},
+        {"loss": "luspo"},
+    ),
+    (
+        {"loss_type": "cispo", "epsilon_low": 0.2, "epsilon_high": 1.1},
+        {"loss": {"kind": "cispo", "clip_high": 0.1}, "aggregation": "token_mean"},
+    ),
+    ({"loss_type": "sapo"}, {"loss": "sapo"}),
+    ({"loss_type": "vespo"}, {"loss": "vespo", "aggregation": "token_mean"}),
+    (
+        {"loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.2, "off_policy_mask_threshold": 0.1},
+        {"loss": "ppo_clip", "masks": [{"kind": "opsm", "threshold": 0.1}]},
+    ),
+    (
+        {"loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.05},
+        {"loss": "ppo_clip", "kl": {"coef": 0.05, "estimator": "k3"}},
+    ),
+]
+"""Options of TRL's trainer, and those of ours."""
+
+
+def trl_cases() -> Iterator[dict[str, Any]]:
+    """Runs `GRPOTrainer._compute_loss` on a trainer that has log-probs in the place of a model."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    for theirs, ours in TRL_CASES:
+        for spread in SPREADS:
+            given = tensors(spread)
+            logprobs = given["logprobs"].requires_grad_()
+            trainer = _trl_trainer(logprobs, theirs)
+            mask = given["mask"]
+            inputs = {
+                "prompt_ids": torch.zeros(mask.shape[0], 1, dtype=torch.long),
+                "prompt_mask": torch.ones(mask.shape[0], 1),
+                "completion_ids": torch.zeros(mask.shape, dtype=torch.long),
+                "completion_mask": mask,
+                "advantages": given["advantages"][:, 0],
+                "old_per_token_logps": given["old"],
+                "ref_per_token_logps": given["reference"],
+                "sampling_per_token_logps": given["rollout"],
+                "num_items_in_batch": mask.sum(),
+            }
+            loss = GRPOTrainer._compute_loss(trainer, None, inputs)
+            yield case(f"trl {json.dumps(theirs)}", spread, ours, loss, logprobs)
+
+
+def _trl_trainer(logprobs: torch.Tensor, options: dict[str, Any]) -> Any:
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    arguments = {
+        "delta": options.get("delta"),
+        "use_bias_correction_kl": False,
+        "sapo_temperature_pos": 1.0,
+        "sapo_temperature_neg": 1.05,
+        "vespo_k_pos": 2.0,
+        "vespo_lambda_pos": 3.0,
+        "vespo_k_neg": 3.0,
+        "vespo_lambda_neg": 2.0,
+        "steps_per_generation": 1,
+    }
+    settings = {
+        "epsilon_low": 0.2,
+        "epsilon_high": 0.2,
+        "beta": 0.0,
+        "off_policy_mask_threshold": None,
+        "importance_sampling_level": "token",
+    } | options
+    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
+    return SimpleNamespace(
+        **settings,
+        args=SimpleNamespace(**arguments),
+        accelerator=accelerator,
+        model=SimpleNamespace(training=True),
+        aux_loss_enabled=False,
+        top_entropy_quantile=1.0,
+        use_vllm=False,
+        vllm_importance_sampling_correction=False,
+        current_gradient_accumulation_steps=1,
+        max_completion_length=16,
+        get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
+        get_gamma_weights=GRPOTrainer.get_gamma_weights,
+        _metrics=defaultdict(lambda: defaultdict(list)),
+        _entropy_bonus_enabled=False,
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
+    )
+
+
+# --- verl ---------------------------------------------------------------------------------------------------------------
+
+NO_CLIP = {"kind": "r2vpo", "penalty": 0.0}
+VERL_CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    (
+        "vanilla",
+        "token-mean",
+        {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28, "clip_ratio_c": 3.0},
+        {
+            "loss": {"kind": "ppo_clip", "clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0},
+            "aggregation": "token_mean",
+        },
+    ),
+    (
+        "vanilla",
+        "seq-mean-token-sum",
+        {"clip_ratio_c": 10.0},
+        {"loss": {"kind": "ppo_clip", "dual_clip": 10.0}, "aggregation": "seq_mean_token_sum"},
+    ),
+    (
+        "vanilla",
+        "seq-mean-token-sum-norm",
+        {"clip_ratio_c": 10.0},
+        {
+            "loss": {"kind": "ppo_clip", "dual_clip": 10.0},
+            "aggregation": {"kind": "seq_mean_token_sum_norm", "length": max(LENGTHS)},
+        },
+    ),
+    ("vanilla", "seq-mean-token-mean", {"clip_ratio_c": 10.0}, {"loss": {"kind": "ppo_clip", "dual_clip": 10.0}}),
+    ("gspo", "seq-mean-token-mean", {"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4}, {"loss": "gspo"}),
+    (
+        "cispo",
+        "token-mean",
+        {"clip_ratio_low": 0.2, "clip_ratio_high": 0.28},
+        {"loss": {"kind": "cispo", "clip_low": 0.2, "clip_high": 0.28}, "aggregation": "token_mean"},
+    ),
+    ("geo_mean", "seq-mean-token-mean", {"clip_ratio_low": 0.4, "clip_ratio_high": 0.4}, {"loss": "gmpo"}),
+    ("sapo", "seq-mean-token-mean", {}, {"loss": "sapo"}),
+    ("gpg", "token-mean", {}, {"loss": "reinforce", "aggregation": "token_mean"}),
+    (
+        "clip_cov",
+        "token-mean",
+        {"policy_loss": {"clip_cov_ratio": 0.9, "clip_cov_lb": 0.5, "clip_cov_ub": 5.0}},
+        {
+            "loss": "ppo_clip",
+            "aggregation": "token_mean",
+            "masks": [{"kind": "clip_cov", "share": 0.9, "low": 0.5, "high": 5.0}],
+        },
+    ),
+    (
+        "kl_cov",
+        "token-mean",
+        {"policy_loss": {"kl_cov_ratio": 0.2, "ppo_kl_coef": 0.7}},
+        {"loss": NO_CLIP, "aggregation": "token_mean", "masks": [{"kind": "kl_cov", "share": 0.2, "penalty": 0.7}]},
+    ),
+]
+"""Loss, aggregation and options of verl's actor, and those of ours."""
+VERL_KL = {"k1": "k1", "k2": "k2", "k3": "k3", "k3+": "k3_k2"}
+
+
+def verl_cases() -> Iterator[dict[str, Any]]:
+    """Calls the registered policy losses, and the KL estimators."""
+    from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, kl_penalty
+    from verl.workers.config import ActorConfig
+    from verl.workers.config.actor import PolicyLossConfig
+
+    for name, aggregation, options, ours in VERL_CASES:
+        policy_loss = PolicyLossConfig(**options.get("policy_loss", {}))
+        plain = {key: value for key, value in options.items() if key != "policy_loss"}
+        config = ActorConfig(strategy="fsdp", use_dynamic_bsz=True, rollout_n=1, policy_loss=policy_loss, **plain)
+        for spread in SPREADS:
+            given = tensors(spread)
+            logprobs = given["logprobs"].requires_grad_()
+            loss, _ = get_policy_loss_fn(name)(
+                old_log_prob=given["old"],
+                log_prob=logprobs,
+                advantages=given["advantages"],
+                response_mask=given["mask"],
+                loss_agg_mode=aggregation,
+                config=config,
+            )
+            yield case(f"verl {name} {aggregation} {json.dumps(options)}", spread, ours, loss, logprobs)
+    for theirs, estimator in VERL_KL.items():
+        for spread in SPREADS:
+            given = tensors(spread)
+            logprobs = given["logprobs"].requires_grad_()
+            penalties = kl_penalty(logprobs, given["reference"], theirs) - given["advantages"] * logprobs
+            loss = agg_loss(penalties, given["mask"], "token-mean")
+            ours = {"loss": "reinforce", "aggregation": "token_mean", "kl": {"coef": 1.0, "estimator": estimator}}
+            yield case(f"verl kl_penalty {theirs}", spread, ours, loss, logprobs)
+
+
+def record(library: str) -> dict[str, Any]:
+    """The arrays, and every case on them."""
+    found = list(trl_cases() if library == "trl" else verl_cases())
+    arrays = {
+        spread: {name: values.tolist() for name, values in drawn(size).items()} for spread, size in SPREADS.items()
+    }
+    return {
+        "library": library,
+        "version": version(library),
+        "torch": torch.__version__,
+        "arrays": arrays,
+        "cases": found,
+    }
+
+
+if __name__ == "__main__":
+    path = Path(__file__).with_name(f"losses_{sys.argv[1]}.json")
+    path.write_text(json.dumps(record(sys.argv[1])) + "\n")
