@@ -22,4 +22,4 @@ class SeqMeanTokenSumNorm(StrictModel):
         self, sample: npt.NDArray[np.int64], group: npt.NDArray[np.int64], totals: Totals
     ) -> npt.NDArray[np.float64]:
         """1 / (length * samples of the token's group * groups). Source: Dr. GRPO (arXiv 2503.20783)."""
-        return 1.0 / (float(self.length) * group_sizes(sample, group) * max(totals.groups, 1))
+        return 1.0 / (self.length * group_sizes(sample, group) * max(totals.groups, 1))
