@@ -11,6 +11,7 @@ from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
 from learner.losses.kl import KlEstimator
 from learner.losses.luspo import Luspo
+from learner.masks import AnyMask
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from learner.patterns import Pattern
 from moments_service.config import StrictModel
@@ -88,6 +89,8 @@ class LearnerConfig(StrictModel):
     correction: AnyCorrection = NoCorrection()
     aggregation: AnyAggregation = SeqMeanTokenMean()
     """What each token counts in the loss of the batch."""
+    masks: tuple[AnyMask, ...] = ()
+    """Tokens that are left out of the loss, or held back in it; each kind once."""
     kl: KlConfig = KlConfig()
     memory: MemoryConfig = MemoryConfig()
     adapter: AnyAdapter = NoAdapter()
@@ -96,6 +99,13 @@ class LearnerConfig(StrictModel):
     """How gradients become steps."""
     schedule: AnySchedule = Cosine()
     """The learning rate over the run, as a share of its peak."""
+
+    @model_validator(mode="after")
+    def _each_mask_stands_once(self) -> Self:
+        kinds = [mask.kind for mask in self.masks]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"masks: {', '.join(twice)} stands there twice; one of each kind is enough")
+        return self
 
     @model_validator(mode="after")
     def _lengths_are_counted_once(self) -> Self:

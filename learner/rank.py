@@ -24,6 +24,7 @@ from learner.export import export_directory, full_tensors
 from learner.job import LearnerJob
 from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
+from learner.masks.statistics import with_statistics
 from learner.model.check import check_logprobs
 from learner.model.load import load_policy
 from learner.model.policy import Policy, WithoutAdapter, trainable_parameters
@@ -105,6 +106,7 @@ class LearnerRank:
                 ]
                 for plan in plans
             ]
+        plans = [with_statistics(plan, self.config.masks) for plan in plans]
         for number, plan in enumerate(plans):
             if not plan:
                 continue

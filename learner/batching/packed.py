@@ -65,6 +65,8 @@ class PackedBatch:
     """[N] float32, of the policy before the first update on the batch; None until computed."""
     reference_logprobs: torch.Tensor | None = None
     """[N] float32, of the reference policy; None where there is none."""
+    mask_statistics: torch.Tensor | None = None
+    """[masks, 3] float64, what each mask knows of the whole update; None where none asked."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Its arrays by name, those that are there."""

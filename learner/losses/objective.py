@@ -1,4 +1,4 @@
-"""The loss of a microbatch: sum of aggregation * (correction * loss + KL and entropy terms)."""
+"""The loss of a microbatch: sum of aggregation * (correction * masks * loss + KL and entropy terms)."""
 
 from dataclasses import replace
 
@@ -10,6 +10,7 @@ from learner.config import LearnerConfig
 from learner.losses.kl import kl_estimate
 from learner.losses.metrics import Names, token_metrics
 from learner.losses.protocol import LossInputs, Measured, Need
+from learner.masks import STATISTICS
 
 
 class Objective:
@@ -19,13 +20,14 @@ class Objective:
         """truncated_sampler: whether top-p or top-k cut what was sampled from, see `token_metrics`."""
         self.loss = config.loss
         self.correction = config.correction
+        self.masks = config.masks
         self.kl = config.kl
         self.entropy_coef = config.entropy_coef
         self.truncated_sampler = truncated_sampler
         in_reward = self.kl.coef if self.kl.place == "reward" else 0.0
         terms: dict[Need, float] = {"reference": self.kl.coef, "old": in_reward, "entropy": self.entropy_coef}
         wanted = frozenset(need for need, coefficient in terms.items() if coefficient > 0)
-        self.needs = self.loss.needs | self.correction.needs | wanted
+        self.needs = self.loss.needs.union(self.correction.needs, wanted, *(mask.needs for mask in self.masks))
         self.names = self._names()
 
     def __call__(
@@ -36,8 +38,10 @@ class Objective:
         logprobs, entropy: [N] of the policy now. Sums over microbatches and ranks are the loss of the batch, because the
         weights hold the whole aggregation. The correction weighs the policy loss, not the terms that hold the policy back.
         """
-        inputs = self._penalised(_inputs(batch, logprobs, entropy))
+        given = _inputs(batch, logprobs, entropy)
+        inputs = self._penalised(given)
         losses, measured = self.loss(inputs)
+        losses, masked = self._masked(losses, given, batch.mask_statistics)
         correction, corrected = self.correction(inputs)
         losses = correction * losses
         if self.kl.coef > 0 and self.kl.place == "loss" and inputs.reference is not None:
@@ -45,11 +49,11 @@ class Objective:
         if self.entropy_coef > 0:
             losses = losses - self.entropy_coef * entropy
         common = token_metrics(inputs, self.truncated_sampler)
-        every = [common, measured, corrected]
+        every = [common, measured, corrected, *masked]
         means = {name: value for part in every for name, value in part.means.items()}
         maxima = {name: value for part in every for name, value in part.maxima.items()}
         if len(means) + len(maxima) != sum(len(part.means) + len(part.maxima) for part in every):
-            raise ValueError("two metrics of the loss, its correction and the common ones have one name")
+            raise ValueError("two metrics of the loss, its correction, its masks and the common ones have one name")
         return (batch.weights * losses).sum(), Measured(means, maxima)
 
     def _penalised(self, inputs: LossInputs) -> LossInputs:
@@ -58,6 +62,18 @@ class Objective:
             return inputs
         penalty = self.kl.coef * kl_estimate(inputs.old, inputs.reference, self.kl.estimator)
         return replace(inputs, advantages=inputs.advantages - penalty)
+
+    def _masked(
+        self, losses: torch.Tensor, inputs: LossInputs, statistics: torch.Tensor | None
+    ) -> tuple[torch.Tensor, list[Measured]]:
+        """The losses with what the masks add and leave out, by advantages that no KL was taken off."""
+        rows = losses.new_zeros(len(self.masks), STATISTICS) if statistics is None else statistics
+        parts = [mask(inputs, row) for mask, row in zip(self.masks, rows, strict=True)]
+        for part in parts:
+            losses = losses if part.penalties is None else losses + part.penalties
+        for part in parts:
+            losses = part.weights * losses
+        return losses, [part.measured for part in parts]
 
     @torch.no_grad()
     def _names(self) -> Names:

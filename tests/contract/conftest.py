@@ -13,6 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from actors.engines.protocol import Completion, GenerationRequest
 from actors.weights.block import pack
 from actors.weights.offer import WeightOffer
+from tests.gloo_ranks import on_two_ranks, rank_processes
+
+__all__ = ["on_two_ranks", "rank_processes"]
 
 VOCABULARY = 256
 EOS = 2

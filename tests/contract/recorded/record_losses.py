@@ -203,9 +203,14 @@ VERL_CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     (
         "clip_cov",
         "token-mean",
-        {"policy_loss": {"clip_cov_ratio": 0.9, "clip_cov_lb": 0.5, "clip_cov_ub": 5.0}},
+        # Nothing is clipped: verl's mask leaves clipped tokens alone, which has no gradient and another value.
         {
-            "loss": "ppo_clip",
+            "clip_ratio_low": 0.99,
+            "clip_ratio_high": 100.0,
+            "policy_loss": {"clip_cov_ratio": 0.9, "clip_cov_lb": 0.5, "clip_cov_ub": 5.0},
+        },
+        {
+            "loss": {"kind": "ppo_clip", "clip_low": 0.99, "clip_high": 100.0},
             "aggregation": "token_mean",
             "masks": [{"kind": "clip_cov", "share": 0.9, "low": 0.5, "high": 5.0}],
         },
