@@ -186,7 +186,8 @@ def main() -> None:
     dist.destroy_process_group()
     machine = {"device": name, "peak_tflops": peak}
     arguments.out.write_text(
-        json.dumps({"machine": machine, "versions": {"torch": torch.__version__}, "rows": rows}, indent=1)
+        json.dumps({"machine": machine, "versions": {"torch": torch.__version__}, "rows": rows}, indent=1),
+        encoding="utf-8",
     )
 
 

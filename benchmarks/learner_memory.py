@@ -20,7 +20,7 @@ VOCABULARIES = (32_000, 64_000, 150_000)
 
 def resident_mib() -> float:
     """Resident memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     return pages * resource.getpagesize() / 2**20
 
 
@@ -59,7 +59,7 @@ def main() -> None:
         for vocabulary in VOCABULARIES:
             command = [sys.executable, "-m", "benchmarks.learner_memory", "--cell", str(tokens), str(vocabulary)]
             command += ["--elements", str(arguments.elements)]
-            mib = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            mib = float(subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8").stdout)
             plain = tokens * vocabulary * 12 / 2**20
             print(f"{tokens:6d} tokens, vocabulary {vocabulary:7d}: {mib:7.1f} MiB (all logits: {plain:8.1f})")
             figures.append(figure(f"output head, {tokens} tokens, vocabulary {vocabulary}", mib, "MiB", target=400))

@@ -59,7 +59,7 @@ def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
     file = Path(directory) / "config.json"
     if not file.is_file():
         return None
-    whole: Mapping[str, Any] = json.loads(file.read_text())
+    whole: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     config = whole.get("text_config", whole)
     names = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")
     if any(not isinstance(config.get(name), int) for name in names):

@@ -5,6 +5,7 @@ import asyncio
 import io
 import json
 import re
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import RenderableType
@@ -176,10 +178,14 @@ def test_strings_texts_and_cells_are_text_also_where_nobody_thought_of_it() -> N
 
 
 def test_what_went_wrong_is_text_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+
+    @app.command()
     def fail() -> None:
         raise ConfigError(f"source {HOSTILE}\ud800")
 
-    monkeypatch.setattr(cli_main, "app", fail)
+    monkeypatch.setattr(cli_main, "app", app)
+    monkeypatch.setattr(sys, "argv", ["bvblend"])
     with pytest.raises(SystemExit) as ended:
         cli_main.main()
     said = capsys.readouterr().err
