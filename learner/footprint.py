@@ -71,11 +71,11 @@ def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
     return PolicyShape(parameters, layers, hidden, intermediate, width * heads, keys, vocabulary, tied)
 
 
-def footprint(shape: PolicyShape, config: LearnerConfig) -> Footprint:
-    """Peak of a rank that trains every parameter with Adam on full microbatches.
+def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footprint:
+    """Peak of a rank that trains so many parameters with Adam on full microbatches.
 
-    Counted: float32 masters, gradients and two moments over the ranks; the gathered weights and gradients in the computing
-    dtype (embedding and head, and two layers; on a single rank every layer stays gathered); what the backward pass keeps of a
+    Counted: float32 masters, and gradients and two moments of what is trained, over the ranks; the gathered weights and
+    gradients in the computing dtype (embedding and head, and two layers; on a single rank every layer stays gathered); what the backward pass keeps of a
     microbatch, and the gradients of one layer; the hidden states and one chunk of logits in the output head. Not counted: the
     runtime, and gaps.
     """
@@ -83,7 +83,8 @@ def footprint(shape: PolicyShape, config: LearnerConfig) -> Footprint:
     size = 2 if config.dtype == "bfloat16" else 4
     layer = max(shape.parameters - shape.head, 0) / shape.layers
     gathered = shape.parameters if ranks == 1 else shape.head + min(2, shape.layers) * layer
-    state = 8 * shape.parameters / ranks
+    state = 8 * trained / ranks
+    share = min(1.0, trained / shape.parameters)
     tokens = config.microbatch_tokens
     kept = layer_activations(shape, memory.activation_checkpointing, size) * shape.layers
     whole = layer_activations(shape, "none", size)
@@ -93,7 +94,7 @@ def footprint(shape: PolicyShape, config: LearnerConfig) -> Footprint:
     elements = min(memory.logit_elements or (2**25 if config.gpus > 0 else 2**22), tokens * shape.vocabulary)
     return Footprint(
         weights=4 * shape.parameters / ranks + size * gathered,
-        gradients=4 * shape.parameters / ranks + size * (shape.head + layer),
+        gradients=4 * trained / ranks + share * size * (shape.head + layer),
         optimizer=0 if memory.offload_optimizer and config.gpus > 0 else state,
         offloaded=state if memory.offload_optimizer and config.gpus > 0 else 0,
         activations=tokens * (kept + working),

@@ -13,6 +13,7 @@ from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
 from learner.footprint import Footprint, footprint, policy_shape, smallest_gpu
+from learner.trained import trained_parameters
 
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS_GIB = {"vllm": 1.8, "transformers": 0.9, "learner": 0.7, "moments": 0.3, "driver": 0.6}
@@ -78,7 +79,9 @@ def learner_footprint(config: RunConfig) -> Footprint | None:
     """What a learner rank would hold; None where the policy's shape is not known here."""
     parameters = policy_parameters(config.policy)
     shape = policy_shape(config.policy, parameters) if parameters else None
-    return None if shape is None else footprint(shape, config.learner)
+    if shape is None:
+        return None
+    return footprint(shape, config.learner, trained_parameters(policy_shapes(config.policy), config.learner))
 
 
 def learner_table(config: RunConfig) -> Table | None:
@@ -149,12 +152,15 @@ def _clusters(config: RunConfig) -> str:
 
 def policy_parameters(policy: str) -> int | None:
     """Number of parameters, from the headers of the policy's safetensors files; None for a policy that is not here."""
-    files = sorted(Path(policy).glob("*.safetensors"))
-    return sum(_parameters_in(file) for file in files) if files else None
+    return sum(math.prod(shape) for shape in policy_shapes(policy).values()) or None
 
 
-def _parameters_in(file: Path) -> int:
-    with file.open("rb") as handle:
-        (length,) = struct.unpack("<Q", handle.read(8))
-        header = json.loads(handle.read(length))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+def policy_shapes(policy: str) -> dict[str, tuple[int, ...]]:
+    """Shapes by name from the same headers."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in sorted(Path(policy).glob("*.safetensors")):
+        with file.open("rb") as handle:
+            (length,) = struct.unpack("<Q", handle.read(8))
+            header = json.loads(handle.read(length))
+        shapes |= {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+    return shapes

@@ -72,12 +72,21 @@ def test_what_is_known_of_published_sizes() -> None:
     def gib(kind: str, **changes: object) -> float:
         memory = MemoryConfig(activation_checkpointing=kind, **changes)  # type: ignore[arg-type]
         config = LearnerConfig(gpus=1, dtype="bfloat16", microbatch_tokens=16384, memory=memory)
-        return footprint(shape, config).device / 2**30
+        return footprint(shape, config, shape.parameters).device / 2**30
 
     assert smallest_gpu(gib("none") * 2**30) == 141 and smallest_gpu(gib("layer") * 2**30) == 40
     assert gib("layer") - gib("layer", offload_optimizer=True) == pytest.approx(8 * 1.54e9 / 2**30)
-    held = footprint(shape, LearnerConfig(world_size=4))
+    held = footprint(shape, LearnerConfig(world_size=4), shape.parameters)
     assert held.optimizer == 2 * shape.parameters and held.weights > shape.parameters
+
+
+def test_an_adapter_s_gradients_and_moments_are_those_of_what_it_trains() -> None:
+    whole, part = (learner_footprint(load_recipe(RECIPE, changes)) for changes in ([], ["learner.adapter=lora"]))
+    assert whole is not None and part is not None
+    trained = part.optimizer / 8
+    assert 0 < trained < whole.optimizer / 16
+    assert part.gradients / whole.gradients == pytest.approx(part.optimizer / whole.optimizer)
+    assert part.weights == whole.weights
 
 
 def test_the_plan_says_whether_a_rank_fits() -> None:
