@@ -1,5 +1,6 @@
 """Between texts and the token ids that the policy reads and writes, exactly: what was sampled is never tokenised again."""
 
+import importlib
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -65,7 +66,9 @@ def load_tokenizer(policy: str) -> Any:
 
     Raises OSError if there is none, ValueError for one that needs code of its own.
     """
-    # Imported here: it takes seconds, and starting is when a worker has them.
+    # Imported here: it takes seconds, and starting is when a worker has them. First without a name: transformers puts another module
+    # in its own place at the end of its import, and whoever waited for another thread's would look for the name in the first one.
+    importlib.import_module("transformers")
     from transformers import AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(policy, trust_remote_code=False)

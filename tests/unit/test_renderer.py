@@ -1,10 +1,14 @@
 """Texts and token ids: a conversation that grows turn by turn has the ids of the whole one, and nothing sampled is touched."""
 
+import subprocess
+import sys
+
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from actors.prompts.renderer import Renderer
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -60,3 +64,18 @@ def test_texts_are_without_what_ended_them() -> None:
 def test_what_cannot_be_rendered_is_refused(chat: bool, stop: tuple[str, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Renderer(tokenizer(None), chat, stop)
+
+
+def test_a_tokenizer_loads_while_another_thread_imports_transformers() -> None:
+    """Which puts another module in its own place at the end of its import."""
+    code = """
+import sys, threading
+from actors.prompts.renderer import load_tokenizer
+
+threading.Thread(target=__import__, args=("transformers",)).start()
+while "transformers" not in sys.modules:
+    pass
+load_tokenizer(sys.argv[1])
+"""
+    policy = ROOT / "deploy" / "recipes" / "cold_start" / "policy"
+    subprocess.run([sys.executable, "-c", code, policy], check=True, cwd=ROOT, timeout=120)
