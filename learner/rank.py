@@ -189,7 +189,7 @@ class LearnerRank:
             masks.append(batch.mask)
         if self.policy.adapter is not None:
             # On every rank the same: counted once where the ranks' losses are added up.
-            losses.append(losses[0].new_tensor(self.policy.adapter.add_penalty() / self.world_size))
+            losses.append(torch.as_tensor(self.policy.adapter.add_penalty() / self.world_size).to(losses[0]))
         update = self.optimizers.step()
         if not update.skipped:
             tally.add(losses, parts, masks)

@@ -1,5 +1,6 @@
 """Tiny random policies of architectures whose files name tensors otherwise than memory does, and of two that do not."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +44,25 @@ MADE: dict[str, PretrainedConfig] = {
     "llama": transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True),
 }
 DENSE = {"qwen3", "llama"}
+TINY: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": True,
+}
+"""Qwen3 as small as tests of the learner want it."""
+
+
+def write_tiny(directory: Path, **changes: Any) -> str:
+    """A policy's files; always the same weights."""
+    torch.manual_seed(0)
+    transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**TINY | changes)).save_pretrained(directory)
+    return str(directory)
 
 
 def made(config: PretrainedConfig, seed: int = 0) -> Any:

@@ -241,13 +241,11 @@ def filtered(found: Found) -> list[str]:
         runs = found.of("mixed", size, "grpo", kept="dapo")
         if not runs:
             continue
-        plain = [(name, found.of("mixed", size, name)) for name in (OURS, "grpo")]
-        whole = mean_curve(plain[0][1])[-1][0]
+        ours, grpo = (mean_curve(found.of("mixed", size, name))[-1] for name in (OURS, "grpo"))
+        whole = ours[0]
         then = fmean(level_after(run["curve"], whole) for run in runs.values())
-        sampled = fmean(run["curve"][-1][0] for run in runs.values())
-        others = " | ".join(f"{mean_curve(found_runs)[-1][1]:.3f}" for _, found_runs in plain)
-        end = fmean(run["curve"][-1][1] for run in runs.values())
-        rows.append(f"| {size} | {others} | {then:.3f} | {end:.3f} after {sampled:,.0f} |")
+        sampled, end = (fmean(run["curve"][-1][place] for run in runs.values()) for place in (0, 1))
+        rows.append(f"| {size} | {ours[1]:.3f} | {grpo[1]:.3f} | {then:.3f} | {end:.3f} after {sampled:,.0f} |")
     if not rows:
         return []
     return [

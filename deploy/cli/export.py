@@ -29,7 +29,8 @@ def export(
     """Write a policy that transformers and vLLM load. Example: bvblend export runs/latest --step 50 --out my_policy"""
     directory = find_run(run)
     config = load_run_config(directory)
-    checkpoint = _checkpoint(directory, step)
+    after = _step(directory, step)
+    checkpoint = directory.checkpoint(after)
     if config.learner.adapter.kind != "none":
         raise ConfigError(
             f"learner.adapter: {directory.path} holds the adapter alone in its checkpoints, and only whole policies are exported from "
@@ -59,12 +60,11 @@ def export(
         raise ConfigError(str(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    console.print(
-        f"{out}: the policy after {checkpoint.name.removeprefix('step-').lstrip('0') or '0'} steps", soft_wrap=True
-    )
+    console.print(f"{out}: the policy after {after} steps", soft_wrap=True)
 
 
-def _checkpoint(directory: RunDirectory, step: int | None) -> Path:
+def _step(directory: RunDirectory, step: int | None) -> int:
+    """The one that is asked for, or the newest. Raises ConfigError where there is no checkpoint of it."""
     steps = directory.checkpoint_steps()
     if not steps:
         raise ConfigError(
@@ -74,4 +74,4 @@ def _checkpoint(directory: RunDirectory, step: int | None) -> Path:
         raise ConfigError(
             f"--step {step}: {directory.path} has no such checkpoint; there are {', '.join(map(str, steps))} (checkpoint.keep)"
         )
-    return directory.checkpoint(steps[-1] if step is None else step)
+    return steps[-1] if step is None else step

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from learner.losses.clipping import ClipBounds, clipped_shares
-from learner.losses.protocol import LossInputs, Measured, Need, log_ratio
+from learner.losses.protocol import LossInputs, Measured, log_ratio
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,6 @@ class Cispo(ClipBounds):
     """Lower clip of a token's weight is 1 minus this; 1, as in the paper, is no lower clip."""
     clip_high: float = Field(4.0, gt=0)
     """Upper clip of a token's weight is 1 plus this; 4 is ScaleRL's (arXiv 2510.13786)."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
 
     def __call__(self, inputs: LossInputs) -> tuple[torch.Tensor, Measured]:
         """-sg(clip(rho, 1 - clip_low, 1 + clip_high)) * A * log pi, rho = pi / pi_old.

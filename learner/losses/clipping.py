@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from learner.losses.protocol import Measured
+from learner.losses.protocol import Measured, Need
 from moments_service.config import StrictModel
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class ClipBounds(StrictModel):
     """Lower clip of the probability ratio is 1 minus this."""
     clip_high: float = Field(0.2, gt=0)
     """Upper clip of the probability ratio is 1 plus this."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
 
     def surrogate(self, ratio: torch.Tensor, advantages: torch.Tensor) -> tuple[torch.Tensor, Measured]:
         """-min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), and the shares of tokens whose gradient it removed.
@@ -28,12 +29,13 @@ class ClipBounds(StrictModel):
         """
         low, high = 1.0 - self.clip_low, 1.0 + self.clip_high
         losses = -(ratio * advantages).minimum(ratio.clamp(low, high) * advantages)
-        now = ratio.detach()
-        clipped = {
-            "clip_low": ((now < low) & (advantages < 0)).float(),
-            "clip_high": ((now > high) & (advantages > 0)).float(),
-        }
-        return losses, Measured(means=clipped)
+        return losses, removed_shares(ratio.detach(), low, high, advantages)
+
+
+def removed_shares(value: torch.Tensor, low: float, high: float, advantages: torch.Tensor) -> Measured:
+    """The shares of tokens whose gradient a clip of `value` [N] to [low, high] removed: those that the advantage pushes outward."""
+    clipped = {"clip_low": (value < low) & (advantages < 0), "clip_high": (value > high) & (advantages > 0)}
+    return Measured(means={name: where.float() for name, where in clipped.items()})
 
 
 def clipped_shares(value: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> Measured:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from learner.losses.clipping import ClipBounds
-from learner.losses.protocol import LossInputs, Measured, Need, log_ratio
+from learner.losses.clipping import ClipBounds, removed_shares
+from learner.losses.protocol import LossInputs, Measured, log_ratio
 from learner.losses.sequences import own_gradient, sample_means
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class Gmpo(ClipBounds):
     """Lower clip of a token's log-ratio is minus this, in nats."""
     clip_high: float = Field(0.4, gt=0)
     """Upper clip of a token's log-ratio is this, in nats."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
 
     def __call__(self, inputs: LossInputs) -> tuple[torch.Tensor, Measured]:
         """-A * exp(mean over the sample of x), x = sign(A) * min(sign(A) * d, sign(A) * clip(d)), d = log(pi / pi_old).
@@ -35,9 +34,5 @@ class Gmpo(ClipBounds):
         kept = difference.minimum(bounded).where(inputs.advantages > 0, difference.maximum(bounded))
         kept = kept.where(inputs.advantages != 0, 0.0)
         ratio = sample_means(kept.detach(), inputs).exp()
-        now = difference.detach()
-        clipped = {
-            "clip_low": ((now < -self.clip_low) & (inputs.advantages < 0)).float(),
-            "clip_high": ((now > self.clip_high) & (inputs.advantages > 0)).float(),
-        }
-        return -inputs.advantages * own_gradient(ratio, kept), Measured(means=clipped)
+        removed = removed_shares(difference.detach(), -self.clip_low, self.clip_high, inputs.advantages)
+        return -inputs.advantages * own_gradient(ratio, kept), removed

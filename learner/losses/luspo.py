@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from learner.losses.clipping import ClipBounds
-from learner.losses.protocol import LossInputs, Measured, Need
+from learner.losses.protocol import LossInputs, Measured
 from learner.losses.sequences import sample_lengths, sequence_ratio
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ class Luspo(ClipBounds):
     """Lower clip of the sample's mean ratio is 1 minus this."""
     clip_high: float = Field(2.5e-3, gt=0)
     """Upper clip of the sample's mean ratio is 1 plus this."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
 
     def __call__(self, inputs: LossInputs) -> tuple[torch.Tensor, Measured]:
         """-|y| * min(s * A, clip(s, 1 - clip_low, 1 + clip_high) * A), s = exp(mean over the sample of log(pi / pi_old)).

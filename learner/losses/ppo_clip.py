@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from learner.losses.clipping import ClipBounds
-from learner.losses.protocol import LossInputs, Measured, Need, log_ratio
+from learner.losses.protocol import LossInputs, Measured, log_ratio
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,6 @@ class PpoClip(ClipBounds):
     kind: Literal["ppo_clip"] = "ppo_clip"
     dual_clip: float | None = Field(None, gt=1)
     """Ratios above this no longer push down a token with a negative advantage; none for no such limit. Usual: 3 or 10."""
-    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
 
     def __call__(self, inputs: LossInputs) -> tuple[torch.Tensor, Measured]:
         """-min(rho * A, clip(rho, 1 - clip_low, 1 + clip_high) * A) with rho = pi / pi_old, whose log is limited to +-20.

@@ -15,6 +15,7 @@ from learner.config import LearnerConfig, MemoryConfig
 from learner.job import LearnerJob
 from learner.model.logprobs import token_logprobs
 from learner.optim import AdamW
+from tests.made_policies import write_tiny
 from tests.made_samples import made_group
 
 pytestmark = [
@@ -26,22 +27,8 @@ GPU = torch.device("cuda", 0)
 
 @pytest.fixture(scope="module")
 def policy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        tie_word_embeddings=True,
-    )
-    path = tmp_path_factory.mktemp("policy")
-    Qwen3ForCausalLM(config).save_pretrained(path)
-    return str(path)
+    shape = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "head_dim": 16}
+    return write_tiny(tmp_path_factory.mktemp("policy"), **shape)
 
 
 @pytest.fixture(autouse=True)

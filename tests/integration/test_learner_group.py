@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import ray
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from actors.placement import NoRoomError
 from actors.rollout.sample import Sample
@@ -28,6 +28,7 @@ from learner.optim.adamw import AdamW
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import ScoredGroup
 from moments_service.messages.table import GroupTable
+from tests.made_policies import write_tiny
 from tests.made_samples import made_group
 
 pytestmark = pytest.mark.integration
@@ -46,21 +47,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def policy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    directory = tmp_path_factory.mktemp("policy")
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    return str(directory)
+    return write_tiny(tmp_path_factory.mktemp("policy"), vocab_size=VOCABULARY)
 
 
 class Receiver:

@@ -15,28 +15,10 @@ from learner.job import LearnerJob
 from learner.optim import AdamW
 from learner.optim.offload import step_offloaded
 from tests.gloo_ranks import OnTwoRanks, on_one_rank
+from tests.made_policies import write_tiny
 from tests.made_samples import made_group
 
 pytestmark = pytest.mark.unit
-
-
-def make_policy(directory: Path, tied: bool, vocabulary: int = 64) -> str:
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
-    return str(directory)
 
 
 def step_of(rank: int, ranks: int, path: str, memory: dict[str, Any], dtype: Literal["float32", "bfloat16"]) -> Any:
@@ -75,7 +57,7 @@ def step_of(rank: int, ranks: int, path: str, memory: dict[str, Any], dtype: Lit
 @pytest.mark.parametrize("tied", [True, False])
 def test_two_ranks_step_as_one_with_a_head_in_many_chunks(tmp_path: Path, on_two_ranks: OnTwoRanks, tied: bool) -> None:
     """The gradient of a hand-written function goes through FSDP's reduction, also where embedding and head are one weight."""
-    path = make_policy(tmp_path, tied)
+    path = write_tiny(tmp_path, tie_word_embeddings=tied)
     chunks = {"logit_elements": 100}
     loss, norm, weights = on_one_rank(step_of, path, {}, "float32")
     other_loss, other_norm, other_weights = on_two_ranks(step_of, path, chunks, "float32")[0]
@@ -88,7 +70,7 @@ def test_two_ranks_step_as_one_with_a_head_in_many_chunks(tmp_path: Path, on_two
 
 @pytest.mark.parametrize("memory", [{"offload_optimizer": True}, {"activation_checkpointing": "selective"}])
 def test_what_is_traded_for_memory_changes_no_bit(tmp_path: Path, memory: dict[str, Any]) -> None:
-    path = make_policy(tmp_path, tied=True)
+    path = write_tiny(tmp_path)
     plain, traded = (on_one_rank(step_of, path, each, "float32") for each in ({}, memory))
     assert plain[:2] == traded[:2]
     assert all(torch.equal(plain[2][name], weight) for name, weight in traded[2].items())
@@ -115,13 +97,13 @@ def test_an_optimiser_steps_in_parts_as_it_steps_whole(elements: int) -> None:
 
 
 def test_a_head_that_cannot_be_had_is_refused_with_the_reason(tmp_path: Path) -> None:
-    path = make_policy(tmp_path, tied=True)
+    path = write_tiny(tmp_path)
     with pytest.raises(ValueError, match=r"learner\.memory\.head: liger cannot be used: .+; auto or chunked can"):
         on_one_rank(step_of, path, {"head": "liger"}, "float32")
 
 
 def test_compiling_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = make_policy(tmp_path, tied=True)
+    path = write_tiny(tmp_path)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     with pytest.raises(LearnerError, match=r"learner\.memory\.compile: no C\+\+ compiler"):
         on_one_rank(step_of, path, {"compile": True}, "float32")
@@ -129,14 +111,14 @@ def test_compiling_without_a_compiler_says_so(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.long
 def test_compiled_layers_give_the_same_step(tmp_path: Path) -> None:
-    path = make_policy(tmp_path, tied=True)
+    path = write_tiny(tmp_path)
     plain, compiled = (on_one_rank(step_of, path, each, "float32") for each in ({}, {"compile": True}))
     assert compiled[0] == pytest.approx(plain[0], rel=1e-5) and compiled[1] == pytest.approx(plain[1], rel=1e-4)
 
 
 def test_gradients_add_up_in_float32_over_microbatches(tmp_path: Path) -> None:
     """A bfloat16 step in many microbatches: sums in bfloat16 would lose what is 256 times smaller than the sum."""
-    path = make_policy(tmp_path, tied=True)
+    path = write_tiny(tmp_path)
     loss, norm, _ = on_one_rank(step_of, path, {}, "bfloat16")
     exact_loss, exact_norm, _ = on_one_rank(step_of, path, {}, "float32")
     assert loss == pytest.approx(exact_loss, abs=0.02) and norm == pytest.approx(exact_norm, rel=0.03)

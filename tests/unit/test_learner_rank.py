@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from actors.rollout.sample import Sample
 from actors.weights.block import open_tensors, verify
@@ -23,6 +23,7 @@ from learner.job import LearnerJob
 from learner.optim import AdamW, Cosine
 from learner.rank import LearnerRank
 from moments_service.durable import verify_directory
+from tests.made_policies import write_tiny
 from tests.made_samples import ScoredSamples, made_group, trained_tokens
 from tests.shelf import Shelf
 
@@ -32,21 +33,9 @@ TOTAL_STEPS = 10
 
 
 def make_policy(directory: Path, tied: bool = True) -> str:
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=64,
-        tie_word_embeddings=tied,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(directory)
+    path = write_tiny(directory, num_hidden_layers=3, vocab_size=VOCABULARY, tie_word_embeddings=tied)
     (directory / "tokenizer_config.json").write_text(json.dumps({"a": "file beside the weights"}))
-    return str(directory)
+    return path
 
 
 @pytest.fixture
