@@ -139,6 +139,12 @@ def test_it_listens_on_loopback_only_and_on_no_port_that_is_not_documented(live:
     assert not silent, f"these listen on nothing: {[documented[row] for row in silent]}"
 
 
+def test_its_workers_step_back_behind_no_other_program(live: Live) -> None:
+    driver = psutil.Process(live.command.process.pid)
+    workers = [each for each in driver.children(recursive=True) if "ray::" in " ".join(each.cmdline())]
+    assert len(workers) >= 3 and {worker.nice() for worker in workers} == {driver.nice()}
+
+
 def test_its_own_dashboard_answers(live: Live) -> None:
     (page,) = re.findall(r"dashboard: (http://127\.0\.0\.1:\d+/)", live.command.output())
     with urllib.request.urlopen(f"{page}api/run?name={live.run.path.name}", timeout=30) as answer:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from benchmarks.league.lab import Lab
 from benchmarks.league.learning import Learner
 from benchmarks.league.policy import Policy
 from benchmarks.league.sampling import Completions, sample, success_probabilities, token_logprobs
+from benchmarks.league.table import half_width
 from benchmarks.league.tasks import Split, Task, load_task, prepare, recipe_of, task_file
 from benchmarks.league.tries import bundles, read_prompts
 from learner.job import LearnerJob
@@ -222,6 +225,8 @@ def test_a_job_needs_no_more_than_torch_and_its_task(cache: Path) -> None:
     code = f"""
 import json, sys
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 REFUSED = "ray vllm faiss sentence_transformers reasoning_gym msgspec fsspec psutil typer rich scipy fastapi matplotlib".split()
 class Bare:
     def find_spec(self, name, path=None, target=None):
@@ -408,6 +413,25 @@ def test_evidence_is_what_the_runs_say() -> None:
         found = MARKERS.search(path.read_text(encoding="utf-8"))
         assert found is not None, path
         assert found[0].split("\n", 1)[1].rsplit("<!--", 1)[0].strip() == text.strip(), path
+
+
+def test_the_readme_says_of_smollm2_what_was_compared() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "compare_smollm2.json").read_text())
+    ours, grpo = found["hierarchical"], found["grpo"]
+
+    def level(runs: list[dict[str, Any]], split: str, when: str) -> str:
+        return f"{fmean(run[split][when] for run in runs):.2f}".lstrip("0")
+
+    gains = [one["train"]["end"] - other["train"]["end"] for one, other in zip(ours, grpo, strict=True)]
+    said = " ".join((ROOT / "README.md").read_text().split())
+    assert f"`bvblend compare deploy/recipes/smollm2.yaml --seeds {len(ours)}` (n = {len(ours)} each" in said
+    assert (
+        f"goes from {level(ours, 'train', 'start')} to {level(ours, 'train', 'end')} with the default and to {level(grpo, 'train', 'end')} "
+        f"with GRPO (+{fmean(gains):.2f} ± {half_width(gains):.2f}".replace("+0", "+").replace("± 0", "± ")
+        in said
+    )
+    held_out = [level(runs, "held_out", "end") for runs in (ours, grpo)]
+    assert f"they end at {held_out[0]} and {held_out[1]}, from {level(ours, 'held_out', 'start')}" in said
 
 
 def test_the_jobs_of_the_evidence_are_jobs() -> None:

@@ -1,6 +1,7 @@
 """The memory model of `bvblend plan` against what torch really keeps."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from deploy.config.recipe import load_recipe
 from learner.config import LearnerConfig, MemoryConfig
 from learner.footprint import PolicyShape, footprint, layer_activations, smallest_gpu
 from learner.model.checkpointing import checkpointed
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 RECIPE = Path(__file__).parents[2] / "deploy" / "recipes" / "cold_start.yaml"
@@ -78,6 +80,45 @@ def test_what_is_known_of_published_sizes() -> None:
     assert gib("layer") - gib("layer", offload_optimizer=True) == pytest.approx(8 * 1.54e9 / 2**30)
     held = footprint(shape, LearnerConfig(world_size=4), shape.parameters)
     assert held.optimizer == 2 * shape.parameters and held.weights > shape.parameters
+
+
+def table_rows() -> list[list[str]]:
+    """Cells of the tables in docs/learner.md."""
+    page = (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| ")]
+
+
+def test_the_docs_say_of_the_head_s_memory_what_was_measured() -> None:
+    figures = json.loads((ROOT / "benchmarks" / "results" / "learner_memory.json").read_text(encoding="utf-8"))[
+        "figures"
+    ]
+    measured = {figure["name"]: figure["value"] for figure in figures}
+    rows = [row for row in table_rows() if row[0] in ("1,024", "4,096")]
+    assert len(rows) == 2
+    for tokens, *said, _ in rows:
+        for vocabulary, cell in zip((32_000, 64_000, 150_000), said, strict=True):
+            name = f"output head, {int(tokens.replace(',', ''))} tokens, vocabulary {vocabulary}"
+            assert cell == f"{measured[name]:.0f} MiB"
+
+
+def test_the_docs_say_what_fits_as_the_plan_does() -> None:
+    shapes = {
+        "1.5B": PolicyShape(1_543_714_304, 28, 1536, 8960, 1536, 256, 151936, True),
+        "7B": PolicyShape(7_615_616_512, 28, 3584, 18944, 3584, 512, 152064, False),
+    }
+    memories = [MemoryConfig(activation_checkpointing=kind) for kind in ("none", "selective", "layer")]
+    memories.append(MemoryConfig(activation_checkpointing="layer", offload_optimizer=True))
+    rows = [row for row in table_rows() if row[0] in shapes]
+    assert len(rows) == 9
+    for name, ranks, tokens, *said in rows:
+        config = LearnerConfig(
+            gpus=1, dtype="bfloat16", world_size=int(ranks), microbatch_tokens=int(tokens.replace(",", ""))
+        )
+        held = [
+            footprint(shapes[name], config.model_copy(update={"memory": memory}), shapes[name].parameters).device
+            for memory in memories
+        ]
+        assert said == [f"{size / 2**30:.0f} ({smallest_gpu(size) or 'none'})" for size in held]
 
 
 def test_an_adapter_s_gradients_and_moments_are_those_of_what_it_trains() -> None:
