@@ -14,7 +14,9 @@ class MirrorStore:
         import fsspec  # late: a run without a mirror has no use for it
 
         self.uri = uri
-        self._system, root = fsspec.core.url_to_fs(uri)
+        # Of its own, and without remembered listings: whoever looks at the same place in this process would put into them what
+        # stood there a moment ago, and a move would miss the file that it has just written.
+        self._system, root = fsspec.core.url_to_fs(uri, use_listings_cache=False, skip_instance_cache=True)
         self._root = root.rstrip("/")
 
     def refuse_unwritable(self) -> None:

@@ -70,6 +70,7 @@ def config_with(tmp_path: Path, uri: str, **changes: Any) -> RunConfig:
 def names(uri: str) -> set[str]:
     """What is there, without what is on its way."""
     system, root = fsspec.core.url_to_fs(uri)
+    system.invalidate_cache()  # it is not the mirror's own, so that it remembers what stood there when it looked last
     found = {path.removeprefix(root).lstrip("/") for path in system.find(root)}
     return {name for name in found if not name.endswith(".partial")}
 
