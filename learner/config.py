@@ -75,9 +75,9 @@ class LearnerConfig(StrictModel):
     updates_per_batch: int = Field(1, ge=1)
     """Optimiser steps that a batch is split into."""
     microbatch_tokens: int = Field(8192, ge=1)
-    """Most tokens (padding included) in one forward and backward of a rank."""
+    """Most tokens in one forward and backward of a rank; what samples share counts once."""
     share_prompt: bool = True
-    """Encode a group's prompt once for all its completions; turn off for completions much longer than prompts."""
+    """Compute what samples of a group begin with once, prompt or sampled; off: every sample by itself."""
     step_timeout_s: float = Field(1800.0, gt=0)
     """Deadline for one policy step."""
     max_skipped: int = Field(3, ge=1)

@@ -155,7 +155,15 @@ class LearnerRank:
         totals = torch.tensor([[each.groups, each.samples, each.tokens] for each in here], dtype=torch.int64)
         dist.all_reduce(totals)
         plans = [
-            pack(groups, config.aggregation, Totals(*total), step, config.share_prompt, config.microbatch_tokens)
+            pack(
+                groups,
+                config.aggregation,
+                Totals(*total),
+                step,
+                self.policy.share_prompt,
+                config.microbatch_tokens,
+                self.policy.padded,
+            )
             for groups, total in zip(updates, totals.tolist(), strict=True)
         ]
         passes = torch.tensor([len(plan) for plan in plans])
@@ -237,7 +245,14 @@ class LearnerRank:
             return []
         seed = derive_seed(step, "move", self.rank)
         share = random_share(
-            groups, len(plan), config.aggregation, step, config.share_prompt, config.microbatch_tokens, seed
+            groups,
+            len(plan),
+            config.aggregation,
+            step,
+            self.policy.share_prompt,
+            config.microbatch_tokens,
+            seed,
+            self.policy.padded,
         )
         return [share or empty_batch()]
 

@@ -1,4 +1,4 @@
-"""From samples to microbatches: rows in which a group's common prefix stands once, weighted so that the loss is a plain sum."""
+"""From samples to microbatches: tries in which what samples begin with stands once, weighted so that the loss is a plain sum."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +10,8 @@ import torch
 from actors.rollout.sample import Sample
 from learner.aggregations import Aggregation, Totals
 from learner.batching.packed import Index, PackedBatch, Segments
+from learner.batching.split import balance
+from learner.batching.trie import Trie, build_trie, common_prefix, lexicographic
 
 ScoredSamples = tuple[tuple[Sample, ...], npt.NDArray[np.float64]]
 """The samples of one group, and the advantage of each: [G], NaN leaves a sample out."""
@@ -17,12 +19,9 @@ ScoredSamples = tuple[tuple[Sample, ...], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """L input tokens that predict N: one trie. Arrays as in `PackedBatch`; `lengths` and `parents` [S] of its segments."""
+    """A trie whose tokens predict N: arrays as in `PackedBatch`."""
 
-    lengths: Index
-    parents: Index
-    tokens: Index
-    positions: Index
+    trie: Trie
     sources: Index
     targets: Index
     sample: Index
@@ -69,94 +68,99 @@ def pack(
     version: int,
     share_prompt: bool,
     microbatch_tokens: int,
+    padded: bool = False,
 ) -> list[PackedBatch]:
     """Microbatches of one optimiser step on this rank; none where there is nothing to train on.
 
-    totals: of the whole step, over all ranks.    version: of the policy that is trained.    share_prompt: whether a group's
-    common untrained prefix stands once for all samples of a row.    microbatch_tokens: rows * longest row is no more, unless
-    a single row is longer.
+    totals: of the whole step, over all ranks.    version: of the policy that is trained.    share_prompt: whether what samples
+    of a group begin with stands once.    microbatch_tokens: most tokens of a microbatch, unless a single sample has more.
+    padded: whether samples will be padded to the longest of their microbatch, and the padding counts.
     """
     rows: list[_Row] = []
     first = 0
     for number, (samples, advantages) in enumerate(groups):
-        for prefix, members in _bins(samples, trained(samples, advantages), share_prompt, microbatch_tokens):
-            rows.append(_make_row(samples, advantages, prefix, members, first, number, version))
+        for trie, members in _tries(samples, trained(samples, advantages), share_prompt, microbatch_tokens):
+            rows.append(_make_row(samples, advantages, trie, members, first, number, version))
         first += len(samples)
     if not rows:
         return []
     sample, group = (np.concatenate(parts) for parts in zip(*((row.sample, row.group) for row in rows), strict=True))
     weights = aggregation(sample, group, totals).astype(np.float32)
-    ends = np.cumsum([len(row.targets) for row in rows])
-    weighted = list(zip(rows, np.split(weights, ends[:-1]), strict=True))
-    batches: list[list[tuple[_Row, npt.NDArray[np.float32]]]] = []
-    for row, row_weights in sorted(weighted, key=lambda pair: -len(pair[0].tokens)):
-        if batches and (len(batches[-1]) + 1) * len(batches[-1][0][0].tokens) <= microbatch_tokens:
-            batches[-1].append((row, row_weights))
-        else:
-            batches.append([(row, row_weights)])
-    return [_collate([row for row, _ in batch], np.concatenate([w for _, w in batch])) for batch in batches]
+    split = np.split(weights, np.cumsum([len(row.targets) for row in rows])[:-1])
+    sizes = [len(row.trie.tokens) for row in rows]
+    batches = _padded_batches(sizes, microbatch_tokens) if padded else _even_batches(sizes, microbatch_tokens)
+    return [_collate([rows[i] for i in batch], np.concatenate([split[i] for i in batch])) for batch in batches]
 
 
 def empty_batch() -> PackedBatch:
-    """One token outside the mask: a rank that has run out of rows must still take part in every collective."""
+    """One token outside the mask: a rank that has run out of tries must still take part in every collective."""
     one, zero = np.zeros(1, dtype=np.int64), np.zeros(1, dtype=np.float32)
-    row = _Row(one + 1, one - 1, one, one, one, one, one, one, zero, zero, zero + 1, one)
-    return _collate([row], zero, mask=False)
+    trie = Trie(tokens=one, positions=one, lengths=one + 1, parents=one - 1, places=(one,))
+    return _collate([_Row(trie, one, one, one, one, zero, zero, zero + 1, one)], zero, mask=False)
 
 
-def _bins(
-    samples: Sequence[Sample], chosen: Sequence[int], share_prompt: bool, microbatch_tokens: int
-) -> list[tuple[int, list[int]]]:
-    """Rows of a group: (length of the prefix that stands once, indices of its samples). A row takes samples as long as it fits."""
-    prefix = _common_prefix([samples[i] for i in chosen]) if share_prompt and chosen else 0
-    bins: list[tuple[int, list[int]]] = []
-    used = 0
-    for i in chosen:
-        trained_at = np.flatnonzero(samples[i].loss_mask)
-        inputs = int(trained_at[-1]) - prefix
-        if bins and prefix and used + inputs <= microbatch_tokens:
-            bins[-1][1].append(i)
-            used += inputs
+def _even_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Indices by microbatch, as few as hold `most` tokens each, of like size."""
+    count = max(1, -(-sum(sizes) // most))
+    while True:
+        batches = balance(sizes, count)
+        if all(len(batch) == 1 or sum(sizes[i] for i in batch) <= most for batch in batches):
+            return [batch for batch in batches if batch]
+        count += 1
+
+
+def _padded_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Indices by microbatch, each of samples of like length."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        if batches and (len(batches[-1]) + 1) * sizes[batches[-1][0]] <= most:
+            batches[-1].append(i)
         else:
-            bins.append((prefix or int(trained_at[0]), [i]))
-            used = prefix + inputs
-    return bins
+            batches.append([i])
+    return batches
 
 
-def _common_prefix(samples: Sequence[Sample]) -> int:
-    """How many tokens at their start all samples share and none of them sampled."""
-    length = min(int(sample.loss_mask.argmax()) for sample in samples)
-    first = samples[0].token_ids[:length]
-    for sample in samples[1:]:
-        differs = np.flatnonzero(sample.token_ids[:length] != first[:length])
-        length = int(differs[0]) if len(differs) else length
-    return length
+def _tries(
+    samples: Sequence[Sample], chosen: Sequence[int], share_prompt: bool, microbatch_tokens: int
+) -> list[tuple[Trie, list[int]]]:
+    """Tries of a group and whose tokens they hold: one, or as few as fit; neighbours share most, so they stay together.
+
+    What follows a sample's last trained token predicts nothing and is left out.
+    """
+    inputs = {i: samples[i].token_ids[: int(np.flatnonzero(samples[i].loss_mask)[-1])] for i in chosen}
+    order = [chosen[k] for k in lexicographic([inputs[i] for i in chosen])] if share_prompt else list(chosen)
+    bins: list[tuple[list[int], list[int]]] = []
+    used = 0
+    for i in order:
+        shared = common_prefix(inputs[bins[-1][0][-1]], inputs[i]) if bins and share_prompt else 0
+        if shared and used + len(inputs[i]) - shared <= microbatch_tokens:
+            bins[-1][0].append(i)
+            bins[-1][1].append(shared)
+            used += len(inputs[i]) - shared
+        else:
+            bins.append(([i], [0]))
+            used = len(inputs[i])
+    return [(build_trie([inputs[i] for i in members], common), members) for members, common in bins]
 
 
 def _make_row(
     samples: Sequence[Sample],
     advantages: npt.NDArray[np.float64],
-    prefix: int,
+    trie: Trie,
     members: Sequence[int],
     first: int,
     group: int,
     version: int,
 ) -> _Row:
-    """A prefix and the samples below it. What follows a sample's last trained token predicts nothing and is left out."""
-    tokens, positions = [samples[members[0]].token_ids[:prefix].astype(np.int64)], [np.arange(prefix)]
+    """What the tokens of a trie predict: a token that several samples share predicts the next one of each."""
     columns: list[tuple[np.ndarray, ...]] = []
-    used = prefix
-    for i in members:
+    for places, i in sorted(zip(trie.places, members, strict=True), key=lambda pair: pair[1]):
         sample = samples[i]
         at = np.flatnonzero(sample.loss_mask)
-        last = int(at[-1])
-        tokens.append(sample.token_ids[prefix:last].astype(np.int64))
-        positions.append(np.arange(prefix, last))
-        before = at - 1
         size = len(at)
         columns.append(
             (
-                np.where(before < prefix, before, before - prefix + used),
+                places[at - 1],
                 sample.token_ids[at].astype(np.int64),
                 np.full(size, first + i, dtype=np.int64),
                 np.full(size, advantages[i], dtype=np.float32),
@@ -165,15 +169,11 @@ def _make_row(
                 version - sample.versions[at].astype(np.int64),
             )
         )
-        used += last - prefix
     sources, targets, sample_ids, advantage, logprobs, temperatures, lag = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     return _Row(
-        lengths=np.array([len(part) for part in tokens], dtype=np.int64),
-        parents=np.array([-1] + [0] * len(members), dtype=np.int64),
-        tokens=np.concatenate(tokens),
-        positions=np.concatenate(positions),
+        trie=trie,
         sources=sources,
         targets=targets,
         sample=sample_ids,
@@ -186,8 +186,8 @@ def _make_row(
 
 
 def _collate(rows: Sequence[_Row], weights: npt.NDArray[np.float32], mask: bool = True) -> PackedBatch:
-    tokens = np.cumsum([0] + [len(row.tokens) for row in rows])
-    segments = np.cumsum([0] + [len(row.lengths) for row in rows])
+    tokens = np.cumsum([0] + [len(row.trie.tokens) for row in rows])
+    segments = np.cumsum([0] + [len(row.trie.lengths) for row in rows])
 
     def joined(parts: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts))
@@ -200,16 +200,15 @@ def _collate(rows: Sequence[_Row], weights: npt.NDArray[np.float32], mask: bool 
     groups, group = numbered([row.group for row in rows])
     return PackedBatch(
         segments=Segments(
-            starts=np.cumsum(np.concatenate([[0], *(row.lengths for row in rows)])),
+            starts=np.cumsum(np.concatenate([[0], *(row.trie.lengths for row in rows)])),
             parents=np.concatenate(
-                [np.where(row.parents < 0, -1, row.parents + segments[i]) for i, row in enumerate(rows)]
+                [np.where(row.trie.parents < 0, -1, row.trie.parents + segments[i]) for i, row in enumerate(rows)]
             ),
-            rows=np.repeat(np.arange(len(rows)), [len(row.lengths) for row in rows]),
         ),
         samples=samples,
         groups=groups,
-        input_ids=joined([row.tokens for row in rows]),
-        positions=joined([row.positions for row in rows]),
+        input_ids=joined([row.trie.tokens for row in rows]),
+        positions=joined([row.trie.positions for row in rows]),
         sources=joined([row.sources + tokens[i] for i, row in enumerate(rows)]),
         targets=joined([row.targets for row in rows]),
         sample=sample,

@@ -13,16 +13,14 @@ Index = npt.NDArray[np.int64]
 class Segments:
     """How T tokens stand in prefix tries. A token's context is what comes before it on the path from its trie's root.
 
-    S segments, in the order of their tokens; a parent comes before its children, and the segments of a row are adjacent.
-    Today a trie is a group's prompt with its samples below; deeper ones need no other arrays. Stays on the host.
+    S segments, in the order of their tokens, each trie depth first: what lies below a segment follows it without a gap. Stays
+    on the host.
     """
 
     starts: Index
     """[S + 1] first token of each segment; the last entry is T."""
     parents: Index
     """[S] segment that it continues; -1 for a root."""
-    rows: Index
-    """[S] row of the microbatch that it lies in."""
 
 
 @dataclass(frozen=True, slots=True)

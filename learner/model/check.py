@@ -14,28 +14,27 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats. In bfloat16 logits around 20 are a tenth apart, and the model's own head is computed in it."""
 
 
-def check_architecture(model_config: Any, share_prompt: bool, longest_sample: int | None) -> None:
-    """Raise ValueError where samples cannot share a prompt because some layers do not attend to all that came before.
+def why_padded(model: Any, longest_sample: int | None) -> str | None:
+    """Why samples must be padded rows of their own, or None where they can be packed as tries.
 
     longest_sample: tokens of the longest sample; a window that holds it is full attention. None: what the policy can hold.
     """
-    if not share_prompt:
-        return
-    kinds = set(getattr(model_config, "layer_types", None) or [])
-    longest = longest_sample or getattr(model_config, "max_position_embeddings", None) or 0
-    for setting, kind in (("sliding_window", "sliding_attention"), ("attention_chunk_size", "chunked_attention")):
-        window = getattr(model_config, setting, None)
-        if window and (kind in kinds or (setting == "sliding_window" and not kinds)) and longest > window:
-            raise ValueError(
-                f"layers of the policy attend within a window of {window} tokens ({setting}), and samples may have {longest}; "
-                "so they cannot share a prompt: set learner.share_prompt to false"
-            )
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or [])
+    longest = longest_sample or getattr(config, "max_position_embeddings", None) or 0
     others = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
     if others:
-        raise ValueError(
-            f"the policy has layers other than attention ({', '.join(sorted(others))}), whose samples cannot share a prompt: "
-            "set learner.share_prompt to false"
-        )
+        return f"it has layers other than attention ({', '.join(sorted(others))})"
+    chunk = getattr(config, "attention_chunk_size", None)
+    if chunk and "chunked_attention" in kinds and longest > chunk:
+        return f"its layers attend within chunks of {chunk} tokens, and samples may have {longest}"
+    if not model._supports_attention_backend:
+        return "its attention cannot be replaced"
+    window = getattr(config, "sliding_window", None)
+    windowed = "sliding_attention" in kinds or not kinds
+    if window and windowed and longest > window and not model._supports_flash_attn:
+        return f"its layers attend within a window of {window} tokens that they do not name, and samples may have {longest}"
+    return None
 
 
 @torch.no_grad()
@@ -47,7 +46,7 @@ def check_logprobs(policy: Policy, dtype: str, vocabulary: int, device: torch.de
     samples = tuple(_sample(index, length, vocabulary) for index, length in enumerate((7, 6)))
     groups = [(samples, np.ones(len(samples)))]
     shared, plain = (
-        pack(groups, SeqMeanTokenMean(), count(groups), 0, share, 1024)[0].to(device)
+        pack(groups, SeqMeanTokenMean(), count(groups), 0, share, 1024, policy.padded)[0].to(device)
         for share in (policy.share_prompt, False)
     )
     ours, _ = policy(shared)
@@ -57,7 +56,7 @@ def check_logprobs(policy: Policy, dtype: str, vocabulary: int, device: torch.de
     if not apart <= TOLERANCE[dtype]:
         name = type(policy.model).__name__
         remedy = (
-            " If it cannot share a prompt between samples, learner.share_prompt: false helps."
+            " If its samples cannot share tokens, learner.share_prompt: false helps."
             if policy.share_prompt
             else " Its logits go through something that the learner does not know."
         )

@@ -19,7 +19,7 @@ from learner.adapters.layers import Adapter
 from learner.adapters.options import LowRank
 from learner.config import LearnerConfig
 from learner.export import download
-from learner.model.check import check_architecture
+from learner.model.check import why_padded
 from learner.model.policy import Policy, choose_head, freeze, plain_name, shard
 
 logger = logging.getLogger(__name__)
@@ -39,13 +39,17 @@ def load_policy(
 ) -> Policy:
     """The policy in a Hugging Face directory as float32 shards over the mesh. No rank holds all of it.
 
-    trainable: see `freeze`; None also leaves out the adapter.    longest_sample: see `check_architecture`.    seed: of the adapter's
+    trainable: see `freeze`; None also leaves out the adapter.    longest_sample: see `why_padded`.    seed: of the adapter's
     starting values. Raises ValueError where the architecture or the
     pattern does not fit, before any memory is spent on it.
     """
     model_config = read_config(path)
-    check_architecture(model_config.get_text_config(), config.share_prompt, longest_sample)
     policy = Policy(meta_model(model_config), config.share_prompt, entropy_grad, config.memory.logit_elements)
+    reason = why_padded(policy.model, longest_sample)
+    if reason is not None:
+        policy.share_prompt, policy.padded = False, True
+        if trainable is not None and mesh.get_rank() == 0:
+            logger.warning("samples of this policy are padded and share no tokens: %s", reason)
     if isinstance(config.adapter, LowRank) and trainable is not None:
         policy.adapter = Adapter(policy.model, config.adapter, seed)
         policy.eval()

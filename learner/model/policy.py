@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from actors.engines.file_names import sent_tensors
 from learner.adapters.layers import BASE_LAYER, Adapter
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
+from learner.model.attention.blocks import TrieBlocks
+from learner.model.attention.interface import TRIE_ATTENTION
 from learner.model.checkpointing import CHECKPOINT_WRAPPER, checkpointed
 from learner.model.compiling import check_compiler, compile_layer
 from learner.model.liger import liger_logprobs, why_not_liger
@@ -30,13 +33,18 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         self.share_prompt = share_prompt
+        """Whether samples of a microbatch may share tokens."""
+        self.padded = False
+        """Whether the decoder takes padded rows of one sample each, not tries."""
         self.entropy_grad = entropy_grad
         self.logit_elements = logit_elements
         self.liger = False
         """Whether Liger's kernel is the output head."""
         self.compiled = False
         """Whether what the head does to a chunk of logits is compiled; its products never are."""
-        self.transform = LogitTransform.of(model.config)
+        config: Any = model.config
+        self.text_config = config.get_text_config()
+        self.transform = LogitTransform.of(config)
         self.adapter: Adapter | None = None
         self.eval()
 
@@ -61,14 +69,18 @@ class Policy(nn.Module):
         plain: for the check at the start, through the model's own forward and head, of rows that hold one sample each; the
         entropies are 0 then.
         """
-        rows = padded_rows(batch, self.share_prompt and not plain)
-        arguments = {
-            "input_ids": rows.input_ids,
-            "position_ids": rows.position_ids,
-            "attention_mask": rows.attention_mask,
-            "use_cache": False,
-        }
-        chosen = rows.places.index_select(0, batch.sources)
+        if plain or self.padded:
+            rows = padded_rows(batch)
+            arguments: dict[str, Any] = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
+            chosen = rows.places.index_select(0, batch.sources)
+        else:
+            arguments = {"input_ids": batch.input_ids[None], "position_ids": batch.positions[None]}
+            arguments["tries"] = TrieBlocks(batch.segments, batch.positions)
+            chosen = batch.sources
+        arguments |= {"attention_mask": None, "use_cache": False}
+        if not self.padded:
+            # It stays, since a layer that is recomputed in the backward pass reads it again.
+            self.text_config._attn_implementation = "eager" if plain else TRIE_ATTENTION
         if plain:
             logits = self.model(**arguments).logits.flatten(0, 1).index_select(0, chosen).float()
             logprobs = torch.log_softmax(logits / batch.temperatures[:, None], dim=-1)

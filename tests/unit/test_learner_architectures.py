@@ -20,7 +20,7 @@ from learner.config import LearnerConfig
 from learner.export import full_tensors
 from learner.job import LearnerJob
 from learner.model import load
-from learner.model.check import check_architecture, check_logprobs
+from learner.model.check import check_logprobs, why_padded
 from learner.model.load import load_policy
 from learner.model.logits import LogitTransform
 from learner.rank import LearnerRank
@@ -79,7 +79,7 @@ MADE: dict[str, Callable[[], PretrainedConfig]] = {
         lm_head_multiplier=0.5,
     ),
 }
-CANNOT_SHARE = {"recurrent_gemma", "falcon_h1"}
+PADDED = {"recurrent_gemma", "falcon_h1", "falcon"}
 
 
 def made_policy(directory: Path, name: str) -> str:
@@ -107,7 +107,8 @@ def one_rank(path: str, share_prompt: bool) -> Iterator[LearnerRank]:
 def test_an_architecture_is_loaded_by_shard_as_from_pretrained_loads_it_and_trains(name: str, tmp_path: Path) -> None:
     path = made_policy(tmp_path, name)
     expected = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    with one_rank(path, share_prompt=name not in CANNOT_SHARE) as rank:
+    with one_rank(path, share_prompt=True) as rank:
+        assert rank.policy.padded == (name in PADDED)
         model = rank.policy.model
         found = dict(full_tensors(rank.policy, torch.float32))
         saved = load_file(f"{path}/model.safetensors")
@@ -117,13 +118,6 @@ def test_an_architecture_is_loaded_by_shard_as_from_pretrained_loads_it_and_trai
         assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
         metrics = rank.step([[made_group("a", 4, [3, 2])]], 0)
         assert metrics["updates"] == 1.0 and np.isfinite(metrics["loss"]) and metrics["grad_norm"] > 0
-
-
-@pytest.mark.parametrize("name", sorted(CANNOT_SHARE))
-def test_what_cannot_share_a_prompt_is_refused_with_the_remedy(name: str, tmp_path: Path) -> None:
-    path = made_policy(tmp_path, name)
-    with pytest.raises(ValueError, match=r"learner\.share_prompt"), one_rank(path, share_prompt=True):
-        pass
 
 
 @pytest.mark.parametrize("name", ["gemma2", "granite", "cohere", "recurrent_gemma", "falcon_h1"])
@@ -138,15 +132,10 @@ def test_a_logit_transform_that_nobody_knows_is_found_at_the_start(
             check_logprobs(rank.policy, "float32", 64, torch.device("cpu"))
 
 
-def test_a_window_that_holds_the_longest_sample_is_full_attention() -> None:
-    mistral = transformers.MistralConfig(**SMALL, sliding_window=32)
-    check_architecture(mistral, share_prompt=True, longest_sample=32)
-    check_architecture(mistral, share_prompt=False, longest_sample=64)
-    with pytest.raises(ValueError, match=r"within a window of 32 tokens \(sliding_window\), and samples may have 33"):
-        check_architecture(mistral, share_prompt=True, longest_sample=33)
-    gemma = transformers.Gemma2Config(**EIGHT, sliding_window=16)
-    with pytest.raises(ValueError, match=r"window of 16 tokens"):
-        check_architecture(gemma, share_prompt=True, longest_sample=None)
+def test_chunks_that_hold_the_longest_sample_are_full_attention() -> None:
+    llama = load.meta_model(MADE["llama4"]())
+    assert why_padded(llama, longest_sample=64) is None
+    assert "chunks of 64 tokens, and samples may have 65" in str(why_padded(llama, longest_sample=65))
 
 
 def load_one_of_two(path: str, store: str, rank: int) -> tuple[int, int, dict[str, np.ndarray]]:

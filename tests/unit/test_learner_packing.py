@@ -13,11 +13,10 @@ from actors.rollout.sample import Sample
 from learner.actor import as_samples
 from learner.aggregations import SeqMeanTokenMean, Totals
 from learner.batching.pack import check_group, count, empty_batch, pack
-from learner.batching.packed import PackedBatch, Segments
+from learner.batching.packed import PackedBatch
 from learner.batching.probe import random_share
 from learner.batching.split import balance, split_batch, split_evenly
 from learner.model.policy import Policy
-from learner.model.rows import padded_rows
 from tests.made_samples import ScoredSamples, made_group, made_sample, trained_tokens
 
 pytestmark = pytest.mark.unit
@@ -74,8 +73,7 @@ def several_turns(name: str) -> ScoredSamples:
 @pytest.mark.parametrize("share_prompt", [True, False])
 @pytest.mark.parametrize("budget", [8192, 24])
 def test_packed_rows_give_the_logprobs_of_a_plain_forward(share_prompt: bool, budget: int) -> None:
-    model = tiny_model()
-    policy = Policy(model, share_prompt, entropy_grad=False, logit_elements=7 * 8)
+    policy = Policy(tiny_model(), share_prompt, entropy_grad=False, logit_elements=7 * 8)
     groups = [
         group_of("a", 5, [3, 1, 6, 2]),
         group_of("b", 9, [4, 4], temperature=0.7),
@@ -95,44 +93,12 @@ def test_packed_rows_give_the_logprobs_of_a_plain_forward(share_prompt: bool, bu
         for sample, advantage in zip(samples, advantages, strict=True):
             if np.isnan(advantage):
                 continue
-            logprobs, entropies = plain_logprobs(model, sample)
+            logprobs, entropies = plain_logprobs(tiny_model(), sample)
             keys = sample.logprobs[sample.loss_mask].tolist()
             for key, logprob, entropy in zip(keys, logprobs, entropies, strict=True):
                 assert found[key] == pytest.approx((logprob, entropy), abs=1e-5)
                 expected += 1
     assert expected == len(found) == 3 + 1 + 6 + 2 + 8 + 8 + 5 + 5 + 8
-
-
-def trie(starts: list[int], parents: list[int], rows: list[int]) -> PackedBatch:
-    tokens = torch.arange(starts[-1])
-    some = torch.zeros(1, dtype=torch.int64)
-    number = torch.zeros(1)
-    segments = Segments(np.array(starts), np.array(parents), np.array(rows))
-    return PackedBatch(
-        segments, 1, 1, tokens, tokens, some, some, some, some, number > -1, number, number, number, number, some
-    )
-
-
-def test_mask_lets_a_token_see_the_path_from_the_root_to_itself_and_nothing_else() -> None:
-    """A trie three deep beside one of two: what the arrays can express, beyond what is packed today."""
-    starts, parents, rows = [0, 2, 3, 5, 6, 7, 8], [-1, 0, 1, 1, -1, 4], [0, 0, 0, 0, 1, 1]
-    padded = padded_rows(trie(starts, parents, rows), branching=True)
-    assert padded.attention_mask is not None and padded.attention_mask.shape == (2, 1, 6, 6)
-    segment_of = np.repeat(np.arange(6), np.diff(starts))
-
-    def path(segment: int) -> set[int]:
-        return {segment} | (path(parents[segment]) if parents[segment] >= 0 else set())
-
-    places = {int(place): token for token, place in enumerate(padded.places)}
-    for row in range(2):
-        for query in range(6):
-            for key in range(6):
-                q, k = places.get(row * 6 + query), places.get(row * 6 + key)
-                if q is not None:
-                    wanted = k is not None and key <= query and segment_of[k] in path(segment_of[q])
-                    assert padded.attention_mask[row, 0, query, key] == wanted
-    assert bool(padded.attention_mask.any(dim=-1).all()), "padding sees something, or its softmax is empty"
-    assert padded.input_ids.flatten()[padded.places].tolist() == list(range(8))
 
 
 @pytest.mark.parametrize("share_prompt", [True, False])
@@ -185,7 +151,7 @@ def test_samples_with_different_prompts_share_what_they_have_in_common() -> None
     assert batch.positions.tolist() == [0, 1, 2, 3, 2, 3, 4]
     strangers = tuple(made_sample("b", i, [(False, [i]), (True, [1])], rng) for i in range(2))
     (batch,) = packed([(strangers, np.ones(2))])
-    assert batch.segments.rows.tolist() == [0, 0, 1, 1]
+    assert batch.segments.parents.tolist() == [-1, -1]
 
 
 def test_nothing_to_train_on_makes_no_batches() -> None:
@@ -201,10 +167,8 @@ def test_microbatches_keep_every_token_once_and_their_bound(lengths: list[list[i
     groups = [group_of(f"g{i}", 3 + i, sizes) for i, sizes in enumerate(lengths)]
     batches = packed(groups, True, budget)
     for batch in batches:
-        rows = padded_rows(batch, branching=True).input_ids
-        assert rows.numel() <= budget or rows.shape[0] == 1
+        assert len(batch.input_ids) <= budget or batch.samples == 1
         assert batch.sources.max() < len(batch.input_ids) == len(batch.positions) == batch.segments.starts[-1]
-        assert batch.input_ids.numel() <= rows.numel()
     targets = sorted(token for batch in batches for token in batch.targets.tolist())
     assert targets == sorted(token for samples, _ in groups for sample in samples for token in trained_tokens(sample))
 
