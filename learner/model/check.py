@@ -20,7 +20,7 @@ def why_padded(model: Any, longest_sample: int | None) -> str | None:
     longest_sample: tokens of the longest sample; a window that holds it is full attention. None: what the policy can hold.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or [])
+    kinds = set(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or [])
     longest = longest_sample or getattr(config, "max_position_embeddings", None) or 0
     others = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
     if others:

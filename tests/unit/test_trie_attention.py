@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,9 @@ def policies(request: pytest.FixtureRequest) -> tuple[Policy, Policy, Policy]:
     made = []
     for shared, padded in ((True, False), (False, False), (False, True)):
         config = MADE[request.param]()
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        model = AutoModelForCausalLM.from_config(
+            config, attn_implementation="eager", experts_implementation="eager"
+        ).double()
         state = state or model.state_dict()
         model.load_state_dict(state)
         policy = Policy(model, shared, entropy_grad=True)
@@ -102,9 +105,9 @@ def groups_of(trees: list[list[list[Turn]]]) -> list[ScoredSamples]:
 
 def gradients(policy: Policy, groups: list[ScoredSamples]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     policy.zero_grad(set_to_none=True)
-    loss = torch.zeros((), dtype=torch.float32)
+    loss = torch.zeros((), dtype=torch.float64)
     for batch in pack(groups, SeqMeanTokenMean(), count(groups), 0, policy.share_prompt, 40, policy.padded):
-        logprobs, _ = policy(batch)
+        logprobs, _ = policy(replace(batch, temperatures=batch.temperatures.double()))
         part = (batch.weights * batch.advantages * logprobs).sum()
         part.backward()
         loss += part.detach()

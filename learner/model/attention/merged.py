@@ -22,7 +22,7 @@ class MergedAttention(torch.autograd.Function):
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: TrieBlocks, scale: float
     ) -> torch.Tensor:
         out = query.new_empty(query.shape)
-        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+        lse = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
         for call in blocks.own:
             part, part_lse = _attend(call, query, key, value, True, scale)
             out[call.query_at], lse[call.query_at] = part, part_lse
