@@ -11,7 +11,7 @@ from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
 from learner.losses.kl import KlEstimator
 from learner.losses.luspo import Luspo
-from learner.masks import AnyMask
+from learner.masks import AnyMask, Capo
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from learner.patterns import Pattern
 from moments_service.config import StrictModel
@@ -105,6 +105,14 @@ class LearnerConfig(StrictModel):
         kinds = [mask.kind for mask in self.masks]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"masks: {', '.join(twice)} stands there twice; one of each kind is enough")
+        return self
+
+    @model_validator(mode="after")
+    def _moments_are_where_they_are_read(self) -> Self:
+        if self.memory.offload_optimizer and any(isinstance(mask, Capo) for mask in self.masks):
+            raise ValueError(
+                "masks: capo reads the optimiser's moments every update; set memory.offload_optimizer: false"
+            )
         return self
 
     @model_validator(mode="after")

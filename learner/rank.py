@@ -26,6 +26,7 @@ from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
 from learner.masks.statistics import with_statistics
 from learner.model.check import check_logprobs
+from learner.model.head_move import HeadMove, trained_head
 from learner.model.load import load_policy
 from learner.model.policy import Policy, WithoutAdapter, trainable_parameters
 from learner.optim.optimizers import Optimizers, Update
@@ -84,6 +85,8 @@ class LearnerRank:
             self.job.total_steps * self.config.updates_per_batch,
             self.config.memory.offload_optimizer,
         )
+        watched = "head_move" in self.objective.needs
+        self.head = trained_head(self.policy.model, self.optimizers) if watched else None
 
     def step(self, updates: Sequence[Sequence[ScoredSamples]], step: int) -> dict[str, float]:
         """One policy step: an optimiser step for each entry of `updates`, which holds this rank's groups of it.
@@ -187,14 +190,17 @@ class LearnerRank:
     def _update(self, plan: Sequence[PackedBatch], tally: Tally) -> Update:
         """Gradients of one update, and the step that they make; counted in the tally unless it was skipped."""
         losses, parts, masks = [], [], []
+        self.policy.head_move = head_move = self._head_move()
         for cpu_batch in plan:
             batch = cpu_batch.to(self.device)
             logprobs, entropy = self.policy(batch)
-            loss, measured = self.objective(batch, logprobs, entropy)
+            moved = None if head_move is None else head_move.found
+            loss, measured = self.objective(batch, logprobs, entropy, moved)
             loss.backward()
             losses.append(loss.detach())
             parts.append(measured)
             masks.append(batch.mask)
+        self.policy.head_move = None
         if self.policy.adapter is not None:
             # On every rank the same: counted once where the ranks' losses are added up.
             losses.append(torch.as_tensor(self.policy.adapter.add_penalty() / self.world_size).to(losses[0]))
@@ -202,6 +208,11 @@ class LearnerRank:
         if not update.skipped:
             tally.add(losses, parts, masks)
         return update
+
+    def _head_move(self) -> HeadMove | None:
+        """What looks at the head's hidden states during an update, where a mask asks and the head has been stepped before."""
+        step = None if self.head is None else self.optimizers.planned_step(self.head)
+        return None if step is None else HeadMove(step, self.config.memory.logit_elements)
 
     def _skip(self, plan: Sequence[PackedBatch], update: Update, step: int, number: int) -> None:
         """Keep a batch whose gradient is not finite. Raises DivergedError where there were too many in a row."""

@@ -31,14 +31,18 @@ class Objective:
         self.names = self._names()
 
     def __call__(
-        self, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor
+        self,
+        batch: PackedBatch,
+        logprobs: torch.Tensor,
+        entropy: torch.Tensor,
+        head_move: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, Measured]:
         """(scalar loss of this rank's microbatch, what was measured).
 
-        logprobs, entropy: [N] of the policy now. Sums over microbatches and ranks are the loss of the batch, because the
+        logprobs, entropy: [N] of the policy now.    head_move: [2, N] where a mask needs it, see `LossInputs`. Sums over microbatches and ranks are the loss of the batch, because the
         weights hold the whole aggregation. The correction weighs the policy loss, not the terms that hold the policy back.
         """
-        given = _inputs(batch, logprobs, entropy)
+        given = replace(_inputs(batch, logprobs, entropy), head_move=head_move)
         inputs = self._penalised(given)
         losses, measured = self.loss(inputs)
         losses, masked = self._masked(losses, given, batch.mask_statistics)

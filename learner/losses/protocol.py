@@ -8,8 +8,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
-Need = Literal["old", "reference", "entropy"]
-"""old: log-probs before the first update on a batch.    reference: those of the reference policy.    entropy: with its gradient."""
+Need = Literal["old", "reference", "entropy", "head_move"]
+"""What must be there.
+
+old: log-probs before the first update on a batch.    reference: those of the reference policy.    entropy: with its gradient.
+head_move: what the next step of the output head would do.
+"""
 
 LOG_RATIO_LIMIT = 20.0
 """Log-ratios are cut off at +- this many nats, so that no token overflows."""
@@ -41,6 +45,8 @@ class LossInputs:
     """[N] in [0, groups)."""
     samples: int
     groups: int
+    head_move: torch.Tensor | None = None
+    """[2, N], see `learner.model.head_move`; None where nobody needs it, and before the first step."""
 
 
 @dataclass(frozen=True, slots=True)

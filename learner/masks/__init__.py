@@ -4,14 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
+from learner.masks.capo import Capo
 from learner.masks.clip_cov import ClipCov
 from learner.masks.kl_cov import KlCov
 from learner.masks.opsm import Opsm
 from learner.masks.protocol import STATISTICS, Mask, Masked
 from moments_service.config import BY_NAME
 
-MaskKind = ClipCov | KlCov | Opsm
+MaskKind = ClipCov | KlCov | Opsm | Capo
 AnyMask = Annotated[Annotated[MaskKind, Field(discriminator="kind")], BY_NAME]
 """All kinds."""
 
-__all__ = ["STATISTICS", "AnyMask", "Mask", "MaskKind", "Masked"]
+__all__ = ["STATISTICS", "AnyMask", "Capo", "Mask", "MaskKind", "Masked"]

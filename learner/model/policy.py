@@ -17,6 +17,7 @@ from learner.model.attention.blocks import TrieBlocks
 from learner.model.attention.interface import TRIE_ATTENTION
 from learner.model.checkpointing import CHECKPOINT_WRAPPER, checkpointed
 from learner.model.compiling import check_compiler, compile_layer
+from learner.model.head_move import HeadMove
 from learner.model.liger import liger_logprobs, why_not_liger
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import token_logprobs
@@ -46,6 +47,8 @@ class Policy(nn.Module):
         self.text_config = config.get_text_config()
         self.transform = LogitTransform.of(config)
         self.adapter: Adapter | None = None
+        self.head_move: HeadMove | None = None
+        """What looks at the hidden states before the head, while somebody wants to know what a step of it would do."""
         self.eval()
 
     @property
@@ -88,6 +91,9 @@ class Policy(nn.Module):
         hidden = self.decoder(**arguments).last_hidden_state
         head = self.model.get_output_embeddings()  # type: ignore[operator]
         sources = hidden.flatten(0, 1).index_select(0, chosen)
+        if self.head_move is not None:
+            bias = getattr(head, "bias", None)
+            self.head_move.look(sources, head.weight, bias, batch.targets, batch.temperatures, self.transform)
         if self.liger:
             return liger_logprobs(sources, head.weight, batch.targets, batch.temperatures, self.entropy_grad)
         return token_logprobs(

@@ -80,6 +80,30 @@ class Optimizers:
             parameter.grad = None
         return update
 
+    def adam_group(self, parameter: nn.Parameter) -> tuple[torch.optim.Optimizer, dict[str, Any], float] | None:
+        """The optimiser that keeps Adam's moments of a parameter, with its group and the group's peak rate; None where none does."""
+        for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                if {"betas", "eps"} <= group.keys() and any(each is parameter for each in group["params"]):
+                    return optimizer, group, peak
+        return None
+
+    def planned_step(self, parameter: nn.Parameter) -> torch.Tensor | None:
+        """What Adam would add to a parameter next, by its moments of the gradients so far; weight decay is left out.
+
+        Whole on every rank, so collective; None before the first step, or where no optimiser keeps such moments.
+        """
+        found = self.adam_group(parameter)
+        if found is None or not found[0].state.get(parameter):
+            return None
+        optimizer, group, peak = found
+        state, (first, second) = optimizer.state[parameter], group["betas"]
+        steps = float(state["step"])
+        mean, square = state["exp_avg"] / (1 - first**steps), state["exp_avg_sq"] / (1 - second**steps)
+        rate = peak * self.schedule.share(self.updates, self.total_updates)
+        step: torch.Tensor = mean / (square.sqrt() + group["eps"]) * -rate
+        return step.full_tensor() if isinstance(step, DTensor) else step
+
     def state(self) -> dict[str, Any]:
         """State by parameter and name, as torch's distributed state dicts have it; empty before the first step.
 

@@ -99,6 +99,7 @@ def picked(inputs: LossInputs, chosen: np.ndarray) -> LossInputs:
         group=torch.from_numpy(group),
         samples=len(samples),
         groups=len(groups),
+        head_move=None if inputs.head_move is None else inputs.head_move[:, chosen],
     )
 
 

@@ -42,6 +42,7 @@ MASKS: dict[str, Any] = {
         {"kind": "clip_cov", "share": 0.2, "low": 0.05, "high": 3.0},
         {"kind": "kl_cov", "share": 0.2, "penalty": 0.7},
         {"kind": "opsm", "threshold": 0.05},
+        {"kind": "capo", "fisher": 0.02, "hessian": 0.05},
     )
 }
 every_mask = pytest.mark.parametrize("name", MASKS)
@@ -53,7 +54,8 @@ def tokens(seed: int, lengths: tuple[int, ...] = LENGTHS) -> LossInputs:
     inputs = drawn(seed, lengths)
     rng = np.random.default_rng(seed + 100)
     apart = rng.normal(size=len(lengths))[inputs.sample.numpy()] * 0.2 + 0.05 * rng.normal(size=len(inputs.old))
-    return replace(inputs, rollout=inputs.old + torch.from_numpy(apart))
+    moved = np.stack([0.1 * rng.normal(size=len(apart)), 0.02 * rng.random(len(apart))])
+    return replace(inputs, rollout=inputs.old + torch.from_numpy(apart), head_move=torch.from_numpy(moved))
 
 
 def statistics_of(name: str, inputs: LossInputs) -> torch.Tensor:
@@ -68,7 +70,7 @@ def masked(name: str, inputs: LossInputs) -> Masked:
 
 
 def chosen(part: Masked) -> np.ndarray:
-    (share,) = part.measured.means.values()
+    (share,) = (values for name, values in part.measured.means.items() if name.endswith("_share"))
     return share.numpy() > 0
 
 
@@ -150,6 +152,23 @@ def test_opsm_leaves_out_bad_samples_that_the_policy_has_left() -> None:
     np.testing.assert_array_equal(chosen(masked("opsm", inputs)), expected)
 
 
+def test_capo_leaves_out_tokens_that_the_next_step_would_move_too_far() -> None:
+    inputs = tokens(4)
+    assert inputs.head_move is not None
+    expected = []
+    for advantage, first, variance in zip(inputs.advantages.tolist(), *inputs.head_move.tolist(), strict=True):
+        fisher, hessian = first**2, advantage * first + 0.5 * advantage * (first**2 - variance)
+        expected.append((fisher, abs(hessian), fisher >= 0.02 or abs(hessian) >= 0.05))
+    found = masked("capo", inputs)
+    measured = found.measured.means | found.measured.maxima
+    np.testing.assert_allclose(measured["capo_fisher"], [each[0] for each in expected], rtol=1e-12)
+    np.testing.assert_allclose(measured["capo_hessian"], [each[1] for each in expected], rtol=1e-12)
+    np.testing.assert_array_equal(chosen(found), [each[2] for each in expected])
+    assert {each[2] for each in expected if each[0] < 0.02} == {True, False}, "both limits work"
+    before_the_first_step = MASKS["capo"](replace(inputs, head_move=None), torch.zeros(STATISTICS))
+    assert not chosen(before_the_first_step).any()
+
+
 @every_mask
 def test_an_empty_mask_and_a_single_token_are_no_accident(name: str) -> None:
     nothing = replace(tokens(5), mask=torch.zeros(sum(LENGTHS), dtype=torch.bool))
@@ -189,7 +208,7 @@ def test_with_any_loss_a_token_that_is_left_out_moves_nothing(loss: str, name: s
     for each in (config, plain):
         x = inputs.logprobs.clone().requires_grad_()
         rows = statistics_of(name, inputs)[None] if each.masks else None
-        loss_of_batch, _ = Objective(each)(as_batch(inputs, rows), x, torch.zeros_like(x))
+        loss_of_batch, _ = Objective(each)(as_batch(inputs, rows), x, torch.zeros_like(x), inputs.head_move)
         gradients.append(torch.autograd.grad(loss_of_batch, x)[0].numpy())
     out = chosen(masked(name, inputs))
     np.testing.assert_array_equal(gradients[0][~out], gradients[1][~out])
@@ -257,6 +276,7 @@ def test_nothing_is_gathered_where_no_mask_asks() -> None:
         ("[opsn]", "learner.masks.0: no such kind (value 'opsn'); did you mean opsm?"),
         ("[{kind: opsm, treshold: 1}]", "learner.masks.0.treshold: unknown key (value 1); did you mean threshold?"),
         ("[{kind: clip_cov, shar: 1}]", "learner.masks.0.shar: unknown key (value 1); did you mean share?"),
+        ("[{kind: capo, fsher: 1}]", "learner.masks.0.fsher: unknown key (value 1); did you mean fisher?"),
         ("[{kind: kl_cov, penlty: 1}]", "learner.masks.0.penlty: unknown key (value 1); did you mean penalty?"),
         ("[opsm, kl_cov, opsm]", "masks: opsm stands there twice; one of each kind is enough"),
     ],

@@ -18,7 +18,12 @@ from tests.unit.test_learner_rank import TOTAL_STEPS, make_policy
 
 pytestmark = pytest.mark.unit
 
-COV = [{"kind": "clip_cov", "share": 0.2, "low": 0.0}, {"kind": "kl_cov", "share": 0.2}, "opsm"]
+MASKS = [
+    {"kind": "clip_cov", "share": 0.2, "low": 0.0},
+    {"kind": "kl_cov", "share": 0.2},
+    "opsm",
+    {"kind": "capo", "fisher": 9.0, "hessian": 9.0},
+]
 WIDE = {"clip_low": 0.2, "clip_high": 0.2}
 """Wider than usual: these policies move so far in one update that whole samples would be clipped."""
 Section = dict[str, Any]
@@ -34,11 +39,11 @@ EVERY: list[Section] = [
         {"aggregation": {"kind": kind} | ({"length": 9} if kind.endswith("norm") else {})}
         for kind in kinds_of(AggregationKind)
     ),
-    {"loss": {"kind": "gspo"} | WIDE, "masks": COV},
+    {"loss": {"kind": "gspo"} | WIDE, "masks": MASKS},
     {"loss": "reinforce", "kl": {"coef": 0.1, "estimator": "k3_k2"}},
 ]
 MOST: list[Section] = [
-    {"loss": {"kind": "gspo"} | WIDE, "masks": COV, "aggregation": "token_mean"},
+    {"loss": {"kind": "gspo"} | WIDE, "masks": MASKS, "aggregation": "token_mean"},
     {"loss": {"kind": "luspo"} | WIDE},
 ]
 
