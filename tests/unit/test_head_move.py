@@ -77,11 +77,11 @@ def test_the_planned_step_is_what_adam_does_next(tmp_path: Path, tied: bool) -> 
     )
     groups = draw_groups(0)
     with running_rank(make_policy(tmp_path / "policy", tied), config) as rank:
-        assert rank.optimizers.planned_step(rank.head) is None
+        assert rank.optimizers.planned_step(rank.policy_step.head) is None
         before = head_of(rank, tied)
         rank.step([groups], 0)
         after = head_of(rank, tied)
-        planned = rank.optimizers.planned_step(rank.head)
+        planned = rank.optimizers.planned_step(rank.policy_step.head)
     assert planned is not None
     np.testing.assert_allclose(planned, after - before, atol=2e-7)
     assert float(planned.abs().max()) > 1e-4

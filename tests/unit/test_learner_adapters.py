@@ -57,7 +57,7 @@ def test_only_the_adapter_is_trained_and_what_is_published_is_the_merged_policy(
         assert all(parameter.grad is None for parameter in rank.policy.parameters())
         changed = {name for name in base if not torch.equal(before[name], after[name])}
         assert changed == {name for name in base if "_proj" in name}
-        batch = rank._plan([draw_groups(7)], 7)[0][0]
+        batch = rank.policy_step._plan([draw_groups(7)], 7)[0][0]
         with torch.no_grad():
             unmerged, _ = rank.policy(batch)
             with rank.policy.adapter.disabled():
@@ -143,8 +143,8 @@ def test_the_reference_policy_is_the_base_at_no_cost(policy_path: str) -> None:
         with running_rank(policy_path, config) as rank:
             metrics[tuple(adapter)] = trained_rank(rank, range(3))
             if "adapter" in adapter:
-                batch = rank._plan([draw_groups(7)], 7)[0][0]
-                reference, _ = rank.reference(batch)
+                batch = rank.policy_step._plan([draw_groups(7)], 7)[0][0]
+                reference, _ = rank.policy_step.policies.reference(batch)
     assert all(rows[0]["reference_kl"] == 0.0 < rows[2]["reference_kl"] for rows in metrics.values())
     with running_rank(policy_path, LearnerConfig()) as fresh, torch.no_grad():
         assert torch.equal(fresh.policy(batch)[0], reference)

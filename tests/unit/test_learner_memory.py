@@ -30,19 +30,12 @@ def step_of(rank: int, ranks: int, path: str, memory: dict[str, Any], dtype: Lit
         dtype=dtype,
         entropy_coef=0.01,
         microbatch_tokens=40,
+        trainable=".*",
         optimizer=AdamW(lr=1e-3),
         memory=MemoryConfig(**memory),
     )
     learner = LearnerRank(config, LearnerJob(path, 10), rank, ranks)
-    learner.policy = learner._load(".*")
-    from learner.model.policy import trainable_parameters
-    from learner.optim.optimizers import Optimizers
-
-    named = trainable_parameters(learner.policy)
-    learner.optimizers = Optimizers(
-        learner.policy.model, named, config.optimizer, config.schedule, 10, config.memory.offload_optimizer
-    )
-    learner.reference = None
+    learner.prepare()
     groups = [made_group(f"{i}", 3 + i, [4, 2, 6], seed=i) for i in range(4)]
     metrics = learner.step([groups[rank::ranks]], 0)
     packed = learner.export_weights(1)

@@ -1,0 +1,248 @@
+"""One policy step of one rank: `PolicyStep.__call__` is the table of contents, a phase a line."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+
+from learner.batching.pack import ScoredSamples, Totals, check_group, count, empty_batch, pack
+from learner.batching.packed import PackedBatch
+from learner.batching.probe import random_share
+from learner.config import LearnerConfig
+from learner.guard import Guard
+from learner.losses.metrics import Tally, move_sums
+from learner.losses.objective import Objective
+from learner.masks.statistics import with_statistics
+from learner.model.head_move import HeadMove
+from learner.model.policy import Policy, WithoutAdapter
+from learner.optim.optimizers import Optimizers, Update
+from moments_service.seeding import derive_seed
+
+Updates = Sequence[Sequence[ScoredSamples]]
+"""For each optimiser step of a policy step, this rank's groups."""
+
+PHASES = ("plan", "reference", "old", "update", "measure")
+
+
+@dataclass(frozen=True, slots=True)
+class Policies:
+    """The policy that is trained, and those that are only asked for log-probs."""
+
+    trained: Policy
+    reference: Policy | WithoutAdapter | None
+
+
+class PolicyStep:
+    """From groups to a changed policy. Collective: every rank calls it with the same step and as many updates."""
+
+    def __init__(
+        self,
+        config: LearnerConfig,
+        policies: Policies,
+        optimizers: Optimizers,
+        objective: Objective,
+        guard: Guard,
+        head: torch.nn.Parameter | None = None,
+    ) -> None:
+        """head: the output head's weight, where a mask asks how far its next step moves the tokens."""
+        self.config = config
+        self.policies = policies
+        self.optimizers = optimizers
+        self.objective = objective
+        self.guard = guard
+        self.head = head
+        self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
+        self.rank = dist.get_rank()
+        self._seconds: dict[str, float] = {}
+
+    def __call__(self, updates: Updates, step: int, measure_move: bool) -> dict[str, float]:
+        """See `LearnerRank.step`.
+
+        measure_move: whether to measure how far the step moves the policy. The seconds of a phase are those of the slowest
+        rank; on a GPU a phase ends when its work is queued, except the updates.
+        """
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        started = time.perf_counter()
+        with self._phase("plan"):
+            plans = self._plan(updates, step)
+        with self._phase("reference"):
+            plans = [self._with_reference(plan) for plan in plans]
+        with self._phase("measure"):
+            probe = self._probe(updates, plans, step) if measure_move else []
+            before = self._logprobs(self.policies.trained, probe)
+        with self._phase("old"):
+            plans = [with_statistics(plan, self.config.masks) for plan in self._with_old(plans)]
+        with self._phase("update"):
+            learned = self._train(plans, step)
+        with self._phase("measure"):
+            move = self._move(probe, before)
+        seconds = self._over_all_ranks(learned.tally, time.perf_counter() - started)
+        return learned.metrics() | move | {"microbatches": float(sum(map(len, plans)))} | seconds
+
+    @contextmanager
+    def _phase(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self._seconds[name] += time.perf_counter() - started
+
+    def _plan(self, updates: Updates, step: int) -> list[list[PackedBatch]]:
+        """Microbatches of each update, as many on every rank; none at all where no rank has anything to train on."""
+        config = self.config
+        for samples, advantages in (group for groups in updates for group in groups):
+            check_group(samples, advantages)
+        here = [count(groups) for groups in updates]
+        totals = torch.tensor([[each.groups, each.samples, each.tokens] for each in here], dtype=torch.int64)
+        dist.all_reduce(totals)
+        plans = [
+            pack(
+                groups,
+                config.aggregation,
+                Totals(*total),
+                step,
+                self.policies.trained.share_prompt,
+                config.microbatch_tokens,
+                self.policies.trained.padded,
+            )
+            for groups, total in zip(updates, totals.tolist(), strict=True)
+        ]
+        passes = torch.tensor([len(plan) for plan in plans])
+        dist.all_reduce(passes, op=dist.ReduceOp.MAX)
+        for plan, most in zip(plans, passes.tolist(), strict=True):
+            # Forward and backward are collective under FSDP, so a rank with fewer rows runs empty ones.
+            plan.extend(empty_batch() for _ in range(most - len(plan)))
+        return plans
+
+    @torch.no_grad()
+    def _logprobs(self, policy: Policy | WithoutAdapter, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
+        return [policy(batch.to(self.device))[0] for batch in plan]
+
+    def _with_reference(self, plan: list[PackedBatch]) -> list[PackedBatch]:
+        """The microbatches with log-probs of the reference policy, where there is one."""
+        if self.policies.reference is None:
+            return plan
+        found = self._logprobs(self.policies.reference, plan)
+        return [replace(batch, reference_logprobs=logprobs) for batch, logprobs in zip(plan, found, strict=True)]
+
+    def _with_old(self, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
+        """The microbatches with log-probs of the policy before the first update; with one update they are those of now."""
+        if len(plans) == 1 or "old" not in self.objective.needs:
+            return plans
+        return [
+            [
+                replace(batch, old_logprobs=old)
+                for batch, old in zip(plan, self._logprobs(self.policies.trained, plan), strict=True)
+            ]
+            for plan in plans
+        ]
+
+    def _train(self, plans: Sequence[Sequence[PackedBatch]], step: int) -> "Learned":
+        """An optimiser step for each plan that holds anything."""
+        learned = Learned(Tally(self.objective.names), self.optimizers.lr)
+        for number, plan in enumerate(plans):
+            if not plan:
+                continue
+            update = self._update(plan, learned.tally)
+            learned.add(update)
+            self.guard.judge(update, plan, step, number)
+        return learned
+
+    def _update(self, plan: Sequence[PackedBatch], tally: Tally) -> Update:
+        """Gradients of one update, and the step that they make; counted in the tally unless it was skipped."""
+        losses, parts, masks = [], [], []
+        policy = self.policies.trained
+        policy.head_move = head_move = self._head_move()
+        for cpu_batch in plan:
+            batch = cpu_batch.to(self.device)
+            logprobs, entropy = policy(batch)
+            moved = None if head_move is None else head_move.found
+            loss, measured = self.objective(batch, logprobs, entropy, moved)
+            loss.backward()
+            losses.append(loss.detach())
+            parts.append(measured)
+            masks.append(batch.mask)
+        policy.head_move = None
+        if policy.adapter is not None:
+            # On every rank the same: counted once where the ranks' losses are added up.
+            losses.append(torch.as_tensor(policy.adapter.add_penalty() / dist.get_world_size()).to(losses[0]))
+        update = self.optimizers.step()
+        if not update.skipped:
+            tally.add(losses, parts, masks)
+        return update
+
+    def _head_move(self) -> HeadMove | None:
+        """What looks at the head's hidden states during an update, where a mask asks and the head has been stepped before."""
+        step = None if self.head is None else self.optimizers.planned_step(self.head)
+        return None if step is None else HeadMove(step, self.config.memory.logit_elements)
+
+    def _probe(self, updates: Updates, plans: Sequence[Sequence[PackedBatch]], step: int) -> list[PackedBatch]:
+        """A random share of this rank's part of the first update, one microbatch; none where no rank has anything to train on."""
+        config = self.config
+        groups, plan = next(((groups, plan) for groups, plan in zip(updates, plans, strict=True) if plan), ((), ()))
+        if not plan:
+            return []
+        seed = derive_seed(step, "move", self.rank)
+        policy = self.policies.trained
+        share = random_share(
+            groups,
+            len(plan),
+            config.aggregation,
+            step,
+            policy.share_prompt,
+            config.microbatch_tokens,
+            seed,
+            policy.padded,
+        )
+        return [share or empty_batch()]
+
+    def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
+        """How far the step moved the policy on the tokens of `probe`, over all ranks; nothing where none was taken."""
+        if not probe:
+            return {}
+        sums = torch.zeros(3, dtype=torch.float64)
+        for batch, old, new in zip(probe, before, self._logprobs(self.policies.trained, probe), strict=True):
+            sums += move_sums(old.cpu(), new.cpu(), batch.mask)
+        dist.all_reduce(sums)
+        kl, log_ratio, tokens = sums.tolist()
+        return {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
+
+    def _over_all_ranks(self, tally: Tally, step_s: float) -> dict[str, float]:
+        """Reduce a tally over all ranks, in place; returns the seconds of each phase and of the step, of the slowest."""
+        sums = torch.cat([tally.loss[None], tally.sums])
+        dist.all_reduce(sums)
+        seconds = self._seconds | {"step": step_s}
+        maxima = torch.cat([tally.maxima, torch.tensor(list(seconds.values()), dtype=torch.float64)])
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        tally.loss, tally.sums, tally.maxima = sums[0], sums[1:], maxima[: -len(seconds)]
+        return {f"{name}_s": value for name, value in zip(seconds, maxima[-len(seconds) :].tolist(), strict=True)}
+
+
+@dataclass(slots=True)
+class Learned:
+    """What the updates of a step came to."""
+
+    tally: Tally
+    lr: float
+    grad_norm: float = 0.0
+    updates: int = 0
+    skipped: int = 0
+
+    def add(self, update: Update) -> None:
+        """Count an update."""
+        self.lr = update.lr
+        if update.skipped:
+            self.skipped += 1
+        else:
+            self.grad_norm, self.updates = update.grad_norm, self.updates + 1
+
+    def metrics(self) -> dict[str, float]:
+        """Floats by name, once the tally is that of all ranks."""
+        means = {"loss": float(self.tally.loss) / max(1, self.updates)} | self.tally.means()
+        return means | {
+            "grad_norm": self.grad_norm,
+            "lr": self.lr,
+            "updates": float(self.updates),
+            "skipped": float(self.skipped),
+        }
