@@ -28,7 +28,7 @@ async def train(run: Run) -> None:
         # 4. The new weights go to every rollout actor, whole or not at all; meanwhile, and only now, the batch becomes history.
         with run.phase("publish"):
             run.sync.start(run.step + 1)
-            await run.moments.commit(run.step, run.step + 1, policy_move(learned))
+            run.remembered = await run.moments.commit(run.step, run.step + 1, policy_move(learned))
             await run.sync.settle()
             await run.advance()
 

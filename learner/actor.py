@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
 from actors.rollout.sample import Sample
 from learner.config import LearnerConfig
 from learner.job import LearnerJob
+from moments_service.heap import freeze_heap
 
 if TYPE_CHECKING:
     from actors.weights.offer import WeightOffer
@@ -45,6 +46,7 @@ class LearnerActor:
 
     def setup(self, master_addr: str, master_port: int, timeout_s: float, own_address: str) -> None:
         self.rank.setup(master_addr, master_port, timeout_s, own_address)
+        freeze_heap()
 
     def open(self, updates: Sequence[Sequence[Share]]) -> tuple[str, ...]:
         """Fetch the tokens of the next step; returns the ids of groups whose payload is lost. Not collective."""

@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from moments_service.clusters import PromptSet
 from moments_service.config import MomentsConfig
+from moments_service.heap import freeze_heap
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove, Transcript
 from moments_service.messages.table import GroupTable
@@ -41,7 +42,9 @@ class MomentsActor:
         )
 
     async def fit_clusters(self, prompts: PromptSet) -> int:
-        return await self._service.fit_clusters(prompts)
+        clusters = await self._service.fit_clusters(prompts)
+        freeze_heap()
+        return clusters
 
     async def remember(self, prompts: PromptSet) -> int:
         return await self._service.remember(prompts)
@@ -64,8 +67,10 @@ class MomentsActor:
     async def withdraw(self, step: int, lost: tuple[str, ...]) -> None:
         await self._service.withdraw(step, lost)
 
-    async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> None:
+    async def commit(self, step: int, policy_version: int, move: PolicyMove | None = None) -> dict[str, Any]:
+        """Returns the service's `stats` after it: whoever counts steps need not ask once more."""
         await self._service.commit(step, policy_version, move)
+        return await self._service.stats()
 
     async def stats(self) -> dict[str, Any]:
         return await self._service.stats()

@@ -17,6 +17,7 @@ from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
 from actors.weights.offer import WeightError, WeightOffer
 from actors.weights.transport import fetched
+from moments_service.heap import freeze_heap
 from moments_service.messages.groups import GroupStatus
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class RolloutActor:
             worker = RolloutWorker(self._spec, self._index)
             await worker.start()
             self._worker = worker
+            freeze_heap()
         return self._worker
 
     async def _serving_worker(self) -> RolloutWorker:

@@ -23,6 +23,7 @@ from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.resume import ResumePoint
 from learner.errors import PayloadLostError
+from moments_service.heap import freeze_heap
 from moments_service.messages.batch import Batch
 from moments_service.messages.groups import PolicyMove
 
@@ -54,6 +55,8 @@ class Run:
         self.mirror: Mirror | None = None
         self.step = 0
         self.stopping = False
+        self.remembered: dict[str, Any] = {}
+        """What the moments service counted as of its last commit."""
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time one phase of the step, and give its name to whatever goes wrong in it."""
@@ -71,6 +74,8 @@ class Run:
     async def begin(self) -> None:
         """Everything stands: tell the feed what the moments know, and whoever watches what there is."""
         await self._inform_feed()
+        self.remembered = await self.moments.stats()
+        freeze_heap()
         await self._show_services(force=True)
 
     async def take(self) -> tuple[str, ...]:
@@ -185,7 +190,7 @@ class Run:
             "actors": self.fleet.states(),
             "restarts": self.fleet.restarts,
             "cluster_names": self.services.cluster_names,
-            "moments": await self.moments.stats(),
+            "moments": self.remembered,
         }
         return await self.reporter.services(state, self.moments.cluster_stats, force)
 

@@ -1,10 +1,13 @@
-"""Threads of a process share few heaps, so that what one of them frees another can use."""
+"""Threads of a process share few heaps, so that what one frees another can use; and the collector walks little of what it holds."""
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 
 from deploy.run.memory import ARENAS
+from moments_service.heap import freeze_heap
 
 HEAPS = """
 import ctypes, tempfile, threading
@@ -44,3 +47,26 @@ def test_threads_share_few_heaps_here_and_in_the_processes_that_inherit_it() -> 
     assert heaps("limit_arenas()") <= ARENAS
     assert heaps("", MALLOC_ARENA_MAX=str(ARENAS)) <= ARENAS
     assert heaps("assert limit_arenas() == {'MALLOC_ARENA_MAX': '5'}", MALLOC_ARENA_MAX="5") == 5
+
+
+class Node:
+    """Part of a cycle with itself."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_a_start_left_is_collected_once_and_never_walked_again() -> None:
+    garbage, kept = weakref.ref(Node()), Node()
+    try:
+        freeze_heap()
+        assert garbage() is None
+        assert gc.get_freeze_count() > 10_000 > 10 * len(gc.get_objects())
+        later, seen = weakref.ref(Node()), weakref.ref(kept)
+        del kept
+        gc.collect()
+        assert later() is None and seen() is not None
+    finally:
+        gc.unfreeze()
+    gc.collect()
+    assert seen() is None
