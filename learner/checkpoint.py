@@ -4,8 +4,10 @@ In two halves: `capture` copies what a rank holds into host memory, between two 
 from another thread while the rank trains on. They are safetensors, one file a rank, so nothing has to be unpickled.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,12 +15,15 @@ import torch.distributed as dist
 
 from learner.errors import CheckpointError
 from learner.model.policy import Policy, changing_tensors, reshard
+from learner.model.second_weights import SecondWeights
 from learner.optim.optimizers import Optimizers, state_tensors
 from learner.shard_files import Piece, PieceFiles, copied_pieces, local_part, write_pieces
 
 POLICY = "policy."
 """What stands before a parameter's name in a checkpoint."""
 _OPTIMIZER = "optimizer."
+NOTHING_BESIDE: Mapping[str, SecondWeights] = MappingProxyType({})
+"""No weights beside the policy's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +43,28 @@ class Captured:
         write_pieces(path, self.pieces, self.world_size)
 
 
-def capture(policy: Policy, optimizers: Optimizers, step: int) -> Captured:
-    """Copy this rank's part of the state after `step` steps into host memory. Not collective."""
+def capture(
+    policy: Policy, optimizers: Optimizers, step: int, second: Mapping[str, SecondWeights] = NOTHING_BESIDE
+) -> Captured:
+    """Copy this rank's part of the state after `step` steps into host memory. Not collective.
+
+    second: weights beside the policy's that steps change, each under its name and a dot.
+    """
     reshard(policy)
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    pieces = copied_pieces(_entries(policy, optimizers.state()))
+    pieces = copied_pieces(_entries(policy, optimizers.state(), second))
     if rank == 0:
         counters = {"step": step, "updates": optimizers.updates, "files": ranks}
         pieces |= {name: Piece(torch.tensor(value), ()) for name, value in counters.items()}
     return Captured(pieces, rank, ranks)
 
 
-def load_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizers) -> int:
+def load_checkpoint(
+    directory: str | Path,
+    policy: Policy,
+    optimizers: Optimizers,
+    second: Mapping[str, SecondWeights] = NOTHING_BESIDE,
+) -> int:
     """Read a checkpoint in place and return its step. The number of ranks may differ from the one that wrote it.
 
     Raises CheckpointError where files are missing or damaged, or are of another policy, adapter or optimiser.
@@ -59,7 +74,7 @@ def load_checkpoint(directory: str | Path, policy: Policy, optimizers: Optimizer
         reshard(policy)
         optimizers.updates = int(files.read("updates"))
         state = optimizers.state()
-        entries = _entries(policy, state)
+        entries = _entries(policy, state, second)
         _refuse_other_tensors(files, entries)
         for name, tensor in entries.items():
             files.read_into(name, local_part(tensor))
@@ -89,11 +104,12 @@ def _refuse_other_tensors(files: PieceFiles, entries: dict[str, torch.Tensor]) -
     if others:
         more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
         raise CheckpointError(
-            f"checkpoint {files.directory} does not fit: {others[0]}{more}; resume with the policy, learner.trainable, learner.adapter "
-            "and learner.optimizer that wrote it"
+            f"checkpoint {files.directory} does not fit: {others[0]}{more}; resume with the policy, learner.trainable, learner.adapter, "
+            "learner.optimizer and learner.kl that wrote it"
         )
 
 
-def _entries(policy: Policy, state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    entries = {f"{POLICY}{name}": tensor.detach() for name, tensor in changing_tensors(policy)}
+def _entries(policy: Policy, state: dict[str, Any], second: Mapping[str, SecondWeights]) -> dict[str, torch.Tensor]:
+    beside = {f"{kind}.{name}": tensor for kind, held in second.items() for name, tensor in held.tensors.items()}
+    entries = beside | {f"{POLICY}{name}": tensor.detach() for name, tensor in changing_tensors(policy)}
     return entries | {f"{_OPTIMIZER}{name}": tensor for name, tensor in state_tensors(state).items()}

@@ -15,17 +15,25 @@ from learner.masks import AnyMask, Capo
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from learner.patterns import Pattern
 from moments_service.config import StrictModel
+from moments_service.paths import PathText
+
+START = "start"
+"""As a reference policy: the policy that the run begins with."""
 
 
 class KlConfig(StrictModel):
-    """KL penalty to the starting policy."""
+    """KL penalty to a reference policy."""
 
     coef: float = Field(0.0, ge=0)
-    """Weight of the KL penalty to the starting policy; 0 loads no reference model."""
+    """Weight of the KL penalty to the reference policy; 0 holds none."""
     estimator: KlEstimator = "k3"
     """How it is estimated from sampled tokens; `k3_k2` has the value of k3 and the gradient of k2."""
     place: Literal["loss", "reward"] = "loss"
     """Added to the loss, or taken off the tokens' advantages, as k1 without a gradient (the moments never see it)."""
+    reference: PathText = START
+    """`start`: the policy that the run begins with; or a Hugging Face directory with one of its architecture, relative to the recipe."""
+    refresh_every: int | None = Field(None, ge=1)
+    """Policy steps after which the reference becomes the policy as it is then, again and again; none keeps it."""
 
     @model_validator(mode="before")
     @classmethod
@@ -121,6 +129,22 @@ class LearnerConfig(StrictModel):
             raise ValueError(
                 f"loss = luspo multiplies by the sample's length, which aggregation = {self.aggregation.kind} does not divide "
                 "by; take seq_mean_token_mean, or loss = gspo"
+            )
+        return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether a reference policy is needed."""
+        needs = self.loss.needs.union(self.correction.needs, *(mask.needs for mask in self.masks))
+        return self.kl.coef > 0 or "reference" in needs
+
+    @model_validator(mode="after")
+    def _a_refreshed_reference_has_the_policy_s_base(self) -> Self:
+        kl = self.kl
+        if not isinstance(self.adapter, NoAdapter) and kl.refresh_every is not None and kl.reference != START:
+            raise ValueError(
+                f"kl.refresh_every = {kl.refresh_every} would make of kl.reference = {kl.reference} a policy with another base than "
+                f"adapter = {self.adapter.kind} stands on; take one of the two"
             )
         return self
 

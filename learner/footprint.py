@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learner.config import LearnerConfig
+from learner.adapters import LowRank
+from learner.config import START, LearnerConfig
 
 GPU_GIB = (16, 24, 40, 48, 80, 141, 192)
 """Sizes that GPUs come in."""
@@ -42,6 +43,8 @@ class Footprint:
     weights: float
     """Float32 masters of its shard, and what is gathered for computing."""
     gradients: float
+    reference: float
+    """Values of the reference policy that differ from the policy's, float32 shards."""
     optimizer: float
     """On the device; 0 where the state rests in host memory."""
     offloaded: float
@@ -51,7 +54,7 @@ class Footprint:
 
     @property
     def device(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.head
+        return self.weights + self.gradients + self.reference + self.optimizer + self.activations + self.head
 
 
 def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
@@ -74,7 +77,7 @@ def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
 def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footprint:
     """Peak of a rank that trains so many parameters with Adam on full microbatches.
 
-    Counted: float32 masters, and gradients and two moments of what is trained, over the ranks; the gathered weights and
+    Counted: float32 masters, gradients and two moments of what is trained, and what a reference policy has otherwise, over the ranks; the gathered weights and
     gradients in the computing dtype (embedding and head, and two layers; on a single rank every layer stays gathered); what the backward pass keeps of a
     microbatch, and the gradients of one layer; the hidden states and one chunk of logits in the output head. Not counted: the
     runtime, and gaps.
@@ -95,11 +98,23 @@ def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footpr
     return Footprint(
         weights=4 * shape.parameters / ranks + size * gathered,
         gradients=4 * trained / ranks + share * size * (shape.head + layer),
+        reference=4 * _compared(shape, config, trained) / ranks,
         optimizer=0 if memory.offload_optimizer and config.gpus > 0 else state,
         offloaded=state if memory.offload_optimizer and config.gpus > 0 else 0,
         activations=tokens * (kept + working),
         head=tokens * shape.hidden * (size + 4) + 3 * 4 * elements,
     )
+
+
+def _compared(shape: PolicyShape, config: LearnerConfig, trained: int) -> int:
+    """Parameters that are held a second time for the reference policy."""
+    kl = config.kl
+    if not config.compares:
+        return 0
+    if kl.reference != START:
+        return shape.parameters
+    free = isinstance(config.adapter, LowRank) and kl.refresh_every is None
+    return 0 if free else trained
 
 
 def layer_activations(shape: PolicyShape, checkpointing: str, size: int) -> float:

@@ -11,7 +11,7 @@ from actors.weights.block import pack as pack_weights
 from actors.weights.offer import Blob, WeightOffer
 from learner import rendezvous
 from learner.checkpoint import Captured, capture, load_checkpoint
-from learner.config import LearnerConfig
+from learner.config import START, LearnerConfig
 from learner.export import export_directory, full_tensors
 from learner.guard import Guard
 from learner.job import LearnerJob
@@ -19,9 +19,13 @@ from learner.losses.objective import Objective
 from learner.model.check import check_logprobs
 from learner.model.head_move import trained_head
 from learner.model.load import load_policy
-from learner.model.policy import Policy, WithoutAdapter, trainable_parameters
+from learner.model.policy import Policy, trainable_parameters
+from learner.model.second_weights import OtherWeights, SecondWeights, WithoutAdapter
 from learner.optim.optimizers import Optimizers
 from learner.step import Policies, PolicyStep, Updates
+
+REFERENCE = "reference"
+"""What the weights of a refreshed reference policy are called in a checkpoint."""
 
 
 class LearnerRank:
@@ -66,7 +70,7 @@ class LearnerRank:
 
     def prepare(self) -> None:
         """Load the policy and what trains it, in a process group that stands."""
-        self.policy = self._load(self.config.trainable)
+        self.policy = self._load(self.job.policy, self.config.trainable)
         self.optimizers = Optimizers(
             self.policy.model,
             trainable_parameters(self.policy),
@@ -76,9 +80,11 @@ class LearnerRank:
             self.config.memory.offload_optimizer,
         )
         watched = "head_move" in self.objective.needs
+        reference = self._reference() if self.config.compares else None
+        self.second = self._changing(reference)
         self.policy_step = PolicyStep(
             self.config,
-            Policies(self.policy, self._reference() if "reference" in self.objective.needs else None),
+            Policies(self.policy, reference, self.second.get(REFERENCE)),
             self.optimizers,
             self.objective,
             Guard(self.config, self.rank, self.job.inspect_dir),
@@ -96,18 +102,27 @@ class LearnerRank:
         self.steps_done = step + 1
         return learned
 
-    def _load(self, trainable: str | None) -> Policy:
+    def _load(self, path: str, trainable: str | None) -> Policy:
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         entropy_grad = trainable is not None and "entropy" in self.objective.needs
-        policy = load_policy(
-            self.job.policy, self.config, mesh, trainable, entropy_grad, self.job.longest_sample, self.job.seed
-        )
+        policy = load_policy(path, self.config, mesh, trainable, entropy_grad, self.job.longest_sample, self.job.seed)
         vocabulary = policy.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         check_logprobs(policy, self.config.dtype, vocabulary, self.device)
         return policy
 
-    def _reference(self) -> Policy | WithoutAdapter:
-        return self._load(None) if self.policy.adapter is None else WithoutAdapter(self.policy)
+    def _reference(self) -> OtherWeights:
+        """The policy that the KL is taken to, as it is before the first step."""
+        kl = self.config.kl
+        if kl.reference != START:
+            return SecondWeights.taken(self.policy, self._load(kl.reference, None))
+        if self.policy.adapter is not None and kl.refresh_every is None:
+            return WithoutAdapter(self.policy)
+        return SecondWeights.copied(self.policy)
+
+    def _changing(self, reference: OtherWeights | None) -> dict[str, SecondWeights]:
+        """Weights beside the policy's that steps change, by what they are called in a checkpoint."""
+        refreshed = self.config.kl.refresh_every is not None and isinstance(reference, SecondWeights)
+        return {REFERENCE: reference} if refreshed else {}  # type: ignore[dict-item]
 
     def export_weights(self, version: int) -> tuple[WeightOffer, Blob] | None:
         """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0."""
@@ -120,7 +135,7 @@ class LearnerRank:
 
     def capture(self) -> None:
         """Copy what a checkpoint holds of this rank into host memory, for `write`; then steps may go on."""
-        self._captured = capture(self.policy, self.optimizers, self.steps_done)
+        self._captured = capture(self.policy, self.optimizers, self.steps_done, self.second)
 
     def write(self, directory: str | Path) -> None:
         """Write what was captured last into a directory that all ranks see; the caller renames it when all have returned.
@@ -139,7 +154,7 @@ class LearnerRank:
 
     def load(self, directory: str | Path) -> int:
         """Read a checkpoint that any world size wrote; returns the number of policy steps it had done."""
-        self.steps_done = load_checkpoint(directory, self.policy, self.optimizers)
+        self.steps_done = load_checkpoint(directory, self.policy, self.optimizers, self.second)
         return self.steps_done
 
     def export_hf(self, directory: str | Path) -> None:

@@ -17,7 +17,8 @@ from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
 from learner.masks.statistics import with_statistics
 from learner.model.head_move import HeadMove
-from learner.model.policy import Policy, WithoutAdapter
+from learner.model.policy import Policy
+from learner.model.second_weights import OtherWeights, SecondWeights
 from learner.optim.optimizers import Optimizers, Update
 from moments_service.seeding import derive_seed
 
@@ -32,7 +33,9 @@ class Policies:
     """The policy that is trained, and those that are only asked for log-probs."""
 
     trained: Policy
-    reference: Policy | WithoutAdapter | None
+    reference: OtherWeights | None
+    refreshed: SecondWeights | None = None
+    """The reference, where it becomes the policy every `learner.kl.refresh_every` steps."""
 
 
 class PolicyStep:
@@ -69,7 +72,8 @@ class PolicyStep:
         with self._phase("plan"):
             plans = self._plan(updates, step)
         with self._phase("reference"):
-            plans = [self._with_reference(plan) for plan in plans]
+            self._refresh_reference(step)
+            plans = self._with_reference(plans)
         with self._phase("measure"):
             probe = self._probe(updates, plans, step) if measure_move else []
             before = self._logprobs(self.policies.trained, probe)
@@ -116,15 +120,27 @@ class PolicyStep:
         return plans
 
     @torch.no_grad()
-    def _logprobs(self, policy: Policy | WithoutAdapter, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
+    def _logprobs(self, policy: Policy, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
         return [policy(batch.to(self.device))[0] for batch in plan]
 
-    def _with_reference(self, plan: list[PackedBatch]) -> list[PackedBatch]:
+    def _refresh_reference(self, step: int) -> None:
+        """Where it is due, make the reference the policy as it is before this step. By the step alone, so that a resume does alike."""
+        every = self.config.kl.refresh_every
+        if self.policies.refreshed is not None and every is not None and step > 0 and step % every == 0:
+            self.policies.refreshed.refresh()
+
+    def _with_reference(self, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
         """The microbatches with log-probs of the reference policy, where there is one."""
         if self.policies.reference is None:
-            return plan
-        found = self._logprobs(self.policies.reference, plan)
-        return [replace(batch, reference_logprobs=logprobs) for batch, logprobs in zip(plan, found, strict=True)]
+            return plans
+        with self.policies.reference.in_place() as policy:
+            return [
+                [
+                    replace(batch, reference_logprobs=logprobs)
+                    for batch, logprobs in zip(plan, self._logprobs(policy, plan), strict=True)
+                ]
+                for plan in plans
+            ]
 
     def _with_old(self, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
         """The microbatches with log-probs of the policy before the first update; with one update they are those of now."""

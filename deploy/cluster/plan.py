@@ -90,9 +90,10 @@ def learner_table(config: RunConfig) -> Table | None:
     if held is None:
         return None
     table = Table(title="a learner rank at its peak, about", title_style="bold", show_header=False)
-    parts = ("weights", "gradients", "optimizer", "activations", "head")
+    parts = ("weights", "gradients", "reference", "optimizer", "activations", "head")
     for name in parts:
-        table.add_row(name, _gib(getattr(held, name)))
+        if name != "reference" or held.reference:
+            table.add_row(name, _gib(getattr(held, name)))
     if held.offloaded:
         table.add_row("optimizer, in host memory", _gib(held.offloaded))
     table.add_row("all", f"{_gib(held.device)}: {_fit(config, held)}")

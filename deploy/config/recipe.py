@@ -9,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from deploy.config.models import RunConfig
+from learner.config import START
 from moments_service.config import MomentsConfig
 from moments_service.paths import expanded
 from moments_service.suggestions import nearest
@@ -138,6 +139,10 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
         path = base / named
         if path.exists() or named.startswith(("/", ".")):
             raw["policy"] = str(path)
+    learner = raw.get("learner")
+    kl = learner.get("kl") if isinstance(learner, dict) else None
+    if isinstance(kl, dict) and isinstance(reference := kl.get("reference"), str) and reference != START:
+        kl["reference"] = str(base / _expanded("learner.kl.reference", reference))
     prompts = raw.get("prompts")
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
     for place, source in enumerate(sources if isinstance(sources, list) else []):

@@ -8,6 +8,7 @@ from actors.prompts.pool import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.run.prompt_lengths import refuse_unfit_prompts
+from deploy.run.reference_check import refuse_unfit_reference
 
 _HUB_TIMEOUT_S = 10.0
 _LENGTHS = (
@@ -48,6 +49,7 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
             f"rollout.max_model_len: {config.rollout.max_model_len} is more than the {reach:g} tokens that {config.policy} can hold "
             "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
+    refuse_unfit_reference(config, model_config)
     refuse_unfit_prompts(config, pool, text.vocab_size)
 
 

@@ -216,19 +216,3 @@ def trainable_parameters(policy: Policy) -> dict[str, nn.Parameter]:
 def plain_name(name: str) -> str:
     """A parameter's name without what activation checkpointing and adapters put into it."""
     return name.replace(CHECKPOINT_WRAPPER, "").replace(BASE_LAYER, "")
-
-
-class WithoutAdapter:
-    """The policy as it was before its adapter: a reference policy that takes no memory. Read-only."""
-
-    def __init__(self, policy: Policy) -> None:
-        if policy.adapter is None:
-            raise ValueError("a policy without an adapter has no other to be compared with")
-        self.policy, self.adapter = policy, policy.adapter
-
-    @torch.no_grad()
-    def __call__(self, batch: PackedBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `Policy.forward`."""
-        with self.adapter.disabled():
-            found: tuple[torch.Tensor, torch.Tensor] = self.policy(batch)
-        return found

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from actors.weights.block import open_tensors
 from learner.adapters import Lora, LowRank, SosLora
-from learner.config import KlConfig, LearnerConfig
+from learner.config import LearnerConfig
 from learner.export import export_adapter
 from learner.job import LearnerJob
 from learner.model.policy import trainable_parameters
@@ -134,20 +134,6 @@ def test_experts_start_orthogonal_and_the_penalty_on_their_overlap_is_its_formul
     torch.testing.assert_close(rows @ rows.T, torch.eye(5, dtype=torch.float64) / 3, rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="raise rank"):
         SosLora(rank=2, experts_count=3)
-
-
-def test_the_reference_policy_is_the_base_at_no_cost(policy_path: str) -> None:
-    metrics = {}
-    for adapter in ({"adapter": Lora(rank=4)}, {"trainable": r"layers\.2\."}):
-        config = LearnerConfig(optimizer=AdamW(lr=1e-2), kl=KlConfig(coef=1.0), **adapter)  # type: ignore[arg-type]
-        with running_rank(policy_path, config) as rank:
-            metrics[tuple(adapter)] = trained_rank(rank, range(3))
-            if "adapter" in adapter:
-                batch = rank.policy_step._plan([draw_groups(7)], 7)[0][0]
-                reference, _ = rank.policy_step.policies.reference(batch)
-    assert all(rows[0]["reference_kl"] == 0.0 < rows[2]["reference_kl"] for rows in metrics.values())
-    with running_rank(policy_path, LearnerConfig()) as fresh, torch.no_grad():
-        assert torch.equal(fresh.policy(batch)[0], reference)
 
 
 @pytest.mark.parametrize("adapter", KINDS, ids=lambda kind: kind.kind)

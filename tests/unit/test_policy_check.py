@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import transformers
+import yaml
 
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.prompts.renderer import Renderer, load_tokenizer
-from deploy.config.recipe import ConfigError
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.run.policy_check import model_reach, refuse_unfit_policy
 from tests.conftest import ROOT, settings
 from tests.hub import POLICY
@@ -178,3 +179,38 @@ def test_a_command_ends_with_the_sentence_and_code_2(command: str, policy: Path,
     assert ended.returncode == 2, ended.stderr
     assert "has no weights: model.safetensors is not there" in " ".join(ended.stderr.split())
     assert "Traceback" not in ended.stderr and not (tmp_path / "runs").exists()
+
+
+def refuse_reference(policy: Path, reference: Path) -> str:
+    return refuse(policy, learner__kl={"coef": 0.1, "reference": str(reference)})
+
+
+def test_a_reference_that_the_policy_cannot_be_compared_with_is_refused(policy: Path, tmp_path: Path) -> None:
+    reference = tmp_path / "reference"
+    said = "learner.kl.reference: "
+    assert refuse_reference(policy, reference).startswith(f"{said}{reference} is no directory; name one")
+    shutil.copytree(policy, reference)
+    kl = {"coef": 0.1, "reference": str(reference)}
+    refuse_unfit_policy(recipe(policy=str(policy), learner__kl=kl), SUM)
+    tokenizer = json.loads((reference / "tokenizer.json").read_text())
+    (reference / "tokenizer.json").write_text(json.dumps(tokenizer).replace('"7"', '"seven"'))
+    assert "has another vocabulary than the policy (token '7' is None in it and" in refuse_reference(policy, reference)
+    (reference / "tokenizer.json").unlink()
+    edit(reference, "config.json", rms_norm_eps=0.5)
+    assert "is of another architecture than the policy (rms_norm_eps is 0.5 in its" in refuse_reference(
+        policy, reference
+    )
+    refuse_unfit_policy(recipe(policy=str(policy), learner__kl=kl | {"coef": 0.0}), SUM)
+    shutil.copyfile(policy / "config.json", reference / "config.json")
+    (reference / "model.safetensors").rename(reference / "pytorch_model.bin")
+    found = refuse_reference(policy, reference)
+    assert found.startswith(
+        f"{said}{reference} has its weights as pytorch_model.bin only, and nothing is unpickled here"
+    )
+
+
+def test_a_reference_is_found_beside_the_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json")))
+    for said, meant in (("sft", str(tmp_path / "sft")), ("start", "start"), ("/there", "/there")):
+        config = load_recipe(tmp_path / "recipe.yaml", [f"learner.kl.reference={said}"])
+        assert config.learner.kl.reference == meant
