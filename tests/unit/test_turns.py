@@ -28,5 +28,5 @@ def test_a_side_steps_when_it_is_told_to_and_says_what_it_took(tmp_path: Path) -
 
 
 def test_a_side_that_ends_says_why(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="fails ended with 1; its log ends with:(.|\n)*ZeroDivisionError"):
+    with pytest.raises(RuntimeError, match=r"fails ended with 1; its log ends with:(.|\n)*ZeroDivisionError"):
         Side("fails", [sys.executable, "-c", "1 / 0"], tmp_path / "log", threads=1)
