@@ -18,13 +18,14 @@ from moments_service.heap import freeze_heap
 if TYPE_CHECKING:
     from actors.weights.offer import WeightOffer
     from learner.batching.pack import ScoredSamples
+    from learner.blame import Whereabouts
 
 Share = tuple[str, Any, np.ndarray]
 """One group on its way to a rank: its id, its payload (an ObjectRef or what it refers to), the advantages of its samples."""
 
 
 class LearnerActor:
-    """Calls arrive in the order in which the driver sent them and run one at a time, but for `write`."""
+    """Calls arrive in the order in which the driver sent them and run one at a time, but for `write` and `where`."""
 
     def __init__(self, config: LearnerConfig, job: LearnerJob, rank: int) -> None:
         # Here and not above: the driver imports this module and needs neither torch nor transformers.
@@ -77,8 +78,12 @@ class LearnerActor:
         self.rank.capture()
 
     def write(self, directory: str) -> None:
-        """In a thread of its own: the only call that runs beside others."""
+        """In a thread of its own, beside other calls."""
         self.rank.write(directory)
+
+    def where(self) -> Whereabouts:
+        """In a thread of its own, so that a rank that hangs answers too."""
+        return self.rank.position.ask()
 
     def load(self, directory: str) -> int:
         return self.rank.load(directory)

@@ -89,7 +89,7 @@ class LearnerConfig(StrictModel):
     step_timeout_s: float = Field(1800.0, gt=0)
     """Deadline for one policy step."""
     max_skipped: int = Field(3, ge=1)
-    """Updates in a row whose gradient is not finite that end the run; fewer are skipped, counted and kept for inspection."""
+    """Updates in a row whose loss or gradient is not finite that end the run; fewer are skipped, counted and kept for inspection."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
     loss: AnyLoss = PpoClip()

@@ -25,8 +25,12 @@ class RankLateError(RankError):
     """It did not answer within its deadline."""
 
 
+class OutOfMemoryError(LearnerError):
+    """Memory ran out; the message names the microbatch's size, and the keys that make it fit."""
+
+
 class DivergedError(LearnerError):
-    """Too many updates in a row had a gradient that is not finite. Go on from a checkpoint, with a lower learning rate."""
+    """Too many updates in a row had a loss or gradient that is not finite. Go on from a checkpoint, with a lower learning rate."""
 
 
 class CheckpointError(LearnerError):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from actors.placement import Part, bundle, give_back, place_in, reserve
 from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
 from learner.batching.split import split_batch
+from learner.blame import Whereabouts, holding_up, is_echo
 from learner.config import LearnerConfig
 from learner.errors import PayloadLostError, RankDiedError, RankFailedError, RankLateError
 from learner.job import LearnerJob
@@ -25,6 +26,13 @@ DEATH_NOTICE_S = 5.0
 LOOPBACK = "127.0.0.1"
 _WRITING = "writing"
 """The concurrency group of a rank's calls that write what was captured."""
+_ASKING = "asking"
+"""That of calls that a rank answers also while it hangs."""
+ANSWER_S = 5.0
+"""How long a late rank gets to say where it is."""
+
+Ask = Callable[[int], ray.ObjectRef]
+"""Asks the rank of a number where it is."""
 
 
 def learner_part(config: LearnerConfig) -> Part:
@@ -73,7 +81,7 @@ class LearnerGroup:
         setups = [
             rank.setup.remote(own[0], port, timeout_s, address) for rank, address in zip(self.ranks, own, strict=True)
         ]
-        await _gather(setups, "meeting and loading the policy", timeout_s, key)
+        await _gather(setups, "meeting and loading the policy", timeout_s, key, self._ask)
 
     async def step(self, batch: Batch) -> dict[str, float]:
         """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`.
@@ -108,7 +116,7 @@ class LearnerGroup:
         """
         exports = [rank.export_weights.options(num_returns=3).remote(version) for rank in self.ranks]
         doing = f"packing version {version}"
-        await _gather([seconds for _, _, seconds in exports], doing, self.config.step_timeout_s)
+        await _gather([seconds for _, _, seconds in exports], doing, self.config.step_timeout_s, ask=self._ask)
         (offer,) = await _gather([exports[0][1]], doing, self.config.step_timeout_s)
         return replace(offer, address=exports[0][0])
 
@@ -143,7 +151,12 @@ class LearnerGroup:
         await give_back(self.places)
 
     async def _all(self, method: str, doing: str, timeout_s: float, *arguments: Any) -> list[Any]:
-        return await _gather([getattr(rank, method).remote(*arguments) for rank in self.ranks], doing, timeout_s)
+        calls = [getattr(rank, method).remote(*arguments) for rank in self.ranks]
+        return await _gather(calls, doing, timeout_s, ask=self._ask)
+
+    def _ask(self, rank: int) -> ray.ObjectRef:
+        where: ray.ObjectRef = self.ranks[rank].where.options(concurrency_group=_ASKING).remote()
+        return where
 
 
 def _start_rank(config: LearnerConfig, job: LearnerJob, rank: int, places: PlacementGroup) -> Any:
@@ -156,16 +169,20 @@ def _start_rank(config: LearnerConfig, job: LearnerJob, rank: int, places: Place
         "runtime_env": {"env_vars": environment},
         "scheduling_strategy": place_in(places, rank),
     }
-    actor: Any = ray.remote(concurrency_groups={_WRITING: 1})  # type: ignore[call-overload]
+    actor: Any = ray.remote(concurrency_groups={_WRITING: 1, _ASKING: 1})  # type: ignore[call-overload]
     return actor(LearnerActor).options(**options).remote(config, job, rank)
 
 
 async def _gather(
-    refs: Sequence[ray.ObjectRef], doing: str, timeout_s: float, key: str = "learner.step_timeout_s"
+    refs: Sequence[ray.ObjectRef],
+    doing: str,
+    timeout_s: float,
+    key: str = "learner.step_timeout_s",
+    ask: Ask | None = None,
 ) -> list[Any]:
     """Results of all refs, one of each rank, or a LearnerError that names the rank that failed or is late.
 
-    key: where `timeout_s` stands in the config.
+    key: where `timeout_s` stands in the config.    ask: where the call is collective, so that one late rank makes the others late.
     """
     if not refs:
         return []
@@ -183,14 +200,45 @@ async def _gather(
     for future in late:
         future.cancel()
     if failures:
-        # A rank that died takes its neighbours' collectives down; it is the cause, they are the echo.
-        index, error = min(failures, key=lambda failure: (not isinstance(failure[1], RayActorError), failure[0]))
+        index, error = min(failures, key=lambda failure: (_blame(failure[1]), failure[0]))
         if isinstance(error, RayActorError):
             raise RankDiedError((index,), f"died while {doing}: {_reason(error)}") from error
-        raise RankFailedError((index,), f"failed while {doing}: {_reason(error)}") from error
+        if not (late_ones and is_echo(_reason(error))):
+            raise RankFailedError((index,), f"failed while {doing}: {_reason(error)}") from error
+        raise await _late(late_ones, f"is gone while {doing} (rank {index}: {_reason(error)})", ask) from error
     if late_ones:
-        raise RankLateError(tuple(late_ones), f"did not finish {doing} in {timeout_s:g} s ({key})")
+        raise await _late(late_ones, f"did not finish {doing} in {timeout_s:g} s ({key})", ask)
     return [future.result() for future in waiting]
+
+
+def _blame(error: BaseException) -> int:
+    """Least for what is a cause: a rank that died or failed takes its neighbours' collectives down, whose errors are the echo."""
+    return 0 if isinstance(error, RayActorError) else 2 if is_echo(_reason(error)) else 1
+
+
+async def _late(ranks: Sequence[int], what: str, ask: Ask | None) -> RankLateError:
+    """What to raise for ranks that are late: it names those that the others wait for."""
+    if ask is None:
+        return RankLateError(tuple(ranks), what)
+    answers = await _answers(ranks, ask)
+    behind = holding_up(answers)
+    said = {answer for rank in behind if (answer := answers[rank]) is not None}
+    others = sorted(set(ranks) - set(behind))
+    waiting = f", and rank {', '.join(map(str, others))} waits for it" if others else ""
+    where = f"; it is in {'; '.join(sorted(map(str, said)))}" if said else "; it does not answer"
+    return RankLateError(behind, f"{what}{waiting}{where}")
+
+
+async def _answers(ranks: Sequence[int], ask: Ask) -> Mapping[int, Whereabouts | None]:
+    """Where each of them is; None for one that does not say so in ANSWER_S."""
+    asked = {rank: asyncio.wrap_future(ask(rank).future()) for rank in ranks}
+    await asyncio.wait(asked.values(), timeout=ANSWER_S)
+    found: dict[int, Whereabouts | None] = {}
+    for rank, future in asked.items():
+        answered = future.done() and future.exception() is None
+        found[rank] = future.result() if answered else None
+        future.cancel()
+    return found
 
 
 def _reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from learner.model.load import load_policy
 from learner.model.policy import Policy, trainable_parameters
 from learner.model.second_weights import OtherWeights, SecondWeights, WithoutAdapter
 from learner.optim.optimizers import Optimizers
+from learner.position import Position
 from learner.step import Policies, PolicyStep, Updates
 
 REFERENCE = "reference"
@@ -39,6 +40,7 @@ class LearnerRank:
         self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
         self.objective = Objective(config, job.truncated_sampler)
         self.steps_done = 0
+        self.position = Position()
         self._store: dist.Store | None = None
         self._captured: Captured | None = None
 
@@ -53,6 +55,7 @@ class LearnerRank:
 
         timeout_s: how long to wait for the others.    own_address: address of this rank's node, where it differs from rank 0's.
         """
+        self.position.note("meeting the other ranks")
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self._store is None:
@@ -70,6 +73,7 @@ class LearnerRank:
 
     def prepare(self) -> None:
         """Load the policy and what trains it, in a process group that stands."""
+        self.position.note("loading the policy")
         self.policy = self._load(self.job.policy, self.config.trainable)
         self.optimizers = Optimizers(
             self.policy.model,
@@ -87,7 +91,7 @@ class LearnerRank:
             Policies(self.policy, reference, self.second.get(REFERENCE)),
             self.optimizers,
             self.objective,
-            Guard(self.config, self.rank, self.job.inspect_dir),
+            Guard(self.config, self.rank, self.job.inspect_dir, self.position),
             trained_head(self.policy.model, self.optimizers) if watched else None,
         )
 
@@ -126,6 +130,7 @@ class LearnerRank:
 
     def export_weights(self, version: int) -> tuple[WeightOffer, Blob] | None:
         """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0."""
+        self.position.note(f"packing version {version}")
         tensors = full_tensors(self.policy, getattr(torch, self.job.export_dtype))
         if self.rank == 0:
             return pack_weights(tensors, version)
@@ -135,6 +140,7 @@ class LearnerRank:
 
     def capture(self) -> None:
         """Copy what a checkpoint holds of this rank into host memory, for `write`; then steps may go on."""
+        self.position.note("copying a checkpoint into host memory")
         self._captured = capture(self.policy, self.optimizers, self.steps_done, self.second)
 
     def write(self, directory: str | Path) -> None:
@@ -154,11 +160,13 @@ class LearnerRank:
 
     def load(self, directory: str | Path) -> int:
         """Read a checkpoint that any world size wrote; returns the number of policy steps it had done."""
+        self.position.note("reading a checkpoint")
         self.steps_done = load_checkpoint(directory, self.policy, self.optimizers, self.second)
         return self.steps_done
 
     def export_hf(self, directory: str | Path) -> None:
         """Write the policy as a Hugging Face directory with weights of the job's dtype; rank 0 writes."""
+        self.position.note("exporting the policy")
         export_directory(directory, self.policy, self.job.policy, getattr(torch, self.job.export_dtype))
 
     def close(self) -> None:

@@ -8,6 +8,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
+GRACE_S = 60.0
+"""How much longer than the driver a collective waits."""
+
 
 def listen(address: str, timeout_s: float) -> dist.TCPStore:
     """A store on a free port of `address` and on no other address; `.port` is the port."""
@@ -42,7 +45,8 @@ def form_process_group(
 ) -> None:
     """Make the default process group: gloo for CPU tensors, NCCL for those on a GPU.
 
-    own_address: address of this rank's node; collectives use its interface and no other.
+    own_address: address of this rank's node; collectives use its interface and no other.    timeout_s: how long the driver
+    waits; a collective gives up later, so that the rank that it waits for is blamed, and not the one that waits.
     """
     interface = interface_of(own_address)
     if interface is not None:
@@ -54,6 +58,6 @@ def form_process_group(
         store=store,
         rank=rank,
         world_size=world_size,
-        timeout=timedelta(seconds=timeout_s),
+        timeout=timedelta(seconds=timeout_s + GRACE_S),
         device_id=None if device.type == "cpu" else device,
     )

@@ -60,6 +60,7 @@ class PolicyStep:
         self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
         self.rank = dist.get_rank()
         self._seconds: dict[str, float] = {}
+        self._step, self._doing = -1, ""
 
     def __call__(self, updates: Updates, step: int, measure_move: bool) -> dict[str, float]:
         """See `LearnerRank.step`.
@@ -68,6 +69,7 @@ class PolicyStep:
         rank; on a GPU a phase ends when its work is queued, except the updates.
         """
         self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._step = step
         started = time.perf_counter()
         with self._phase("plan"):
             plans = self._plan(updates, step)
@@ -89,7 +91,9 @@ class PolicyStep:
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
         started = time.perf_counter()
-        yield
+        self._doing = f"{name} of step {self._step}"
+        with self.guard.watching(self._doing):
+            yield
         self._seconds[name] += time.perf_counter() - started
 
     def _plan(self, updates: Updates, step: int) -> list[list[PackedBatch]]:
@@ -121,7 +125,17 @@ class PolicyStep:
 
     @torch.no_grad()
     def _logprobs(self, policy: Policy, plan: Sequence[PackedBatch]) -> list[torch.Tensor]:
-        return [policy(batch.to(self.device))[0] for batch in plan]
+        found = []
+        for number in range(len(plan)):
+            with self._microbatch(plan, number) as batch:
+                found.append(policy(batch)[0])
+        return found
+
+    @contextmanager
+    def _microbatch(self, plan: Sequence[PackedBatch], number: int) -> Iterator[PackedBatch]:
+        """A microbatch on the device, under the eyes of the guard."""
+        with self.guard.watching(f"{self._doing}, microbatch {number + 1} of {len(plan)}", plan[number]):
+            yield plan[number].to(self.device)
 
     def _refresh_reference(self, step: int) -> None:
         """Where it is due, make the reference the policy as it is before this step. By the step alone, so that a resume does alike."""
@@ -160,32 +174,35 @@ class PolicyStep:
         for number, plan in enumerate(plans):
             if not plan:
                 continue
-            update = self._update(plan, learned.tally)
+            self._doing = f"update {number + 1} of {len(plans)} of step {step}"
+            update = self._update(plan, learned)
             learned.add(update)
             self.guard.judge(update, plan, step, number)
         return learned
 
-    def _update(self, plan: Sequence[PackedBatch], tally: Tally) -> Update:
-        """Gradients of one update, and the step that they make; counted in the tally unless it was skipped."""
+    def _update(self, plan: Sequence[PackedBatch], learned: "Learned") -> Update:
+        """Gradients of one update, and the step that they make; counted unless it was skipped."""
         losses, parts, masks = [], [], []
         policy = self.policies.trained
         policy.head_move = head_move = self._head_move()
-        for cpu_batch in plan:
-            batch = cpu_batch.to(self.device)
-            logprobs, entropy = policy(batch)
-            moved = None if head_move is None else head_move.found
-            loss, measured = self.objective(batch, logprobs, entropy, moved)
-            loss.backward()
-            losses.append(loss.detach())
-            parts.append(measured)
-            masks.append(batch.mask)
+        for number in range(len(plan)):
+            with self._microbatch(plan, number) as batch:
+                logprobs, entropy = policy(batch)
+                moved = None if head_move is None else head_move.found
+                loss, measured = self.objective(batch, logprobs, entropy, moved)
+                loss.backward()
+                losses.append(loss.detach())
+                parts.append(measured)
+                masks.append(batch.mask)
         policy.head_move = None
-        if policy.adapter is not None:
+        if (penalty := None if policy.adapter is None else policy.adapter.add_penalty()) is not None:
             # On every rank the same: counted once where the ranks' losses are added up.
-            losses.append(torch.as_tensor(policy.adapter.add_penalty() / dist.get_world_size()).to(losses[0]))
-        update = self.optimizers.step()
+            losses.append((penalty / dist.get_world_size()).to(losses[0]))
+        with self.guard.watching(f"{self._doing}, the optimiser's step"):
+            update = self.optimizers.step(torch.stack(losses).sum())
         if not update.skipped:
-            tally.add(losses, parts, masks)
+            learned.tally.add(losses, parts, masks)
+            learned.penalty = penalty
         return update
 
     def _head_move(self) -> HeadMove | None:
@@ -241,6 +258,8 @@ class Learned:
 
     tally: Tally
     lr: float
+    penalty: torch.Tensor | None = None
+    """What the adapter's regulariser added to the loss of the last update; None where there was none."""
     grad_norm: float = 0.0
     updates: int = 0
     skipped: int = 0
@@ -256,6 +275,8 @@ class Learned:
     def metrics(self) -> dict[str, float]:
         """Floats by name, once the tally is that of all ranks."""
         means = {"loss": float(self.tally.loss) / max(1, self.updates)} | self.tally.means()
+        if self.penalty is not None:
+            means["adapter_penalty"] = float(self.penalty)
         return means | {
             "grad_norm": self.grad_norm,
             "lr": self.lr,

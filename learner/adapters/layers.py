@@ -109,14 +109,16 @@ class Adapter:
         b = [_whole(module.lora_B[expert.name].weight) * expert.scale for expert in self.experts]
         return torch.cat(a), torch.cat(b, dim=1)
 
-    def add_penalty(self) -> torch.Tensor | float:
+    def add_penalty(self) -> torch.Tensor | None:
         """Add the gradient of `options.penalty` * overlap to the parameters and return that product, on their device. Collective.
+
+        None where the options have no penalty.
 
         Overlap: sum over layers and pairs of experts of |A_i A_j^T|^2.
         """
         if not self.options.penalty:
-            return 0.0
-        total: torch.Tensor | float = 0.0
+            return None
+        total = torch.zeros((), dtype=torch.float64)
         for layer in self.layers.values():
             parts = [_replicated(layer.lora_A[expert.name].weight) for expert in self.experts]
             pairs = [(left, right) for place, left in enumerate(parts) for right in parts[:place]]
@@ -124,7 +126,7 @@ class Adapter:
                 self.options.penalty * torch.stack([(left @ right.T).square().sum() for left, right in pairs]).sum()
             )
             penalty.backward()
-            total = total + penalty.detach().double()
+            total = total.to(penalty.device) + penalty.detach().double()
         return total
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The optimisers of a policy: clipping, the guard against gradients that are not finite, steps, and their state by name."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,10 @@ from learner.optim.protocol import OptimizerOptions, Schedule
 class Update:
     """What became of one update. Where it was skipped, `grad_norm` is not finite."""
 
+    loss: float
+    """This rank's part of it."""
     grad_norm: float
+    """Over all ranks, before clipping; NaN where the loss of any of them is not finite."""
     lr: float
     skipped: bool
 
@@ -57,15 +60,17 @@ class Optimizers:
         """Learning rate of the next step, of parameters in no group of their own."""
         return self.peak * self.schedule.share(self.updates, self.total_updates)
 
-    def step(self) -> Update:
+    def step(self, loss: torch.Tensor | None = None) -> Update:
         """Clip, step, advance the schedule, drop the gradients.
 
-        Where the gradients' global norm is not finite, only drop them: weights, state and schedule stay. The norm is the same
-        on every rank, so all do alike.
+        loss: this rank's part of what was minimised, a scalar; None lets the gradient alone decide. Where the gradients' global norm or any rank's loss is not
+        finite, only drop the gradients: weights, state and schedule stay. All ranks do alike, since the norm that one of them
+        spoils is spoilt for all. The one place of an update where the host waits for the device.
         """
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        update = Update(value, self.lr, skipped=not math.isfinite(value))
+        loss = torch.zeros((), device=self.parameters[0].device) if loss is None else loss
+        norm = clip_gradients(self.parameters, self.max_grad_norm, loss)
+        value, part = torch.stack([norm.double(), loss.double()]).tolist()
+        update = Update(part, value, self.lr, skipped=not math.isfinite(value))
         if not update.skipped:
             share = self.schedule.share(self.updates, self.total_updates)
             for optimizer, peaks in zip(self.optimizers, self.peaks, strict=True):
@@ -119,6 +124,33 @@ class Optimizers:
         else:
             for optimizer in self.optimizers:
                 optimizer.state.clear()
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], most: float, loss: torch.Tensor) -> torch.Tensor:
+    """Scale the gradients down together to a norm of at most `most`, as torch's `clip_grad_norm_` does, and return their norm.
+
+    A loss that is not finite on any rank makes the norm NaN on all of them: it travels with the norm, in the same reduction.
+    """
+    norms = [torch.linalg.vector_norm(each.grad) for each in parameters if each.grad is not None]
+    if not norms:
+        return torch.where(torch.isfinite(loss), 0.0, torch.nan)
+    norms[0] = _spoilt(norms[0], loss)
+    total = torch.linalg.vector_norm(torch.stack(norms))
+    whole = total.full_tensor() if isinstance(total, DTensor) else total
+    nn.utils.clip_grads_with_norm_(parameters, most, whole)
+    return whole
+
+
+def _spoilt(norm: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:
+    """A rank's part of a norm, or NaN where its loss is not finite."""
+    part = norm.to_local() if isinstance(norm, DTensor) else norm
+    part = torch.where(torch.isfinite(loss), part, torch.nan)
+    return (
+        DTensor.from_local(part, norm.device_mesh, norm.placements, run_check=False)
+        if isinstance(norm, DTensor)
+        else part
+    )
 
 
 def state_tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

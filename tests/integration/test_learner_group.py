@@ -3,8 +3,10 @@
 import asyncio
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.offer import WeightOffer
 from actors.weights.transport import fetched
 from learner.config import LearnerConfig
-from learner.errors import LearnerError, PayloadLostError
+from learner.errors import LearnerError, PayloadLostError, RankLateError
 from learner.group import LearnerGroup
 from learner.job import LearnerJob
 from learner.optim.adamw import AdamW
@@ -269,6 +271,44 @@ async def test_a_dead_rank_is_named(pair: LearnerGroup) -> None:
     ray.kill(pair.ranks[1])
     with pytest.raises(LearnerError, match="learner rank 1 died while"):
         await pair.step(draw_batch(1))
+
+
+def hang_in_a_layer(actor: Any) -> None:
+    """From now on this rank hangs in the middle of a forward pass, between two collectives."""
+    actor.rank.policy.layers[1].register_forward_pre_hook(lambda *_: time.sleep(300))
+
+
+def stop_whole(_: Any) -> None:
+    """Stop this rank's process, all of its threads."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("fault", "where"),
+    [
+        (hang_in_a_layer, r"it is in update 1 of 1 of step 1, microbatch 1 of \d+, \S+\.py:\d+"),
+        (stop_whole, "it does not answer"),
+    ],
+)
+async def test_a_rank_that_hangs_is_named_and_its_peer_is_not(
+    policy_path: str, fault: Callable[[Any], None], where: str
+) -> None:
+    group = await LearnerGroup.start(config_for(2, step_timeout_s=10.0), LearnerJob(policy_path, 6), 120.0)
+    try:
+        await group.step(draw_batch(0))
+        injected = group.ranks[1].__ray_call__.remote(fault)
+        if fault is hang_in_a_layer:
+            await injected
+        collective = group.step(draw_batch(1)) if fault is hang_in_a_layer else group.offer(1)
+        said = (
+            rf"learner rank 1 did not finish .* in 10 s \(learner\.step_timeout_s\), and rank 0 waits for it; {where}$"
+        )
+        with pytest.raises(RankLateError, match=said) as error:
+            await collective
+        assert error.value.ranks == (1,)
+    finally:
+        await group.close()
 
 
 async def test_a_policy_that_does_not_load_fails_the_start_and_gives_its_cpus_back(tmp_path: Path) -> None:
