@@ -9,14 +9,14 @@ import importlib
 from actors.rewards.protocol import Verifier, as_verifier
 
 BUILT_IN = {
-    "exact": "actors.verifiers.matching:exact",
-    "numeric": "actors.verifiers.matching:numeric",
+    "exact": "actors.verifiers.exact:exact",
+    "numeric": "actors.verifiers.numeric:numeric",
     "reasoning_gym": "actors.verifiers.reasoning_gym:task_score",
 }
 
 GOLD_CHECKS = {
-    "exact": "actors.verifiers.matching:refuse_empty_gold",
-    "numeric": "actors.verifiers.matching:refuse_gold_without_number",
+    "exact": "actors.verifiers.exact:refuse_empty_gold",
+    "numeric": "actors.verifiers.numeric:refuse_gold_that_is_no_number",
 }
 """What a built-in verifier says of a gold answer before any completion is there: a function that raises ValueError."""
 

@@ -16,7 +16,7 @@ from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from actors.rewards.protocol import Attempt
 from actors.verifiers import get_verifier
-from actors.verifiers.matching import exact
+from actors.verifiers.exact import exact
 from deploy.config.models import RunConfig
 from deploy.config.recipe import load_recipe
 from deploy.recipes.lengths import make as lengths

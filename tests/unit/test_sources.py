@@ -230,8 +230,8 @@ def test_the_difficulty_is_what_says_something(tmp_path: Path, fields: dict[str,
 @pytest.mark.parametrize(
     ("verifier", "gold", "message"),
     [
-        ("numeric", "two", "line 2: the gold answer 'two' holds no number for the verifier `numeric`"),
-        (None, "1/0", "holds no number"),
+        ("numeric", "two", "line 2: the gold answer 'two' is not one number as a whole"),
+        (None, "1/0", "name the verifier `math`"),
         ("exact", '"."', "line 2: the gold answer .* is empty for the verifier `exact`"),
     ],
 )

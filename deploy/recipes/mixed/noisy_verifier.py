@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt, Verdict
-from actors.verifiers.matching import exact
+from actors.verifiers.exact import exact
 
 FLIPPED = 0.2
 """Share of the completions whose reward is turned around."""
