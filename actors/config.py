@@ -96,6 +96,11 @@ class SamplingConfig(StrictModel):
     stop: tuple[str, ...] = ()
     """Texts that are single tokens and end a completion, besides the end-of-sequence token."""
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether some tokens cannot be sampled at all."""
+        return self.top_p < 1.0 or self.top_k > 0
+
 
 class VerifierLimits(StrictModel):
     """What each process of a verifier may have of its machine. What goes beyond is an error of its completion."""

@@ -11,6 +11,8 @@ from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
 from learner.losses.kl import KlEstimator
 from learner.losses.luspo import Luspo
+from learner.losses.old_logprobs import AnyOld, Average, Recompute, Rollout
+from learner.losses.protocol import Need
 from learner.masks import AnyMask, Capo
 from learner.optim import AdamW, AnyOptimizer, AnySchedule, Cosine
 from learner.patterns import Pattern
@@ -94,7 +96,11 @@ class LearnerConfig(StrictModel):
     """Weight of the entropy bonus."""
     loss: AnyLoss = PpoClip()
     """What is minimised for each token (docs/learner.md says which when)."""
+    old_logprobs: AnyOld = Recompute()
+    """Where ratios start: at the policy before the first update, at the sampler's own log-probs (`rollout`), between the two by the
+    token's age (`interpolate`), or at a moving `average` of the policy."""
     correction: AnyCorrection = NoCorrection()
+    """What a token counts that another policy sampled (docs/learner.md says which when)."""
     aggregation: AnyAggregation = SeqMeanTokenMean()
     """What each token counts in the loss of the batch."""
     masks: tuple[AnyMask, ...] = ()
@@ -124,6 +130,25 @@ class LearnerConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _the_sampler_counts_once(self) -> Self:
+        if isinstance(self.old_logprobs, Rollout) and not isinstance(self.correction, NoCorrection):
+            raise ValueError(
+                f"correction = {self.correction.kind} weighs by old_logprobs over the sampler's, which with old_logprobs = rollout are "
+                "the same: the loss's own ratio corrects already; leave the correction out, or take old_logprobs: recompute"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _old_log_probs_are_asked_for(self) -> Self:
+        in_reward = self.kl.coef > 0 and self.kl.place == "reward"
+        if not isinstance(self.old_logprobs, Recompute) and "old" not in self.needs and not in_reward:
+            raise ValueError(
+                f"old_logprobs = {self.old_logprobs.kind} is where ratios start, and loss = {self.loss.kind} has none; leave it out, or "
+                "take a loss with a ratio"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _lengths_are_counted_once(self) -> Self:
         if isinstance(self.loss, Luspo) and not isinstance(self.aggregation, SeqMeanTokenMean):
             raise ValueError(
@@ -133,10 +158,19 @@ class LearnerConfig(StrictModel):
         return self
 
     @property
+    def needs(self) -> frozenset[Need]:
+        """What the loss, the correction and the masks need beside the log-probs of now."""
+        return self.loss.needs.union(self.correction.needs, *(mask.needs for mask in self.masks))
+
+    @property
+    def average(self) -> Average | None:
+        """How a moving average of the policy is kept, where one is."""
+        return self.old_logprobs if isinstance(self.old_logprobs, Average) else None
+
+    @property
     def compares(self) -> bool:
         """Whether a reference policy is needed."""
-        needs = self.loss.needs.union(self.correction.needs, *(mask.needs for mask in self.masks))
-        return self.kl.coef > 0 or "reference" in needs
+        return self.kl.coef > 0 or "reference" in self.needs
 
     @model_validator(mode="after")
     def _a_refreshed_reference_has_the_policy_s_base(self) -> Self:

@@ -43,8 +43,8 @@ class Footprint:
     weights: float
     """Float32 masters of its shard, and what is gathered for computing."""
     gradients: float
-    reference: float
-    """Values of the reference policy that differ from the policy's, float32 shards."""
+    beside: float
+    """Values of the reference policy that differ from the policy's, and of its moving average, float32 shards."""
     optimizer: float
     """On the device; 0 where the state rests in host memory."""
     offloaded: float
@@ -54,7 +54,7 @@ class Footprint:
 
     @property
     def device(self) -> float:
-        return self.weights + self.gradients + self.reference + self.optimizer + self.activations + self.head
+        return self.weights + self.gradients + self.beside + self.optimizer + self.activations + self.head
 
 
 def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
@@ -77,7 +77,7 @@ def policy_shape(directory: str, parameters: int) -> PolicyShape | None:
 def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footprint:
     """Peak of a rank that trains so many parameters with Adam on full microbatches.
 
-    Counted: float32 masters, gradients and two moments of what is trained, and what a reference policy has otherwise, over the ranks; the gathered weights and
+    Counted: float32 masters, gradients and two moments of what is trained, what a reference policy has otherwise, and a moving average, over the ranks; the gathered weights and
     gradients in the computing dtype (embedding and head, and two layers; on a single rank every layer stays gathered); what the backward pass keeps of a
     microbatch, and the gradients of one layer; the hidden states and one chunk of logits in the output head. Not counted: the
     runtime, and gaps.
@@ -98,7 +98,7 @@ def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footpr
     return Footprint(
         weights=4 * shape.parameters / ranks + size * gathered,
         gradients=4 * trained / ranks + share * size * (shape.head + layer),
-        reference=4 * _compared(shape, config, trained) / ranks,
+        beside=4 * _beside(shape, config, trained) / ranks,
         optimizer=0 if memory.offload_optimizer and config.gpus > 0 else state,
         offloaded=state if memory.offload_optimizer and config.gpus > 0 else 0,
         activations=tokens * (kept + working),
@@ -106,15 +106,16 @@ def footprint(shape: PolicyShape, config: LearnerConfig, trained: int) -> Footpr
     )
 
 
-def _compared(shape: PolicyShape, config: LearnerConfig, trained: int) -> int:
-    """Parameters that are held a second time for the reference policy."""
+def _beside(shape: PolicyShape, config: LearnerConfig, trained: int) -> int:
+    """Parameters that are held again, for the reference policy and for a moving average."""
     kl = config.kl
+    average = 0 if config.average is None else trained
     if not config.compares:
-        return 0
+        return average
     if kl.reference != START:
-        return shape.parameters
+        return shape.parameters + average
     free = isinstance(config.adapter, LowRank) and kl.refresh_every is None
-    return 0 if free else trained
+    return average + (0 if free else trained)
 
 
 def layer_activations(shape: PolicyShape, checkpointing: str, size: int) -> float:

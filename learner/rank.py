@@ -25,8 +25,8 @@ from learner.optim.optimizers import Optimizers
 from learner.position import Position
 from learner.step import Policies, PolicyStep, Updates
 
-REFERENCE = "reference"
-"""What the weights of a refreshed reference policy are called in a checkpoint."""
+REFERENCE, AVERAGE = "reference", "average"
+"""What the weights of a refreshed reference policy, and of the policy's moving average, are called in a checkpoint."""
 
 
 class LearnerRank:
@@ -88,7 +88,7 @@ class LearnerRank:
         self.second = self._changing(reference)
         self.policy_step = PolicyStep(
             self.config,
-            Policies(self.policy, reference, self.second.get(REFERENCE)),
+            Policies(self.policy, reference, self.second.get(REFERENCE), self.second.get(AVERAGE)),
             self.optimizers,
             self.objective,
             Guard(self.config, self.rank, self.job.inspect_dir, self.position),
@@ -125,8 +125,12 @@ class LearnerRank:
 
     def _changing(self, reference: OtherWeights | None) -> dict[str, SecondWeights]:
         """Weights beside the policy's that steps change, by what they are called in a checkpoint."""
-        refreshed = self.config.kl.refresh_every is not None and isinstance(reference, SecondWeights)
-        return {REFERENCE: reference} if refreshed else {}  # type: ignore[dict-item]
+        changing = {}
+        if self.config.kl.refresh_every is not None and isinstance(reference, SecondWeights):
+            changing[REFERENCE] = reference
+        if self.config.average is not None:
+            changing[AVERAGE] = SecondWeights.copied(self.policy)
+        return changing
 
     def export_weights(self, version: int) -> tuple[WeightOffer, Blob] | None:
         """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0."""

@@ -15,6 +15,7 @@ from learner.config import LearnerConfig
 from learner.guard import Guard
 from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
+from learner.losses.old_logprobs import Recompute
 from learner.masks.statistics import with_statistics
 from learner.model.head_move import HeadMove
 from learner.model.policy import Policy
@@ -36,6 +37,8 @@ class Policies:
     reference: OtherWeights | None
     refreshed: SecondWeights | None = None
     """The reference, where it becomes the policy every `learner.kl.refresh_every` steps."""
+    average: SecondWeights | None = None
+    """A moving average of the policy, where ratios start at one."""
 
 
 class PolicyStep:
@@ -157,14 +160,21 @@ class PolicyStep:
             ]
 
     def _with_old(self, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
-        """The microbatches with log-probs of the policy before the first update; with one update they are those of now."""
-        if len(plans) == 1 or "old" not in self.objective.needs:
+        """The microbatches with the log-probs that ratios start at, where a pass of its own finds them.
+
+        Of the policy before the first update none is made where there is one update: they are those of now.
+        """
+        if "old" not in self.objective.needs:
             return plans
+        if self.policies.average is not None:
+            with self.policies.average.in_place() as policy:
+                return self._with_old_of(policy, plans)
+        recomputed = isinstance(self.config.old_logprobs, Recompute) and len(plans) > 1
+        return self._with_old_of(self.policies.trained, plans) if recomputed else plans
+
+    def _with_old_of(self, policy: Policy, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
         return [
-            [
-                replace(batch, old_logprobs=old)
-                for batch, old in zip(plan, self._logprobs(self.policies.trained, plan), strict=True)
-            ]
+            [replace(batch, old_logprobs=old) for batch, old in zip(plan, self._logprobs(policy, plan), strict=True)]
             for plan in plans
         ]
 
@@ -182,7 +192,7 @@ class PolicyStep:
 
     def _update(self, plan: Sequence[PackedBatch], learned: "Learned") -> Update:
         """Gradients of one update, and the step that they make; counted unless it was skipped."""
-        losses, parts, masks = [], [], []
+        losses, parts = [], []
         policy = self.policies.trained
         policy.head_move = head_move = self._head_move()
         for number in range(len(plan)):
@@ -193,7 +203,6 @@ class PolicyStep:
                 loss.backward()
                 losses.append(loss.detach())
                 parts.append(measured)
-                masks.append(batch.mask)
         policy.head_move = None
         if (penalty := None if policy.adapter is None else policy.adapter.add_penalty()) is not None:
             # On every rank the same: counted once where the ranks' losses are added up.
@@ -201,8 +210,10 @@ class PolicyStep:
         with self.guard.watching(f"{self._doing}, the optimiser's step"):
             update = self.optimizers.step(torch.stack(losses).sum())
         if not update.skipped:
-            learned.tally.add(losses, parts, masks)
+            learned.tally.add(losses, parts, plan)
             learned.penalty = penalty
+            if self.policies.average is not None and self.config.average is not None:
+                self.policies.average.move_towards(1.0 - self.config.average.decay)
         return update
 
     def _head_move(self) -> HeadMove | None:
@@ -243,12 +254,13 @@ class PolicyStep:
 
     def _over_all_ranks(self, tally: Tally, step_s: float) -> dict[str, float]:
         """Reduce a tally over all ranks, in place; returns the seconds of each phase and of the step, of the slowest."""
-        sums = torch.cat([tally.loss[None], tally.sums])
+        sums = torch.cat([tally.loss[None], tally.sums.flatten()])
         dist.all_reduce(sums)
         seconds = self._seconds | {"step": step_s}
-        maxima = torch.cat([tally.maxima, torch.tensor(list(seconds.values()), dtype=torch.float64)])
+        maxima = torch.cat([tally.maxima.flatten(), torch.tensor(list(seconds.values()), dtype=torch.float64)])
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-        tally.loss, tally.sums, tally.maxima = sums[0], sums[1:], maxima[: -len(seconds)]
+        tally.loss, tally.sums = sums[0], sums[1:].view_as(tally.sums)
+        tally.maxima = maxima[: -len(seconds)].view_as(tally.maxima)
         return {f"{name}_s": value for name, value in zip(seconds, maxima[-len(seconds) :].tolist(), strict=True)}
 
 

@@ -90,10 +90,11 @@ def learner_table(config: RunConfig) -> Table | None:
     if held is None:
         return None
     table = Table(title="a learner rank at its peak, about", title_style="bold", show_header=False)
-    parts = ("weights", "gradients", "reference", "optimizer", "activations", "head")
-    for name in parts:
-        if name != "reference" or held.reference:
-            table.add_row(name, _gib(getattr(held, name)))
+    parts = {"weights": held.weights, "gradients": held.gradients, "reference and average": held.beside}
+    parts |= {"optimizer": held.optimizer, "activations": held.activations, "head": held.head}
+    for name, size in parts.items():
+        if size or name != "reference and average":
+            table.add_row(name, _gib(size))
     if held.offloaded:
         table.add_row("optimizer, in host memory", _gib(held.offloaded))
     table.add_row("all", f"{_gib(held.device)}: {_fit(config, held)}")

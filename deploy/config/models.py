@@ -12,6 +12,7 @@ from actors.redaction import is_signed
 from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.registry import TransportConfig
 from learner.config import LearnerConfig
+from learner.soundness import refuse_ratios_to_a_cut_sampler, refuse_uncorrected_staleness
 from moments_service.config import MomentsConfig, StrictModel
 from moments_service.estimators.teaching import can_teach
 from moments_service.paths import PathText
@@ -130,6 +131,13 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_learner_goes_with_the_sampler(self) -> "RunConfig":
+        if self.sampling.is_cut:
+            refuse_ratios_to_a_cut_sampler(self.learner)
+        refuse_uncorrected_staleness(self.learner, self.max_staleness)
         return self
 
     @model_validator(mode="after")

@@ -117,7 +117,7 @@ async def _start_learner(config: RunConfig, skipped: Path) -> LearnerGroup:
         export_dtype=config.rollout.dtype,
         weights=config.weights,
         longest_sample=config.rollout.max_model_len,
-        truncated_sampler=config.sampling.top_p < 1.0 or config.sampling.top_k > 0,
+        truncated_sampler=config.sampling.is_cut,
         measure_move=config.moments.estimator.fades_by_move,
         inspect_dir=str(skipped),
         seed=config.seed,

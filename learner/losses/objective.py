@@ -9,6 +9,7 @@ from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
 from learner.losses.kl import kl_estimate
 from learner.losses.metrics import Names, token_metrics
+from learner.losses.old_logprobs import Interpolate, Recompute, Rollout, interpolated
 from learner.losses.protocol import LossInputs, Measured, Need
 from learner.masks import STATISTICS
 
@@ -20,6 +21,7 @@ class Objective:
         """truncated_sampler: whether top-p or top-k cut what was sampled from, see `token_metrics`."""
         self.loss = config.loss
         self.correction = config.correction
+        self.old_logprobs = config.old_logprobs
         self.masks = config.masks
         self.kl = config.kl
         self.entropy_coef = config.entropy_coef
@@ -27,7 +29,7 @@ class Objective:
         in_reward = self.kl.coef if self.kl.place == "reward" else 0.0
         terms: dict[Need, float] = {"reference": self.kl.coef, "old": in_reward, "entropy": self.entropy_coef}
         wanted = frozenset(need for need, coefficient in terms.items() if coefficient > 0)
-        self.needs = self.loss.needs.union(self.correction.needs, wanted, *(mask.needs for mask in self.masks))
+        self.needs = config.needs | wanted
         self.names = self._names()
 
     def __call__(
@@ -42,7 +44,7 @@ class Objective:
         logprobs, entropy: [N] of the policy now.    head_move: [2, N] where a mask needs it, see `LossInputs`. Sums over microbatches and ranks are the loss of the batch, because the
         weights hold the whole aggregation. The correction weighs the policy loss, not the terms that hold the policy back.
         """
-        given = replace(_inputs(batch, logprobs, entropy), head_move=head_move)
+        given = replace(self._inputs(batch, logprobs, entropy), head_move=head_move)
         inputs = self._penalised(given)
         losses, measured = self.loss(inputs)
         losses, masked = self._masked(losses, given, batch.mask_statistics)
@@ -52,13 +54,39 @@ class Objective:
             losses = losses + self.kl.coef * kl_estimate(logprobs, inputs.reference, self.kl.estimator)
         if self.entropy_coef > 0:
             losses = losses - self.entropy_coef * entropy
-        common = token_metrics(inputs, self.truncated_sampler)
+        trained = inputs.old if isinstance(self.old_logprobs, Recompute) else logprobs.detach()
+        common = token_metrics(inputs, trained, self.truncated_sampler)
         every = [common, measured, corrected, *masked]
         means = {name: value for part in every for name, value in part.means.items()}
         maxima = {name: value for part in every for name, value in part.maxima.items()}
         if len(means) + len(maxima) != sum(len(part.means) + len(part.maxima) for part in every):
             raise ValueError("two metrics of the loss, its correction, its masks and the common ones have one name")
         return (batch.weights * losses).sum(), Measured(means, maxima)
+
+    def _inputs(self, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> LossInputs:
+        return LossInputs(
+            logprobs=logprobs,
+            entropy=entropy,
+            old=self._old(batch, logprobs.detach()),
+            reference=batch.reference_logprobs,
+            rollout=batch.rollout_logprobs,
+            advantages=batch.advantages,
+            mask=batch.mask,
+            lag=batch.lag,
+            sample=batch.sample,
+            group=batch.group,
+            samples=batch.samples,
+            groups=batch.groups,
+        )
+
+    def _old(self, batch: PackedBatch, now: torch.Tensor) -> torch.Tensor:
+        """[N] what ratios start at: what a pass before the first update found, else by `learner.old_logprobs`; now where none was."""
+        if batch.old_logprobs is not None:
+            return batch.old_logprobs
+        if isinstance(self.old_logprobs, Rollout):
+            return batch.rollout_logprobs
+        between = isinstance(self.old_logprobs, Interpolate)
+        return interpolated(now, batch.rollout_logprobs, batch.lag) if between else now
 
     def _penalised(self, inputs: LossInputs) -> LossInputs:
         """With the KL taken off the advantages where that is its place: that of the policy before the first update."""
@@ -85,20 +113,3 @@ class Objective:
         zero = torch.zeros(1)
         _, measured = self(replace(empty_batch(), old_logprobs=zero, reference_logprobs=zero), zero, zero)
         return Names(tuple(sorted(measured.means)), tuple(sorted(measured.maxima)))
-
-
-def _inputs(batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> LossInputs:
-    return LossInputs(
-        logprobs=logprobs,
-        entropy=entropy,
-        old=logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs,
-        reference=batch.reference_logprobs,
-        rollout=batch.rollout_logprobs,
-        advantages=batch.advantages,
-        mask=batch.mask,
-        lag=batch.lag,
-        sample=batch.sample,
-        group=batch.group,
-        samples=batch.samples,
-        groups=batch.groups,
-    )

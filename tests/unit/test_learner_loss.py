@@ -231,7 +231,7 @@ def test_a_correction_weighs_the_loss_and_reports_under_its_own_names() -> None:
     assert loss.item() == pytest.approx(float((weights * halved).sum()), rel=1e-12)
     assert "halved" in objective.names.means and "lag_max" in objective.names.maxima
     with pytest.raises(ValueError, match="all ranks expect"):
-        Tally(Objective(LearnerConfig()).names).add([loss], [measured], [torch.ones(50, dtype=torch.bool)])
+        Tally(Objective(LearnerConfig()).names).add([loss], [measured], [batch])
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
@@ -298,7 +298,7 @@ def test_metrics_match_numpy_and_ignore_tokens_outside_the_mask(truncated: bool)
     objective = Objective(config, truncated_sampler=truncated)
     loss, measured = objective(batch, torch.from_numpy(logprobs), torch.from_numpy(entropy))
     tally = Tally(objective.names)
-    tally.add([loss], [measured], [batch.mask])
+    tally.add([loss], [measured], [batch])
     named = tally.means()
     kept = slice(10, None)
     ratio = np.exp(logprobs - old)[kept]
@@ -330,7 +330,7 @@ def test_metrics_of_nothing_but_padding_are_zero() -> None:
     objective = Objective(LearnerConfig())
     loss, measured = objective(empty_batch(), torch.ones(1), torch.ones(1))
     tally = Tally(objective.names)
-    tally.add([loss], [measured], [empty_batch().mask])
+    tally.add([loss], [measured], [empty_batch()])
     assert not tally.sums.any() and not tally.maxima.any()
 
 

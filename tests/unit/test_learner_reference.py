@@ -149,7 +149,7 @@ def test_the_plan_counts_what_the_reference_has_otherwise() -> None:
     shape = PolicyShape(1_000_000, 2, 64, 128, 64, 32, 1000, True)
 
     def held(config: LearnerConfig, trained: int) -> float:
-        return footprint(shape, config, trained).reference
+        return footprint(shape, config, trained).beside
 
     assert held(config_with(), 1_000_000) == 0.0
     assert held(held_back(world_size=2), 1_000_000) == 2_000_000
