@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from learner.losses.protocol import LOG_RATIO_LIMIT, LossInputs, Measured
+from pydantic import Field, model_validator
+
+from learner.losses.protocol import LOG_RATIO_LIMIT, LossInputs, Measured, Need
 from learner.losses.sequences import sample_means, sample_sums
+from moments_service.config import StrictModel
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +31,23 @@ def sampler_ratio(inputs: LossInputs, level: Level) -> torch.Tensor:
     return difference.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().detach()
 
 
-def kept_inside(ratio: torch.Tensor, low: float, high: float) -> tuple[torch.Tensor, Measured]:
-    """([N] the ratio where it lies in [low, high] and 0 elsewhere, what it came to)."""
-    kept = (ratio >= low) & (ratio <= high)
-    weights = ratio.masked_fill(~kept, 0.0)
-    return weights, Measured({"correction_weight": weights, "correction_left_out": (~kept).to(ratio.dtype)})
+class KeptRange(StrictModel):
+    """Which ratios count at all."""
+
+    low: float = Field(0.5, ge=0, le=1)
+    """Smaller ratios are left out; for geometric means, which are close to 1, .99 or so."""
+    high: float = Field(2.0, ge=1)
+    """Larger ratios are left out; for geometric means 1.01 or so."""
+    needs: ClassVar[frozenset[Need]] = frozenset({"old"})
+
+    @model_validator(mode="after")
+    def _some_are_kept(self) -> Self:
+        if self.low == self.high:
+            raise ValueError(f"low = high = {self.low} leaves out all but ratios of exactly 1; set them apart")
+        return self
+
+    def kept(self, ratio: torch.Tensor) -> tuple[torch.Tensor, Measured]:
+        """([N] the ratio where it lies in [low, high] and 0 elsewhere, what it came to)."""
+        inside = (ratio >= self.low) & (ratio <= self.high)
+        weights = ratio.masked_fill(~inside, 0.0)
+        return weights, Measured({"correction_weight": weights, "correction_left_out": (~inside).to(ratio.dtype)})

@@ -14,6 +14,7 @@ from learner.batching.packed import PackedBatch
 from learner.config import KlConfig, LearnerConfig
 from learner.corrections import NoCorrection
 from learner.losses import LossInputs, Measured, PpoClip
+from learner.losses.histogram import EDGES, QUANTILES
 from learner.losses.kl import KlEstimator, kl_estimate, kl_k3
 from learner.losses.metrics import MISMATCH_BINS, MISMATCH_EDGES, Tally
 from learner.losses.objective import Objective
@@ -226,7 +227,8 @@ def test_a_correction_weighs_the_loss_and_reports_under_its_own_names() -> None:
     config = LearnerConfig().model_copy(update={"correction": HalvesBad()})
     objective = Objective(config)
     arguments = (torch.from_numpy(logprobs), torch.from_numpy(entropy))
-    loss, measured = objective(batch_of(old, None, old, advantages, weights), *arguments)
+    batch = batch_of(old, None, old, advantages, weights)
+    loss, measured = objective(batch, *arguments)
     halved = np.where(advantages < 0, 0.5, 1.0) * numpy_ppo(logprobs, old, advantages, 0.2, 0.2)
     assert loss.item() == pytest.approx(float((weights * halved).sum()), rel=1e-12)
     assert "halved" in objective.names.means and "lag_max" in objective.names.maxima
@@ -312,6 +314,9 @@ def test_metrics_match_numpy_and_ignore_tokens_outside_the_mask(truncated: bool)
         "approx_kl": (ratio - 1 - np.log(ratio)).mean(),
         "reference_kl": (np.exp(-drift) + drift - 1).mean(),
         "mismatch_k3": (np.exp(gap) - 1 - gap).mean(),
+        "mismatch_mean": np.abs(gap).mean(),
+        "mismatch_chi2": np.exp(2 * gap).mean() - 1,
+        "mismatch_ess": np.exp(gap).sum() ** 2 / np.exp(2 * gap).sum() / gap.size,
         "ratio_max": ratio.max(),
         "mismatch_max": np.abs(gap).max(),
     }
@@ -321,6 +326,13 @@ def test_metrics_match_numpy_and_ignore_tokens_outside_the_mask(truncated: bool)
     expected |= dict(zip(MISMATCH_BINS, shares, strict=True))
     if truncated:  # other supports are no mismatch, and nothing that watches for one may see them
         expected = {name.replace("mismatch", "truncation"): value for name, value in expected.items()}
+    spreads = {name: np.exp(values) for name, values in (("ratio", (logprobs - old)[kept]), ("mismatch_ratio", gap))}
+    for name, ratios in spreads.items():
+        reported = name.replace("mismatch", "truncation") if truncated else name
+        for label, share in QUANTILES.items():
+            found, exact = np.log(named.pop(f"{reported}_{label}")), np.log(np.quantile(ratios, share, method="lower"))
+            low, high = (EDGES[np.searchsorted(EDGES, exact) + side] for side in (-1, 0))
+            assert low <= found <= high, "exact to a bin"
     assert set(named) == set(expected) and expected["clip_low"] > 0 and expected["clip_high"] > 0
     for name, value in expected.items():
         assert named[name] == pytest.approx(value, rel=1e-6), name

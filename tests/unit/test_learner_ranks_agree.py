@@ -1,4 +1,4 @@
-"""Two ranks learn what one learns: every loss, aggregation and mask, groups of uneven size, and more ranks than groups."""
+"""Two ranks learn what one learns: every loss, aggregation, mask and correction, groups of uneven size, and more ranks than groups."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from learner.aggregations import AggregationKind
 from learner.config import LearnerConfig
+from learner.corrections import CorrectionKind
 from learner.job import LearnerJob
 from learner.losses import LossKind
 from learner.rank import LearnerRank
@@ -41,10 +42,13 @@ EVERY: list[Section] = [
     ),
     {"loss": {"kind": "gspo"} | WIDE, "masks": MASKS},
     {"loss": "reinforce", "kl": {"coef": 0.1, "estimator": "k3_k2"}},
+    *({"correction": {"kind": kind}} for kind in kinds_of(CorrectionKind)),
+    *({"old_logprobs": old} for old in ("rollout", "interpolate")),
 ]
 MOST: list[Section] = [
     {"loss": {"kind": "gspo"} | WIDE, "masks": MASKS, "aggregation": "token_mean"},
     {"loss": {"kind": "luspo"} | WIDE},
+    {"old_logprobs": "average", "correction": {"kind": "tis", "level": "sequence"}},
 ]
 
 

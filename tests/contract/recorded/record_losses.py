@@ -223,12 +223,21 @@ VERL_CASES: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
     ),
 ]
 """Loss, aggregation and options of verl's actor, and those of ours."""
+VERL_CORRECTIONS = [
+    ({"rollout_is": "token", "rollout_is_threshold": 1.1}, {"kind": "tis", "cap": 1.1}),
+    ({"rollout_is": "sequence", "rollout_is_threshold": 1.1}, {"kind": "tis", "level": "sequence", "cap": 1.1}),
+    ({"rollout_is": "token", "rollout_is_threshold": "0.9_1.1"}, {"kind": "icepop", "low": 0.9, "high": 1.1}),
+    ({"rollout_is": "sequence", "rollout_is_threshold": "0.9_1.1"}, {"kind": "mis", "low": 0.9, "high": 1.1}),
+    ({"rollout_is": "token", "rollout_is_threshold": 1e9}, {"kind": "decoupled_ppo"}),
+]
+"""Options of verl's correction for the rollout engine, and ours; the last one's threshold is never reached."""
 VERL_KL = {"k1": "k1", "k2": "k2", "k3": "k3", "k3+": "k3_k2"}
 
 
 def verl_cases() -> Iterator[dict[str, Any]]:
-    """Calls the registered policy losses, and the KL estimators."""
+    """Calls the registered policy losses, the corrections, and the KL estimators."""
     from verl.trainer.ppo.core_algos import agg_loss, get_policy_loss_fn, kl_penalty
+    from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights
     from verl.workers.config import ActorConfig
     from verl.workers.config.actor import PolicyLossConfig
 
@@ -248,6 +257,22 @@ def verl_cases() -> Iterator[dict[str, Any]]:
                 config=config,
             )
             yield case(f"verl {name} {aggregation} {json.dumps(options)}", spread, ours, loss, logprobs)
+    for options, correction in VERL_CORRECTIONS:
+        for spread in SPREADS:
+            given = tensors(spread)
+            logprobs = given["logprobs"].requires_grad_()
+            weights, _ = compute_rollout_correction_weights(given["old"] - given["rollout"], given["mask"], **options)
+            loss, _ = get_policy_loss_fn("vanilla")(
+                old_log_prob=given["old"],
+                log_prob=logprobs,
+                advantages=given["advantages"],
+                response_mask=given["mask"],
+                loss_agg_mode="token-mean",
+                config=ActorConfig(strategy="fsdp", use_dynamic_bsz=True, rollout_n=1, clip_ratio_c=1e9),
+                rollout_is_weights=weights,
+            )
+            ours = {"loss": "ppo_clip", "aggregation": "token_mean", "correction": correction}
+            yield case(f"verl correction {json.dumps(options)}", spread, ours, loss, logprobs)
     for theirs, estimator in VERL_KL.items():
         for spread in SPREADS:
             given = tensors(spread)
