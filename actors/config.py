@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from actors.engines.kinds import EngineConfig, VllmConfig
+from actors.verifiers.options import AnyVerifier
 from moments_service.config import StrictModel
 from moments_service.messages.groups import LARGEST_REWARD
 from moments_service.paths import PathText
@@ -22,8 +23,8 @@ class _Source(StrictModel):
     """How many further prompts are set aside for evaluation and never trained on."""
     template: str = "{question}"
     """The prompt's text around the question."""
-    verifier: str | None = None
-    """Verifier by name (`reasoning_gym`, `exact`, `numeric`) or dotted path `module:callable`; the source's own if left out."""
+    verifier: AnyVerifier | None = None
+    """What judges its completions: a verifier by name, `kind` with the options of that one, or `module:callable` (docs/verifiers.md); the source's own if left out."""
 
 
 class ReasoningGymSource(_Source):

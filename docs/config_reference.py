@@ -17,11 +17,14 @@ exist, or a value that does not fit, is refused before anything starts, with the
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([INTRODUCTION, *_sections("", RunConfig)]) + "\n"
+    return "\n".join([INTRODUCTION, *_sections("", RunConfig, set())]) + "\n"
 
 
-def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
-    """The model's own keys as a table, then each model below it."""
+def _sections(prefix: str, model: type[BaseModel], written: set[type[BaseModel]]) -> Iterator[str]:
+    """The model's own keys as a table, then each model below it that was not `written` before, at another key."""
+    if model in written:
+        return
+    written.add(model)
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
     kind = model.model_fields.get("kind")
@@ -39,7 +42,7 @@ def _sections(prefix: str, model: type[BaseModel]) -> Iterator[str]:
         cells = [f"`{prefix}{name}`", _type(schema["properties"][name], definitions), _default(field)]
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in (*cells, field.description or "")) + " |"
     for name, inner in below:
-        yield from _sections(name, inner)
+        yield from _sections(name, inner, written)
 
 
 def _first_paragraph(model: type[BaseModel]) -> str:

@@ -11,6 +11,7 @@ from actors.config import JsonlSource
 from actors.prompts.pool import PromptPool, SourceError, distinct, fill
 from actors.prompts.prompt import Prompt, prompt_id
 from actors.verifiers import refuse_gold
+from actors.verifiers.options import spec
 from moments_service.suggestions import nearest
 
 
@@ -92,7 +93,7 @@ def _prompt(source: JsonlSource, row: dict[str, Any], need_difficulty: bool) -> 
     question = _field(source, row, "question_field").strip()
     answer = _field(source, row, "answer_field").rpartition("####")[2].strip()
     name = _field(source, row, "source_field") if source.source_field else source.name
-    verifier = source.verifier or "numeric"
+    verifier = spec(source.verifier or "numeric")
     refuse_gold(verifier, answer)
     text = fill(source.template, question)
     return Prompt(
@@ -103,6 +104,7 @@ def _prompt(source: JsonlSource, row: dict[str, Any], need_difficulty: bool) -> 
         answer=answer,
         verifier=verifier,
         difficulty=_difficulty(row, need_difficulty),
+        row=row,
     )
 
 

@@ -22,11 +22,13 @@ class Prompt:
     answer: str | None
     """Gold answer, where the source has one."""
     verifier: str
-    """Name of a registered verifier or dotted path `module:callable`."""
+    """Name of a registered verifier, dotted path `module:callable`, or `{"kind": name, options…}` as JSON."""
     material: dict[str, Any] = field(default_factory=dict)
     """What the verifier needs besides the answer (reasoning-gym: task, params and the entry)."""
     difficulty: str = ""
     """How hard its source says it is; "" where it does not say."""
+    row: dict[str, Any] = field(default_factory=dict)
+    """Every column of the line that it was read from, by name; empty where it was not."""
     question: str = ""
     """What its source asks, without the template and solved examples around it; "" where the text is all there is."""
 

@@ -10,7 +10,6 @@ from actors.config import PromptConfig, ReasoningGymSource, Source
 from actors.prompts.json_lines import load_file
 from actors.prompts.pool import PromptPool, SourceError, distinct
 from actors.prompts.tasks import load_task
-from actors.verifiers import UnknownVerifierError, refuse_unknown
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +40,6 @@ def load_prompts(config: PromptConfig, base: Path, need_difficulty: bool = False
 
 
 def _load(source: Source, base: Path, need_difficulty: bool) -> PromptPool:
-    if source.verifier is not None:
-        try:
-            refuse_unknown(source.verifier)
-        except UnknownVerifierError as error:
-            raise SourceError(source, str(error)) from None
     if "{question}" not in source.template:
         raise SourceError(source, f"template {source.template!r} has no place for the question; put {{question}} in it")
     pool = load_task(source) if isinstance(source, ReasoningGymSource) else load_file(source, base, need_difficulty)

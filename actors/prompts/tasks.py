@@ -9,6 +9,7 @@ from typing import Any
 from actors.config import ReasoningGymSource
 from actors.prompts.pool import PromptPool, SourceError, fill
 from actors.prompts.prompt import Prompt, prompt_id
+from actors.verifiers.options import spec
 from moments_service.suggestions import nearest
 
 GENERATOR_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
@@ -149,7 +150,7 @@ def _task_prompt(
         question=question,
         # Some tasks have no single gold answer: their scorer judges from the metadata.
         answer=None if item["answer"] is None else str(item["answer"]),
-        verifier=source.verifier or "reasoning_gym",
+        verifier=spec(source.verifier or "reasoning_gym"),
         material={
             "task": source.task,
             "params": source.params,

@@ -44,7 +44,7 @@ class Verdict:
     reward: float | None
     error: str | None = None
     parts: dict[str, float] | None = None
-    """What the reward is the sum of, where the verifier says."""
+    """What the reward is the sum of, or what stands beside it, where the verifier says."""
     seconds: float = field(default=0.0, compare=False)
     """How long the verifier worked on it; waiting for other groups does not count."""
     note: str | None = None
@@ -65,12 +65,24 @@ class Verifier(Protocol):
         ...
 
 
+WHOLE = "reward"
+"""The part that, where it is there, is the reward itself; the others then stand beside it."""
 Value = float | Mapping[str, float]
-"""What a function says of a completion: its reward (or True or False), or the named parts of it, whose sum is the reward."""
+"""What a function says of a completion: its reward (or True or False), or the named parts of it. The reward is their sum, or the
+part `reward`."""
+
+
+class Unscored(Exception):  # noqa: N818 (what a verifier says of a completion, and no failure of its own)
+    """Raised by a verifier that cannot judge a completion, with why: the completion has no reward."""
+
 
 VerifierFunction = Callable[[Prompt, str], Value | Awaitable[Value]]
 """A verifier as a plain function, sync or async, of one completion. Anything but finite numbers, and any exception, is an
 error and no reward."""
+
+
+GROUP = "attempts"
+"""A function whose argument is called so judges whole groups: it is given all of a group's attempts, and returns a value for each."""
 
 
 class FunctionVerifier:
@@ -91,19 +103,56 @@ class FunctionVerifier:
             value = self._function(prompt, attempt.text)
             if inspect.isawaitable(value):
                 value = await value
-            parts = _parts(value) if isinstance(value, Mapping) else None
-            whole = math.fsum(parts.values()) if parts is not None else value
-            if not isinstance(whole, numbers.Real):
-                return Verdict(None, f"verifier returned {type(whole).__name__}, {NOT_A_NUMBER}")
-            reward = float(whole)
         except BaseException as error:
-            # Whatever a verifier raises is an error of this completion, and of nothing else; but not that it was told to stop.
-            if isinstance(error, asyncio.CancelledError) and was_told_to_stop():
-                raise
-            return Verdict(None, f"verifier raised {reason(error)}")
-        if not math.isfinite(reward):
-            return Verdict(None, f"verifier returned {reward}")
-        return Verdict(reward, parts=parts, seconds=time.perf_counter() - started)
+            return _raised(error, started)
+        return _said(value, started)
+
+
+class GroupFunctionVerifier:
+    """A function of a prompt and all attempts of its group, sync or async, as a verifier. Returns a value for each attempt, in order."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.waits = inspect.iscoroutinefunction(function)
+
+    async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        started = time.perf_counter()
+        try:
+            values = self._function(prompt, attempts)
+            if inspect.isawaitable(values):
+                values = await values
+            values = list(values)
+        except BaseException as error:
+            return [_raised(error, started)] * len(attempts)
+        if len(values) != len(attempts):
+            return [Verdict(None, f"verifier returned {len(values)} values for {len(attempts)} attempts")] * len(
+                attempts
+            )
+        return [_said(value, started) for value in values]
+
+
+def _raised(error: BaseException, started: float) -> Verdict:
+    """Whatever a verifier raises is an error of what it was asked about, and of nothing else; but not that it was told to stop."""
+    if isinstance(error, asyncio.CancelledError) and was_told_to_stop():
+        raise error
+    if isinstance(error, Unscored):
+        return Verdict(None, brief(f"unscored: {error}"), seconds=time.perf_counter() - started)
+    return Verdict(None, f"verifier raised {reason(error)}")
+
+
+def _said(value: Any, started: float) -> Verdict:
+    """What a function returned of a completion, as a verdict."""
+    try:
+        parts = _parts(value) if isinstance(value, Mapping) else None
+        whole = value if parts is None else parts.pop(WHOLE) if WHOLE in parts else math.fsum(parts.values())
+        if not isinstance(whole, numbers.Real):
+            return Verdict(None, f"verifier returned {type(whole).__name__}, {NOT_A_NUMBER}")
+        reward = float(whole)
+    except Exception as error:  # what is called a number may do anything when it is asked for one
+        return Verdict(None, f"verifier raised {reason(error)}")
+    if not math.isfinite(reward):
+        return Verdict(None, f"verifier returned {reward}")
+    return Verdict(reward, parts=parts or None, seconds=time.perf_counter() - started)
 
 
 def was_told_to_stop() -> bool:
@@ -121,19 +170,22 @@ def as_verifier(found: Any) -> Verifier:
         return verifier
     if not callable(found):
         raise TypeError(f"a {type(found).__name__}, not a callable")
-    _refuse_other_arguments(found)
+    if GROUP in _refuse_other_arguments(found):
+        return GroupFunctionVerifier(found)
     return FunctionVerifier(found)
 
 
-def _refuse_other_arguments(function: Callable[..., Any]) -> None:
+def _refuse_other_arguments(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a verifier's arguments. Raises TypeError for one that cannot be called as they are."""
     try:
         signature = inspect.signature(function)
     except ValueError:  # one in C that does not tell
-        return
+        return ()
     try:
         signature.bind(None, "")
     except TypeError as error:
         raise TypeError(f"called as (prompt, completion), and takes {signature}: {error}") from None
+    return tuple(signature.parameters)
 
 
 def reason(error: BaseException) -> str:

@@ -69,7 +69,7 @@ def validated(raw: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError("\n".join(_describe(problem) for problem in error.errors())) from None
+        raise ConfigError("\n".join(_describe(problem) for problem in _causes(error.errors()))) from None
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:
@@ -155,6 +155,12 @@ def _expanded(key: str, path: str) -> str:
         return expanded(path)
     except ValueError as error:
         raise ConfigError(f"{key}: {error} (value {path!r})") from None
+
+
+def _causes(problems: Sequence[Any]) -> list[Any]:
+    """Without those that only say that too few are left of a list, because one of its entries is wrong."""
+    below = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    return [problem for problem in problems if problem["type"] != "too_short" or problem["loc"] not in below]
 
 
 def _describe(problem: Mapping[str, Any]) -> str:

@@ -68,7 +68,7 @@ def test_exact_knows_what_is_put_around_choices(gold: str, completion: str, rewa
 
 
 def test_built_in_verifiers_and_dotted_paths_are_found() -> None:
-    for name in (*BUILT_IN, "actors.verifiers.exact:exact"):
+    for name in (*BUILT_IN, "choice", "actors.verifiers.exact:exact"):
         assert isinstance(get_verifier(name), FunctionVerifier)
 
 
