@@ -25,7 +25,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "cispo": ("learner.loss=cispo", "learner.aggregation=token_mean"),
     "lora": ("learner.adapter={kind: lora, rank: 8}", "learner.optimizer.lr=4e-3"),
     "muon": ("learner.optimizer={kind: muon, lr: 4.0e-4}",),
-    "recompute": ("learner.old_logprobs=recompute", "learner.correction=token_tis"),
+    "recompute": ("learner.old_logprobs=recompute", "learner.updates_per_batch=2", "learner.correction=tis"),
     "two updates a batch": ("learner.updates_per_batch=2",),
     "world size 2": ("learner.world_size=2", "learner.cpus=1"),
 }
@@ -39,14 +39,14 @@ def trained(settings: tuple[str, ...], runs: Path, name: str) -> dict[str, Any]:
     subprocess.run([*command, *(part for each in (*own, *settings) for part in ("--set", each))], cwd=ROOT, check=True)
     directory = RunDirectory((runs / "latest").resolve())
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
-    skipped = sum(row["skipped"] for row in directory.read_metrics())
+    skipped = sum(row["learner/skipped"] for row in directory.read_metrics())
     return {
         "settings": settings,
         "train": summary["train"],
         "held_out": summary["held_out"],
         "steps": summary["steps"],
         "step_s": summary["seconds"] / summary["steps"],
-        "learner_s": summary["phases"]["learner"],
+        "learner_s": summary["phases"]["learn"],
         "skipped_updates": skipped,
     }
 
