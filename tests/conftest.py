@@ -166,6 +166,12 @@ def settings(**values: object) -> list[str]:
     return [part for key, value in values.items() for part in ("--set", f"{key.replace('__', '.')}={value}")]
 
 
+def brief_evaluations() -> list[str]:
+    """Settings of the recipe cold_start: one sample of each of a dozen prompts. As shipped, its two evaluations take most of a short run."""
+    held_out = {f"prompts__sources__{number}__held_out": 1 for number in range(12)}
+    return settings(evaluation__train_prompts=4, evaluation__samples=1, **held_out)
+
+
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
     """A directory that `make` fills once per test session, however many workers ask for it. To be read only."""
     base = factory.getbasetemp()

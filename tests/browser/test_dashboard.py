@@ -64,13 +64,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
 async def test_a_run_is_followed_from_before_its_first_step_to_its_end(
     browser: Any, bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:
-    run = MadeRun(tmp_path / "runs", "live", steps=12, groups=8)
+    run = MadeRun(tmp_path / "runs", "live", steps=5, groups=8)
     address = address_of(bvblend("dashboard", tmp_path / "runs", "--port", 0))
     pages = Pages(browser, address)
     page = await pages.open("#/run?name=live")
     await page.get_by_text("No step yet").wait_for()
     await run.start()
-    for step in range(1, 13):
+    for step in range(1, 6):
         await run.steps(1)
         await until(page, f"document.querySelector('.tile dd > span').textContent === '{step}'")
         if step == 2:
@@ -79,14 +79,14 @@ async def test_a_run_is_followed_from_before_its_first_step_to_its_end(
     label = (
         "document.querySelector(\"[data-chart='Groups whose rewards differ'] [role=img]\").getAttribute('aria-label')"
     )
-    await until(page, f"{label}.includes('over 12 points')")
+    await until(page, f"{label}.includes('over 5 points')")
     assert await page.locator("#state").inner_text() == "running"
     await run.finish()
     await until(page, "document.getElementById('state').textContent === 'done'")
     assert await shift(page) < STEADY, "nothing moves while numbers change"
     # The other views follow too.
     await pages.go(page, "#/moments?name=live")
-    await page.get_by_text("Moments after step 12.").wait_for()
+    await page.get_by_text("Moments after step 5.").wait_for()
     assert not pages.complaints
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import Pages, address_of, picture, until, violations
-from tests.conftest import Command, settings
+from tests.conftest import Command, brief_evaluations, settings
 from tests.made_runs import RECIPE
 
 pytestmark = pytest.mark.browser
@@ -24,13 +24,8 @@ SHOWN_STEP = "Number(document.querySelector('.tile dd > span').textContent.repla
 async def test_training_is_watched_from_its_first_step_to_its_end(
     browser: Any, bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:
-    small = {
-        "rollout__engine": "transformers",
-        "evaluation__train_prompts": 8,
-        "evaluation__samples": 1,
-        "checkpoint__every": 5,
-    }
-    training = bvblend("train", RECIPE, *settings(steps=STEPS, runs_dir=tmp_path, **small))
+    small = settings(steps=STEPS, runs_dir=tmp_path, rollout__engine="transformers", checkpoint__every=5)
+    training = bvblend("train", RECIPE, *small, *brief_evaluations())
     await asyncio.to_thread(training.wait_for, "run directory", START_S)
     name = (tmp_path / "latest").resolve().name
     pages = Pages(browser, address_of(bvblend("dashboard", tmp_path, "--port", 0)))

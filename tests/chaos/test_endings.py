@@ -15,7 +15,7 @@ import pytest
 
 from deploy.run.signals import ECHO_S
 from deploy.rundir.layout import RunDirectory
-from tests.conftest import ROOT, Command, settings
+from tests.conftest import ROOT, Command, brief_evaluations, settings
 
 pytestmark = pytest.mark.chaos
 
@@ -30,8 +30,6 @@ SMALL = {
     "learner__cpus": 0.5,
     "batch_groups": 4,
     "group_size": 2,
-    "evaluation__train_prompts": 4,
-    "prompts__sources__0__held_out": 4,
     "checkpoint__every": 2,
     "steps": 1000,
 }
@@ -41,7 +39,7 @@ TAKES_TERMINAL = (
 
 
 def small_run(bvblend: Callable[..., Command], runs: Path, **changes: object) -> Command:
-    return bvblend("train", COLD_START, *settings(**SMALL | {"runs_dir": runs} | changes))
+    return bvblend("train", COLD_START, *brief_evaluations(), *settings(**SMALL | {"runs_dir": runs} | changes))
 
 
 def process_of(command: Command, name: str) -> int:
@@ -132,7 +130,8 @@ def test_a_signal_to_the_whole_process_group_ends_a_run_as_one_to_the_driver(
 @pytest.mark.long
 def test_a_terminal_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
     terminal, end = pty.openpty()
-    arguments = ["train", COLD_START, *settings(**SMALL | {"checkpoint__every": 0, "runs_dir": tmp_path})]
+    small = settings(**SMALL | {"checkpoint__every": 0, "runs_dir": tmp_path})
+    arguments = ["train", COLD_START, *brief_evaluations(), *small]
     process = subprocess.Popen(
         [sys.executable, "-c", TAKES_TERMINAL, *(sys.executable, "-m", "deploy.cli"), *map(str, arguments)],
         **{"stdin": end, "stdout": end, "stderr": end, "cwd": ROOT, "start_new_session": True},

@@ -1,5 +1,5 @@
-"""Parts of a run with vLLM are killed: a rollout actor comes back, one that lost its engine in the middle of an update costs no step, and
-after the driver nothing is left."""
+"""Parts of a run are killed: a rollout actor comes back, one that lost its engine in the middle of an update costs no step, and after the
+driver nothing is left."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from deploy.rundir.layout import RunDirectory
-from tests.conftest import ROOT, Command, settings
+from tests.conftest import ROOT, Command, brief_evaluations, settings
 
 pytestmark = pytest.mark.chaos
 
@@ -21,18 +21,19 @@ COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
 START_S = 300.0
 
 
+# That vLLM's own processes end with a killed actor is in tests/contract/test_engine.py.
+@pytest.mark.parametrize("engine", ["transformers", pytest.param("vllm", marks=pytest.mark.long)])
 def test_a_killed_rollout_actor_comes_back_and_a_killed_driver_leaves_nothing_behind(
-    bvblend: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bvblend: Callable[..., Command], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as rays:  # names of sockets are short
         monkeypatch.setenv("RAY_TMPDIR", rays)
-        _kill(bvblend, tmp_path, Path(rays))
+        _kill(bvblend, tmp_path, Path(rays), engine)
 
 
-def _kill(bvblend: Callable[..., Command], tmp_path: Path, rays: Path) -> None:
-    command = bvblend(
-        "train", COLD_START, *settings(steps=1000, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path)
-    )
+def _kill(bvblend: Callable[..., Command], tmp_path: Path, rays: Path, engine: str) -> None:
+    short = settings(steps=1000, checkpoint__every=0, runs_dir=tmp_path, rollout__engine=engine)
+    command = bvblend("train", COLD_START, *short, *brief_evaluations())
     command.wait_for("step    2/", START_S)
     run = RunDirectory(tmp_path / "latest")
     # Between two batches an actor holds no prompts; of three deaths one falls into its work.
@@ -59,9 +60,9 @@ def _kill(bvblend: Callable[..., Command], tmp_path: Path, rays: Path) -> None:
 def test_an_engine_killed_while_weights_are_published_costs_no_step(
     bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:
-    quick = {"batch_groups": 4, "group_size": 2, "evaluation__train_prompts": 4, "prompts__sources__0__held_out": 4}
+    quick = {"batch_groups": 4, "group_size": 2}
     two = {"rollout__actors": 2, "rollout__cpus": 0.5, "learner__cpus": 0.5, "steps": 40, "runs_dir": tmp_path}
-    command = bvblend("train", COLD_START, *settings(**quick, **two))
+    command = bvblend("train", COLD_START, *brief_evaluations(), *settings(**quick, **two))
     command.wait_for("step    2/", START_S)
     actor, *others = [psutil.Process(pid) for pid, line in command.alive().items() if "RolloutActor" in line]
     assert len(others) == 1

@@ -11,24 +11,20 @@ import pytest
 
 from deploy.rundir.layout import RunDirectory
 from tests.cluster.nodes import Nodes, what_is_missing
-from tests.conftest import ROOT, Command, settings
+from tests.conftest import ROOT, Command, brief_evaluations, settings
 
 pytestmark = pytest.mark.cluster
 
 COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
 START_S = 400.0
-SMALL = settings(
-    batch_groups=8,
-    evaluation__samples=1,
-    evaluation__train_prompts=8,
-    checkpoint__every=0,
-    rollout__actors=2,
+SMALL = [
+    *settings(batch_groups=8, checkpoint__every=0, rollout__actors=2),
     # Both ranks on one node: only the learner's has room for that.
-    learner__world_size=2,
-    learner__cpus=2,
-    learner__placement="strict_pack",
-    learner__microbatch_tokens=1024,
-)
+    *settings(
+        learner__world_size=2, learner__cpus=2, learner__placement="strict_pack", learner__microbatch_tokens=1024
+    ),
+    *brief_evaluations(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +93,7 @@ def test_a_run_crosses_nodes_and_goes_on_when_one_is_taken_away(
     assert doctor.wait(START_S) == 0, doctor.output()
     assert f"{nodes.head}: 4 nodes, 6 CPUs, 0 GPUs" in doctor.output()
 
-    run = on_head("train", COLD_START, *SMALL, *settings(runs_dir=tmp_path, steps=8))
+    run = on_head("train", COLD_START, *SMALL, *settings(rollout__engine="transformers", runs_dir=tmp_path, steps=8))
     run.wait_for("step    2/", START_S)
     assert actors_on(nodes, "head") == ["MomentsActor"]
     assert actors_on(nodes, "learner") == ["LearnerActor", "LearnerActor"]
@@ -118,12 +114,12 @@ def test_a_run_crosses_nodes_and_goes_on_when_one_is_taken_away(
 def test_an_actor_whose_node_died_comes_up_on_another(on_head: Train, nodes: Nodes, tmp_path: Path) -> None:
     nodes.add("rollout3", cpus=1)
     nodes.add("rollout4", cpus=2)
-    short = settings(rollout__engine="transformers", runs_dir=tmp_path, steps=1000)
-    run = on_head("train", COLD_START, *SMALL, *short)
+    run = on_head("train", COLD_START, *SMALL, *settings(runs_dir=tmp_path, steps=1000))
     run.wait_for("step    2/", START_S)
     assert actors_on(nodes, "rollout3") == actors_on(nodes, "rollout4") == ["RolloutActor"]
     nodes.remove("rollout3")
     run.wait_for("serves again", START_S)
+    assert all(row["learner/mismatch_max"] < 1e-3 for row in RunDirectory(tmp_path / "latest").read_metrics())
     assert actors_on(nodes, "rollout4") == ["RolloutActor", "RolloutActor"]
     run.process.send_signal(signal.SIGINT)
     assert run.wait(60) == 130, run.output()

@@ -17,7 +17,7 @@ import pytest
 
 from deploy.run.watchdog import marked_processes
 from deploy.rundir.layout import RunDirectory
-from tests.conftest import MARK, ROOT, Command, free_ports, settings
+from tests.conftest import MARK, ROOT, Command, brief_evaluations, free_ports, settings
 from tests.ray_start import RAY, start_ray
 
 pytestmark = pytest.mark.integration
@@ -93,9 +93,10 @@ def test_a_job_is_followed_let_go_stopped_with_a_checkpoint_and_resumed(
     address: str, bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:
     to = ("--address", address, "--working-dir", ROOT)
-    short = settings(
-        rollout__engine="transformers", evaluation__train_prompts=8, checkpoint__every=0, runs_dir=tmp_path
-    )
+    short = [
+        *settings(rollout__engine="transformers", checkpoint__every=0, runs_dir=tmp_path),
+        *brief_evaluations(),
+    ]
     submitted = bvblend(
         "submit", COLD_START, *to, "--entrypoint-num-cpus", 0.01, *short, *settings(steps=1000, rollout__cpus=0.5)
     )

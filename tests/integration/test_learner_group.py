@@ -136,15 +136,11 @@ def config_for(world_size: int, **changes: object) -> LearnerConfig:
     return LearnerConfig(**(fields | changes))  # type: ignore[arg-type]
 
 
-def started(path: str, config: LearnerConfig, checkpoint: Path) -> LearnerGroup:
-    """A group before its first step, which can be loaded again from `checkpoint`."""
-
-    async def start() -> LearnerGroup:
-        group = await LearnerGroup.start(config, LearnerJob(path, 6), 120.0)
-        await group.save(str(checkpoint))
-        return group
-
-    return asyncio.run(start())
+async def started(path: str, config: LearnerConfig, checkpoint: Path) -> tuple[LearnerGroup, Path]:
+    """A group before its first step, and where it can be loaded from again."""
+    group = await LearnerGroup.start(config, LearnerJob(path, 6), 120.0)
+    await group.save(str(checkpoint))
+    return group, checkpoint
 
 
 @pytest.fixture(scope="module", params=[2, pytest.param(1, marks=pytest.mark.long)], ids="{} updates a batch".format)
@@ -157,10 +153,13 @@ def groups(
     policy_path: str, updates: int, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[int, tuple[LearnerGroup, Path]]]:
     """By number of ranks, a group that the tests use one after the other, and where its first state is kept."""
-    made = {}
-    for ranks in (1, 2):
-        checkpoint = tmp_path_factory.mktemp("start") / "checkpoint"
-        made[ranks] = started(policy_path, config_for(ranks, updates_per_batch=updates), checkpoint), checkpoint
+    starts = tmp_path_factory.mktemp("start")
+
+    async def both() -> list[tuple[LearnerGroup, Path]]:
+        configs = (config_for(ranks, updates_per_batch=updates) for ranks in (1, 2))
+        return await asyncio.gather(*(started(policy_path, c, starts / f"{c.world_size}") for c in configs))
+
+    made = dict(enumerate(asyncio.run(both()), start=1))
     yield made
     for group, _ in made.values():
         asyncio.run(group.close())

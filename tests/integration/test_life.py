@@ -26,7 +26,7 @@ from deploy.rundir.layout import RunDirectory
 from deploy.watching.metric_table import EXPORTED_PREFIX, METRICS
 from deploy.watching.trackers import MODULES, chosen_trackers
 from moments_service.ledger.schema import open_for_reading
-from tests.conftest import ROOT, Command, commands, settings
+from tests.conftest import ROOT, Command, brief_evaluations, commands, settings
 from tests.integration.prometheus import Prometheus, needs_prometheus, panel_expressions, rule_selectors
 
 pytestmark = pytest.mark.integration
@@ -77,7 +77,7 @@ def bvblend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., 
 def live(bvblend: Callable[..., Command], tmp_path_factory: pytest.TempPathFactory) -> Live:
     # wandb writes for seconds after its run has ended; it joins at the resume, so that the end is timed without it.
     runs, trackers = tmp_path_factory.mktemp("runs"), [name for name in installed_trackers() if name != "wandb"]
-    quick = settings(steps=10_000, evaluation__train_prompts=8, checkpoint__every=0, runs_dir=runs, name=SECRET)
+    quick = [*settings(steps=10_000, checkpoint__every=0, runs_dir=runs, name=SECRET), *brief_evaluations()]
     track = ("--track", ",".join(trackers)) if trackers else ()
     with pytest.MonkeyPatch.context() as patch:
         for variable in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:

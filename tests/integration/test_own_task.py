@@ -47,8 +47,8 @@ def test_own_prompts_and_verifier_in_ten_lines(
     for name in taken:
         (tmp_path / name).write_text("raise SystemExit('a file of the user was taken for ours')")
     plan = bvblend("plan", "my_recipe.yaml", cwd=tmp_path)
-    assert plan.wait(120) == 0 and "21 for training, 4 held out" in plan.output(), plan.output()
     command = bvblend("train", "my_recipe.yaml", *settings(evaluation__train_prompts=4), cwd=tmp_path)
+    assert plan.wait(120) == 0 and "21 for training, 4 held out" in plan.output(), plan.output()
     assert command.wait(300) == 0, command.output()
     rows = [json.loads(line) for line in (tmp_path / "runs" / "latest" / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == 2 and all(row["reward/errors"] == 0 for row in rows)

@@ -11,15 +11,13 @@ from safetensors.numpy import load_file
 
 from deploy.rundir.owner import OWNER_FILES
 from moments_service.ledger import LedgerReader
-from tests.conftest import ROOT, Command, settings
+from tests.conftest import ROOT, Command, brief_evaluations, settings
 
 pytestmark = pytest.mark.integration
 
 COLD_START = ROOT / "deploy" / "recipes" / "cold_start.yaml"
 START_S = 300.0
-SMALL = settings(
-    batch_groups=4, group_size=2, evaluation__train_prompts=8, prompts__sources__0__held_out=4, checkpoint__every=2
-)
+SMALL = [*settings(batch_groups=4, group_size=2, checkpoint__every=2), *brief_evaluations()]
 
 
 def rows(run: Path) -> list[dict[str, float]]:
