@@ -12,17 +12,18 @@ TORCH_GPU := $(if $(UV_FIND_LINKS),,--torch-backend auto)
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python --compile-bytecode -c deploy/constraints.txt
 
 CORES := $(shell $(PYTHON) -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+PAIR := $(shell test $(CORES) -gt 1 && echo 2 || echo 1)
 # One thread a process: many small matrices, and as many processes as cores.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
-# mypy and the light layers side by side on all cores, then the heavy layers one after the other; all of it, whatever fails. 5 is
-# pytest's "no tests": what PYTEST_ARGS asks for may stand in one part alone.
+# mypy and the light layers side by side on all cores, then two files of the heavy layers at a time, whose tests take a core or two each;
+# all of it, whatever fails. 5 is pytest's "no tests": what PYTEST_ARGS asks for may stand in one part alone.
 define everything
 $(BIN)/ruff check . && $(BIN)/ruff format --check . || exit 1; \
 types=0; light=0; heavy=0; \
 $(BIN)/mypy & mypy=$$!; \
 $(PYTEST) --part light --numprocesses $(CORES) --dist loadfile $(1) || light=$$?; \
 wait $$mypy || types=$$?; \
-$(PYTEST) --part heavy $(1) || heavy=$$?; \
+$(PYTEST) --part heavy --numprocesses $(PAIR) --dist loadfile $(1) || heavy=$$?; \
 echo "exit codes: mypy $$types, light layers $$light, heavy layers $$heavy"; \
 case "$$types$$light$$heavy" in 000) ;; 005 | 050) $(if $(PYTEST_ARGS),true,false) ;; *) exit 1 ;; esac
 endef

@@ -10,7 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import hypothesis
@@ -18,6 +18,7 @@ import pytest
 
 from deploy.cluster.doctor_bundle import stacks
 from deploy.run.watchdog import marked_processes
+from tests.turns import among_others
 
 # How long an example takes says how busy the machine is, and nothing of the code.
 hypothesis.settings.register_profile("bvblend", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"
 MARK = "BVBLEND_TEST_PROCESS"
 LIGHT = ("unit", "contract")
-"""Layers that run side by side on all cores. The others take a core or two each, and deadlines hold in them."""
+"""Layers that run side by side on all cores. The others take a core or two each, and deadlines hold in them: see tests/turns.py."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,9 +40,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--full", action="store_true", help="at full length: what is marked long, and every size")
 
 
+def _is_light(path: Path) -> bool:
+    return path.relative_to(TESTS).parts[0] in LIGHT
+
+
 def _of_other_part(path: Path, config: pytest.Config) -> bool:
     part = config.getoption("--part")
-    return part is not None and (path.relative_to(TESTS).parts[0] in LIGHT) != (part == "light")
+    return part is not None and _is_light(path) != (part == "light")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -58,6 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("long") is not None:
                 item.add_marker(pytest.mark.skip(reason="runs with --full (make test-long)"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    with nullcontext() if _is_light(item.path) else among_others():
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,9 @@ import pytest
 from tests.browser.conftest import Pages, address_of, until
 from tests.browser.large_run import large_run
 from tests.conftest import ROOT, Command
+from tests.turns import alone
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("by_itself")]
 
 STEPS = 100_000
 FIRST_PAINT_MS = 1000.0
@@ -22,6 +23,12 @@ SERVER_MIB = 300.0
 TRIES = 5
 """The best of so many counts."""
 READ_S = 300.0
+
+
+@pytest.fixture
+def by_itself() -> Iterator[None]:
+    with alone():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,7 @@ from moments_service.messages.groups import ScoredGroup
 from moments_service.messages.table import GroupTable
 from tests.made_policies import write_tiny
 from tests.made_samples import made_group
+from tests.ray_start import WORKERS_LIKE_OTHERS
 
 pytestmark = pytest.mark.integration
 VOCABULARY = 64
@@ -39,7 +40,10 @@ VOCABULARY = 64
 
 @pytest.fixture(scope="module", autouse=True)
 def local_ray() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WORKERS_LIKE_OTHERS.items():
+            patch.setenv(name, value)
+        ray.init(num_cpus=3, include_dashboard=False)
     # Workers cannot import a test module, so its classes travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield

@@ -28,6 +28,7 @@ from deploy.watching.trackers import MODULES, chosen_trackers
 from moments_service.ledger.schema import open_for_reading
 from tests.conftest import ROOT, Command, brief_evaluations, commands, settings
 from tests.integration.prometheus import Prometheus, needs_prometheus, panel_expressions, rule_selectors
+from tests.turns import alone
 
 pytestmark = pytest.mark.integration
 
@@ -97,10 +98,11 @@ def prometheus(live: Live, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture(scope="module")
 def interrupted(live: Live) -> Interrupted:
-    asked = time.monotonic()
-    live.command.signal_group(signal.SIGTERM)
-    code = live.command.wait(30)
-    seconds = time.monotonic() - asked
+    with alone():
+        asked = time.monotonic()
+        live.command.signal_group(signal.SIGTERM)
+        code = live.command.wait(30)
+        seconds = time.monotonic() - asked
     live.command.wait_until_nothing_is_left(10)
     (step,) = live.run.checkpoint_steps()
     return Interrupted(code, seconds, step, live.run, live.command.output())
