@@ -2,7 +2,7 @@
 
 from learner.config import LearnerConfig
 from learner.corrections import NoCorrection
-from learner.losses.old_logprobs import Interpolate, Recompute, Rollout
+from learner.losses.old_logprobs import Average, Interpolate, Recompute, Rollout
 from learner.losses.r2vpo import R2vpo
 from learner.losses.reinforce import Reinforce
 from learner.masks import Opsm
@@ -37,6 +37,8 @@ def refuse_uncorrected_staleness(learner: LearnerConfig, max_staleness: int) -> 
         why = f"learner.loss = {learner.loss.kind} does not clip"
     elif isinstance(learner.old_logprobs, Recompute):
         why = "with learner.old_logprobs = recompute ratios start at the policy of now, so that no clip sees how old a token is"
+    elif isinstance(learner.old_logprobs, Average):
+        why = "with learner.old_logprobs = average ratios start at another policy than the one that sampled"
     else:
         return
     raise ValueError(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import cache
 
 import numpy as np
 import torch
@@ -14,10 +15,20 @@ QUANTILES = {"p01": 0.01, "p50": 0.5, "p99": 0.99}
 
 def bins(name: str, log_ratio: torch.Tensor) -> dict[str, torch.Tensor]:
     """By a name for each bin, [N]: 1 where the token lies in it, else 0.    log_ratio: [N], within the outermost edges."""
-    inner = torch.tensor(EDGES[1:-1], device=log_ratio.device, dtype=log_ratio.dtype)
+    inner = edges_like(EDGES[1:-1], log_ratio)
     numbers = torch.arange(len(EDGES) - 1, device=log_ratio.device)
     rows = (torch.bucketize(log_ratio, inner)[None] == numbers[:, None]).to(log_ratio.dtype)
     return dict(zip(_names(name), rows, strict=True))
+
+
+def edges_like(edges: tuple[float, ...], values: torch.Tensor) -> torch.Tensor:
+    """The edges of bins as a tensor like `values`: made once, since a GPU waits for what the host sends it unpinned."""
+    return _edges(edges, values.device, values.dtype)
+
+
+@cache
+def _edges(edges: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor(edges, device=device, dtype=dtype)
 
 
 def quantiles(name: str, shares: Mapping[str, float]) -> dict[str, float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from learner.batching.packed import PackedBatch
-from learner.losses.histogram import bins, is_bin, quantiles
+from learner.losses.histogram import bins, edges_like, is_bin, quantiles
 from learner.losses.kl import kl_k3
 from learner.losses.protocol import LossInputs, Measured, log_ratio
 
@@ -45,18 +45,18 @@ def token_metrics(inputs: LossInputs, trained: torch.Tensor, truncated_sampler: 
     drift = log_ratio(logprobs, inputs.old)
     difference = trained - inputs.rollout
     mismatch = log_ratio(trained, inputs.rollout)
-    weight = torch.exp(mismatch)
+    excess = torch.expm1(mismatch)
     reference = torch.zeros_like(logprobs) if inputs.reference is None else kl_k3(logprobs, inputs.reference)
-    near = torch.bucketize(difference.abs(), torch.tensor(MISMATCH_EDGES, device=difference.device), right=True)
+    near = torch.bucketize(difference.abs(), edges_like(MISMATCH_EDGES, difference), right=True)
     means = {
         "tokens": torch.ones_like(logprobs),
         "entropy": inputs.entropy.detach(),
-        "approx_kl": torch.exp(drift) - 1.0 - drift,
+        "approx_kl": torch.expm1(drift) - drift,
         "reference_kl": reference,
-        "mismatch_k3": weight - 1.0 - mismatch,
+        "mismatch_k3": excess - mismatch,
         "mismatch_mean": difference.abs(),
-        "mismatch_weight": weight,
-        "mismatch_weight_squared": weight.square(),
+        "mismatch_chi2": torch.expm1(2.0 * mismatch),
+        "mismatch_excess": excess,
         **{name: (near == number).float() for number, name in enumerate(MISMATCH_BINS)},
         **bins("ratio", drift),
         **bins("mismatch_ratio", mismatch),
@@ -127,17 +127,17 @@ class Tally:
 
 
 def mismatch_of(means: dict[str, float]) -> dict[str, float]:
-    """With what only means of all tokens give: quantiles in the place of bins, and in that of the weights w = trained / rollout their
-    chi-squared divergence `mismatch_chi2` = mean of w^2, less 1, and effective sample size `mismatch_ess` = (mean of w)^2 / mean of w^2,
-    a share of the tokens.
+    """With what only means of all tokens give: quantiles in the place of bins, and in that of the mean of w - 1, for the weights
+    w = trained / rollout, their effective sample size `mismatch_ess` = (mean of w)^2 / mean of w^2, a share of the tokens.
+
+    `mismatch_chi2` is the mean of w^2 - 1. Differences from 1 are summed and not the weights, whose float32 forgets small ones.
     """
     found = {name: value for name, value in means.items() if not is_bin(name)}
     for name in {name.partition("_bin/")[0] for name in means if is_bin(name)}:
         found |= quantiles(name, means)
     for kind in ("mismatch", "truncation"):
-        if f"{kind}_weight" in found:
-            weight, squared = found.pop(f"{kind}_weight"), found.pop(f"{kind}_weight_squared")
-            found |= {f"{kind}_chi2": squared - 1.0, f"{kind}_ess": weight**2 / squared if squared > 0.0 else 1.0}
+        if f"{kind}_excess" in found:
+            found[f"{kind}_ess"] = (1.0 + found.pop(f"{kind}_excess")) ** 2 / (1.0 + found[f"{kind}_chi2"])
     return found
 
 

@@ -262,11 +262,14 @@ def to_text(value: Any) -> str:
     ("options", "refused"),
     [
         ({}, "ratios start at the policy of now"),
+        ({"old_logprobs": "average"}, "another policy than the one that sampled"),
         ({"loss": "reinforce"}, "does not clip"),
         ({"loss": "r2vpo", "old_logprobs": "rollout"}, "does not clip"),
         ({"loss": "reinforce", "correction": "tis"}, None),
         ({"correction": "decoupled_ppo"}, None),
+        ({"old_logprobs": "average", "correction": "decoupled_ppo"}, None),
         ({"old_logprobs": "rollout"}, None),
+        ({"old_logprobs": "interpolate"}, None),
     ],
 )
 def test_stale_groups_need_a_loss_that_knows_of_them(options: dict[str, Any], refused: str | None) -> None:

@@ -1,17 +1,23 @@
 """Where a rank's ratios start: passes that are made and those that are not, and the moving average of the policy."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import transformers
 
+from actors.rollout.sample import Sample
 from learner.batching.packed import PackedBatch
 from learner.config import LearnerConfig
 from learner.rank import AVERAGE, LearnerRank
-from tests.unit.test_learner_checkpoints import contents
-from tests.unit.test_learner_rank import config_with, draw_groups, make_policy, running_rank, untimed
+from tests.gloo_ranks import OnTwoRanks, on_one_rank
+from tests.made_samples import ScoredSamples
+from tests.unit.test_learner_checkpoints import Plan, contents
+from tests.unit.test_learner_rank import config_with, draw_groups, make_policy, running_rank
+from tests.unit.test_learner_reference import ADAPTERS, by_plan
 
 pytestmark = pytest.mark.unit
 
@@ -21,8 +27,8 @@ def policy_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_policy(tmp_path_factory.mktemp("old") / "policy")
 
 
-def averaging(decay: float = 0.75) -> LearnerConfig:
-    return config_with(lr=1e-2, old_logprobs={"kind": "average", "decay": decay})
+def averaging(**changes: Any) -> LearnerConfig:
+    return config_with(lr=1e-2, old_logprobs={"kind": "average", "decay": 0.75}, **changes)
 
 
 def trained(rank: LearnerRank) -> dict[str, torch.Tensor]:
@@ -80,17 +86,81 @@ def test_an_update_that_is_skipped_does_not_move_the_average(policy_path: str) -
         )
 
 
-def test_a_resumed_run_has_the_unbroken_one_s_average_bit_for_bit(policy_path: str, tmp_path: Path) -> None:
-    with running_rank(policy_path, averaging()) as rank:
-        rank.step([draw_groups(0)], 0)
-        rank.save(tmp_path / "half")
-        unbroken = rank.step([draw_groups(1)], 1)
-        rank.save(tmp_path / "unbroken")
-    with running_rank(policy_path, averaging()) as rank:
-        rank.load(tmp_path / "half")
-        resumed = rank.step([draw_groups(1)], 1)
-        rank.save(tmp_path / "resumed")
-    assert untimed(unbroken) == untimed(resumed)
-    one, other = contents(tmp_path / "unbroken"), contents(tmp_path / "resumed")
-    assert any(name.startswith("average.") for name in one)
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+@ADAPTERS
+def test_two_ranks_that_resume_have_the_unbroken_ones_average(
+    policy_path: str, adapter: dict[str, Any], tmp_path: Path, on_two_ranks: OnTwoRanks
+) -> None:
+    """Bit for bit; and one rank reads what two wrote."""
+    config = averaging(**adapter).model_dump()
+    half, unbroken, resumed, alone = (tmp_path / name for name in ("half", "unbroken", "resumed", "alone"))
+    first: Plan = [("step", 0), ("save", half), ("step", 1), ("save", unbroken)]
+    on_two_ranks(by_plan, policy_path, config, first)
+    on_two_ranks(by_plan, policy_path, config, [("load", half), ("step", 1), ("save", resumed)])
+    on_one_rank(by_plan, policy_path, config, [("load", half), ("save", alone)])
+    held = {path: contents(path) for path in (half, unbroken, resumed, alone)}
+    averages = [name for name in held[half] if name.startswith("average.")]
+    assert averages and any(not torch.equal(held[half][name], held[unbroken][name]) for name in averages)
+    for one, other in ((unbroken, resumed), (half, alone)):
+        assert held[one].keys() == held[other].keys()
+        assert {name for name in held[one] if not torch.equal(held[one][name], held[other][name])} <= {"files"}
+
+
+# --- tokens of several ages, from samples to metrics ----------------------------------------------------------------------
+
+STEP = 3
+AGE = {"0": 0, "1": 1, "2-3": 3}
+
+
+def exact_logprobs(policy_path: str, sample: Sample) -> np.ndarray:
+    """[tokens] float64 log-probs of a sample's tokens by transformers' own model; 0 for the first."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(policy_path, dtype=torch.float64)
+    ids = torch.from_numpy(sample.token_ids.astype(np.int64))[None]
+    with torch.no_grad():
+        logs = model(ids).logits[0, :-1].log_softmax(-1)
+    return np.concatenate([[0.0], logs.gather(1, ids[0, 1:, None])[:, 0].numpy()])
+
+
+def of_every_age(policy_path: str) -> tuple[list[ScoredSamples], list[list[tuple[np.ndarray, ...]]]]:
+    """Groups whose tokens are 0, 1 and 3 versions old, and of each sample's trained tokens: now, sampler, age."""
+    rng = np.random.default_rng(0)
+    groups, known = [], []
+    for samples, advantages in draw_groups(STEP, count=2):
+        drawn, tokens = [], []
+        for sample in samples:
+            now = exact_logprobs(policy_path, sample)
+            age = rng.choice(list(AGE.values()), len(now))
+            rollout = (now + 0.3 * rng.normal(size=len(now))).astype(np.float32)
+            at = sample.loss_mask
+            versions = np.where(at, STEP - age, -1).astype(np.int32)
+            drawn.append(replace(sample, logprobs=np.where(at, rollout, 0.0).astype(np.float32), versions=versions))
+            tokens.append((now[at], rollout[at].astype(np.float64), age[at]))
+        groups.append((tuple(drawn), advantages))
+        known.append(tokens)
+    return groups, known
+
+
+@pytest.mark.parametrize("old", ["recompute", "rollout", "interpolate"])
+def test_a_step_s_ratios_are_right_for_tokens_of_every_age(policy_path: str, old: str) -> None:
+    groups, known = of_every_age(policy_path)
+    correction = "none" if old == "rollout" else "decoupled_ppo"
+    with running_rank(policy_path, config_with(old_logprobs=old, correction={"kind": correction})) as rank:
+        found = rank.step([groups], STEP)
+    loss, ratios, weights, ages = 0.0, [], [], []
+    for (_, advantages), tokens in zip(groups, known, strict=True):
+        for advantage, (now, rollout, age) in zip(advantages, tokens, strict=True):
+            between = np.where(age == 0, now, rollout / np.maximum(age, 1) + now * (age - 1) / np.maximum(age, 1))
+            start = {"recompute": now, "rollout": rollout, "interpolate": between}[old]
+            ratio, weight = np.exp(now - start), np.exp(start - rollout) if correction != "none" else np.ones(len(now))
+            surrogate = np.minimum(ratio * advantage, np.clip(ratio, 0.8, 1.2) * advantage)
+            loss -= (weight * surrogate).mean() / len(tokens) / len(groups)
+            ratios.append(ratio)
+            weights.append(weight)
+            ages.append(age)
+    ratio, weight, age = map(np.concatenate, (ratios, weights, ages))
+    assert found["loss"] == pytest.approx(loss, rel=1e-4)
+    for label, versions in AGE.items():
+        chosen = age == versions
+        assert found[f"tokens_by_age/{label}"] == chosen.sum() > 0
+        assert found[f"ratio_max_by_age/{label}"] == pytest.approx(ratio[chosen].max(), rel=1e-4)
+        if correction != "none":
+            assert found[f"correction_weight_by_age/{label}"] == pytest.approx(weight[chosen].mean(), rel=1e-4)
