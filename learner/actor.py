@@ -64,14 +64,14 @@ class LearnerActor:
         updates, self.updates = self.updates, []
         return self.rank.step(updates, step)
 
-    def export_weights(self, version: int) -> tuple[Any, WeightOffer | None, float]:
-        """What the transport placed, offer and seconds; of ranks other than 0 the seconds alone.
+    def export_weights(self, version: int, elsewhere: bool = False) -> tuple[Any, WeightOffer | None, float]:
+        """What the transport placed, offer and seconds; of ranks other than 0 the seconds alone. elsewhere: see `Transport.place`.
 
         Called with three returns, so that the driver waits for the last and never fetches the first.
         """
         started = time.perf_counter()
-        offer, blob = self.rank.export_weights(version) or (None, None)
-        placed = None if blob is None else self.transport.place(blob, version)
+        offer, blob = self.rank.export_weights(version, self.transport.room) or (None, None)
+        placed = None if blob is None else self.transport.place(blob, version, elsewhere)
         return placed, offer, time.perf_counter() - started
 
     def capture(self) -> None:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig
 
 from actors.engines.file_names import file_tensors
+from actors.weights.block import Layout
 from learner.model.policy import Policy, named_tensors
 
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".index.json")
@@ -20,7 +21,8 @@ WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgp
 def full_tensors(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and full tensors as the policy's files have them, an adapter merged, on the CPU, floating-point ones as `dtype`; yields on rank 0 only.
 
-    Collective: every rank must run it to its end. One parameter is whole at a time, on every rank.
+    Collective: every rank must run it to its end. One parameter is whole at a time, on every rank; on one CPU rank it may be the
+    policy's own memory.
     """
     gathered = _gathered(policy, dtype)
     if dist.get_rank() == 0:
@@ -37,8 +39,16 @@ def _gathered(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.T
             if policy.adapter is not None:
                 full = policy.adapter.merged(name, full)
             if keep:
-                # A copy, because on one CPU rank the full tensor is the master weight itself.
-                yield name, full.detach().to("cpu", dtype if full.is_floating_point() else full.dtype, copy=True)
+                yield name, full.detach().to("cpu", dtype if full.is_floating_point() else full.dtype)
+
+
+def file_layout(policy: Policy, dtype: torch.dtype) -> Layout:
+    """Where each of `full_tensors` lies in the block that an offer travels in. Not collective."""
+    whole = (
+        (name, torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta"))
+        for name, tensor in named_tensors(policy)
+    )
+    return Layout((name, tensor.dtype, tensor.shape) for name, tensor in file_tensors(policy.model, whole))
 
 
 def export_directory(directory: str | Path, policy: Policy, policy_path: str | Path, dtype: torch.dtype) -> None:

@@ -52,6 +52,8 @@ class LearnerGroup:
         self.config = config
         self.places = places
         self.ranks = ranks
+        self.offers_elsewhere = False
+        """Whether any engine that takes the weights is on another node than rank 0."""
 
     @classmethod
     async def start(cls, config: LearnerConfig, job: LearnerJob, start_timeout_s: float) -> "LearnerGroup":
@@ -111,10 +113,11 @@ class LearnerGroup:
     async def offer(self, version: int) -> WeightOffer:
         """The policy as it is now, as `version`, whole when this returns.
 
-        What the job's transport placed lies in the object store of rank 0's node until the last holder of the offer lets go
-        of it; behind that the transport keeps the bytes of this version until the next one has settled.
+        The job's transport keeps its bytes on rank 0's node until the next version has settled.
         """
-        exports = [rank.export_weights.options(num_returns=3).remote(version) for rank in self.ranks]
+        exports = [
+            rank.export_weights.options(num_returns=3).remote(version, self.offers_elsewhere) for rank in self.ranks
+        ]
         doing = f"packing version {version}"
         await _gather([seconds for _, _, seconds in exports], doing, self.config.step_timeout_s, ask=self._ask)
         (offer,) = await _gather([exports[0][1]], doing, self.config.step_timeout_s)

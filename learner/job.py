@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from actors.weights.object_store import ObjectStoreConfig
+from actors.weights.shared_memory import SharedMemoryConfig
 from actors.weights.transport import TransportKind
 
 
@@ -16,7 +16,7 @@ class LearnerJob:
     """Policy steps of the whole run; the schedule spans `total_steps * updates_per_batch`."""
     export_dtype: str = "float32"
     """Torch name of the dtype in which weights are offered and exported."""
-    weights: TransportKind = field(default_factory=ObjectStoreConfig)
+    weights: TransportKind = field(default_factory=SharedMemoryConfig)
     """How the bytes of an offer get to the engines."""
     longest_sample: int | None = None
     """Most tokens of a sample, prompt included; None where nothing is known but the policy's own limit."""

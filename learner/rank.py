@@ -7,12 +7,13 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from actors.weights.block import pack as pack_weights
+from actors.weights.block import Layout, own_room
 from actors.weights.offer import Blob, WeightOffer
+from actors.weights.transport import Room
 from learner import rendezvous
 from learner.checkpoint import Captured, capture, load_checkpoint
 from learner.config import START, LearnerConfig
-from learner.export import export_directory, full_tensors
+from learner.export import export_directory, file_layout, full_tensors
 from learner.guard import Guard
 from learner.job import LearnerJob
 from learner.losses.objective import Objective
@@ -43,6 +44,7 @@ class LearnerRank:
         self.position = Position()
         self._store: dist.Store | None = None
         self._captured: Captured | None = None
+        self._layout: Layout | None = None
 
     def listen(self, address: str, timeout_s: float) -> int:
         """Rank 0 only: open the store that the ranks meet at on `address` and return its port."""
@@ -132,12 +134,18 @@ class LearnerRank:
             changing[AVERAGE] = SecondWeights.copied(self.policy)
         return changing
 
-    def export_weights(self, version: int) -> tuple[WeightOffer, Blob] | None:
-        """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0."""
+    def export_weights(self, version: int, room: Room = own_room) -> tuple[WeightOffer, Blob] | None:
+        """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0.
+
+        room: gives the memory that they are written into.
+        """
         self.position.note(f"packing version {version}")
-        tensors = full_tensors(self.policy, getattr(torch, self.job.export_dtype))
+        dtype = getattr(torch, self.job.export_dtype)
+        tensors = full_tensors(self.policy, dtype)
         if self.rank == 0:
-            return pack_weights(tensors, version)
+            self._layout = self._layout or file_layout(self.policy, dtype)
+            blob = room(self._layout.size)
+            return self._layout.write(tensors, blob, version), blob
         for _ in tensors:  # nothing is yielded here, but the gathers inside are collective
             pass
         return None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from actors.weights.block import own_room
 from actors.weights.offer import Blob
 
 
@@ -14,9 +15,12 @@ class Shelf:
     def create(self) -> "Shelf":
         return self
 
-    def place(self, blob: Blob, version: int) -> str:
+    def room(self, size: int) -> Blob:
+        return own_room(size)
+
+    def place(self, blob: Blob, version: int, elsewhere: bool) -> str:
         self.places[f"place {version}"] = blob
         return f"place {version}"
 
-    def open(self, placed: str) -> Blob:
-        return self.places[placed]
+    def open(self, placed: str) -> tuple[Blob, None]:
+        return self.places[placed], None

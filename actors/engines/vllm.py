@@ -26,8 +26,8 @@ from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_o
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
 from actors.engines.vllm_lifetime import EngineLifetime
 from actors.engines.vllm_weight_transfer import BACKEND
-from actors.engines.weight_file import path_of, write_weights
-from actors.weights.offer import WeightError, WeightOffer
+from actors.weights.memory_file import MemoryFile
+from actors.weights.offer import Blob, WeightError, WeightOffer
 
 
 class VllmEngine:
@@ -47,6 +47,7 @@ class VllmEngine:
         self._llm: AsyncLLM | None = None
         self._lifetime: EngineLifetime | None = None
         self._files: PolicyFiles | None = None
+        self._copy: MemoryFile | None = None
 
     @property
     def policy_version(self) -> int:
@@ -129,14 +130,21 @@ class VllmEngine:
         llm, lifetime, blob = self._llm, self._lifetime, offer.address
         assert llm is not None and lifetime is not None and self._files is not None
         await asyncio.to_thread(verify_offer, offer, self._files)
-        with await asyncio.to_thread(write_weights, blob) as file:
-            tensors = [asdict(entry) for entry in offer.manifest]
-            info = WeightTransferUpdateRequest({"path": path_of(file), "size": blob.nbytes, "tensors": tensors})
-            with _our_errors():
-                await lifetime.during(llm.pause_generation(mode=running, clear_cache=False))
-                await lifetime.during(_load(llm, info, offer.version))
-                self._version = offer.version
-                await lifetime.during(llm.resume_generation())
+        path = offer.path or await asyncio.to_thread(self._copied, blob)
+        tensors = [asdict(entry) for entry in offer.manifest]
+        info = WeightTransferUpdateRequest({"path": path, "size": blob.nbytes, "tensors": tensors})
+        with _our_errors():
+            await lifetime.during(llm.pause_generation(mode=running, clear_cache=False))
+            await lifetime.during(_load(llm, info, offer.version))
+            self._version = offer.version
+            await lifetime.during(llm.resume_generation())
+
+    def _copied(self, blob: Blob) -> str:
+        """Where vLLM's process reads bytes that lie in this one's memory alone. They stay there until the next version."""
+        if self._copy is None or len(self._copy.bytes) != len(blob):
+            self._copy = MemoryFile(len(blob))
+        self._copy.bytes[:] = blob
+        return self._copy.path
 
 
 def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:

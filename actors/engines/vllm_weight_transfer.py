@@ -1,4 +1,4 @@
-"""vLLM's side of a weight update: the worker reads the whole policy from a file, usually in shared memory.
+"""vLLM's side of a weight update: the worker reads the whole policy from a file, which lies in memory.
 
 vLLM 0.32 ships transports for GPUs only; this one serves CPU and GPU workers alike. Updates are whole: vLLM reloads layer
 by layer, and a layer that gets some of its tensors (say the q of a fused qkv) is left with garbage in the rest.
@@ -14,6 +14,7 @@ from vllm.distributed.weight_transfer import WeightTransferEngine
 from vllm.distributed.weight_transfer.base import WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.engines.allocator import keep_freed_memory
 from actors.engines.policy_files import LM_HEAD
 from actors.weights.block import open_tensors
 from actors.weights.offer import TensorEntry
@@ -36,7 +37,8 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """path: file with every tensor of the policy in one block.    size: its bytes.    tensors: fields of a `TensorEntry` each."""
+    """path: file that begins with every tensor of the policy in one block.    size: bytes of that block.
+    tensors: fields of a `TensorEntry` each."""
 
     path: str
     size: int
@@ -50,7 +52,9 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     update_info_cls = FileUpdateInfo
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
-        """Nothing to prepare."""
+        """On CPU, every update allocates each layer anew: keep what it frees, so that the next one finds its pages."""
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     def start_weight_update(self) -> None:
         """Put every layer into loading state; the model cannot run until `finish_weight_update`."""
@@ -71,10 +75,11 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         """Raises ValueError if the file is not what was written; the model is then unusable."""
         size = Path(update_info.path).stat().st_size
-        if size != update_info.size:
+        if size < update_info.size:
             raise ValueError(f"weight file has {size} bytes, {update_info.size} were written")
         manifest = [TensorEntry(**(entry | {"shape": tuple(entry["shape"])})) for entry in update_info.tensors]
-        tensors = open_tensors(manifest, np.memmap(update_info.path, dtype=np.uint8, mode="r"))
+        block = np.memmap(update_info.path, dtype=np.uint8, mode="r", shape=(update_info.size,))
+        tensors = open_tensors(manifest, block)
         if self.model_config.hf_text_config.tie_word_embeddings and LM_HEAD not in tensors:
             # On CPU the head keeps its own packed copy of the embedding, which goes stale unless it is loaded too.
             tensors[LM_HEAD] = tensors[_embedding_name(list(tensors))]

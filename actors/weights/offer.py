@@ -34,6 +34,8 @@ class WeightOffer:
     manifest: tuple[TensorEntry, ...]
     address: Any
     """A Ray ObjectRef of what the transport placed, and once the offer is fetched its Blob."""
+    path: str | None = None
+    """Once the offer is fetched: where other processes of this machine read that Blob, if they can."""
 
 
 class WeightError(RuntimeError):

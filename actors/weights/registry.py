@@ -2,8 +2,10 @@
 
 from typing import Annotated
 
+from pydantic import Field
+
 from actors.weights.object_store import ObjectStoreConfig
+from actors.weights.shared_memory import SharedMemoryConfig
 from moments_service.config import BY_NAME
 
-TransportConfig = Annotated[ObjectStoreConfig, BY_NAME]
-"""With a second kind: `Annotated[Annotated[ObjectStoreConfig | Other, Field(discriminator="kind")], BY_NAME]`."""
+TransportConfig = Annotated[Annotated[SharedMemoryConfig | ObjectStoreConfig, Field(discriminator="kind")], BY_NAME]

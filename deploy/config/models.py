@@ -9,8 +9,8 @@ from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from actors.redaction import is_signed
-from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.registry import TransportConfig
+from actors.weights.shared_memory import SharedMemoryConfig
 from learner.config import LearnerConfig
 from learner.soundness import refuse_ratios_to_a_cut_sampler, refuse_uncorrected_staleness
 from moments_service.config import MomentsConfig, StrictModel
@@ -84,7 +84,8 @@ class RunConfig(StrictModel):
     environment: EnvironmentConfig = SingleTurnConfig()
     rewards: RewardsConfig = RewardsConfig()
     rollout: RolloutConfig = RolloutConfig()
-    weights: TransportConfig = ObjectStoreConfig()
+    weights: TransportConfig = SharedMemoryConfig()
+    """How new weights get from the learner to the engines."""
     moments: MomentsConfig = MomentsConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

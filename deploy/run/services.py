@@ -96,6 +96,8 @@ async def start_services(
     try:
         prompts, learner, _ = await asyncio.gather(embedding, starting_learner, starting_fleet)
         note(where(learner, fleet))
+        # For the whole run: an actor leaves its node only with the node, and the learner's takes the run with it.
+        learner.offers_elsewhere = any(node != addresses(learner.places)[0] for node in fleet.nodes())
         await moments.fit_clusters(prompts)
         names = cluster_names(pool, await moments.assign(prompts))
     except BaseException:

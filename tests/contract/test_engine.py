@@ -16,6 +16,7 @@ from actors.config import RolloutConfig
 from actors.engines.create import create_engine
 from actors.engines.policy_files import read_policy_files, verify_offer
 from actors.engines.protocol import Completion, Engine, EngineDeadError, GenerationRequest, Running
+from actors.weights.memory_file import MemoryFile
 from actors.weights.offer import WeightError
 from tests.contract.conftest import packed
 
@@ -178,6 +179,20 @@ async def test_updates_replace_weights_and_cached_prefixes(served, make_request)
             assert {served.engine.policy_version} == set(np.concatenate([each.versions for each in completions]))
         version = await served.update()
         assert served.engine.policy_version == version
+
+
+async def test_weights_are_written_over_once_they_were_taken(served, make_request):
+    version = served.engine.policy_version + 1
+    offer = served.policy.offer(version)
+    shared = MemoryFile(len(offer.address) + 64)
+    block = shared.bytes[:-64]
+    block[:] = offer.address
+    await served.engine.take_weights(replace(offer, address=block, path=shared.path), "keep")
+    assert shared.lock(), "it still reads them"
+    shared.bytes[:] = 0xFF  # NaN in every dtype
+    for _ in range(2):
+        completions = await served.generate_checked(make_request(n=2, temperature=0))
+        assert all((each.versions == version).all() for each in completions)
 
 
 async def test_every_token_knows_its_version(served, make_request):

@@ -18,9 +18,10 @@ from transformers import AutoModelForCausalLM
 
 from actors.placement import NoRoomError
 from actors.rollout.sample import Sample
+from actors.weights import shared_memory
 from actors.weights.block import open_tensors
-from actors.weights.object_store import ObjectStoreConfig
-from actors.weights.offer import WeightOffer
+from actors.weights.offer import WeightOffer, WeightsReleasedError
+from actors.weights.shared_memory import SharedMemoryConfig
 from actors.weights.transport import fetched
 from learner.config import LearnerConfig
 from learner.errors import LearnerError, PayloadLostError, RankLateError
@@ -63,8 +64,12 @@ class Receiver:
         self.weights: dict[str, np.ndarray] = {}
         self.version = -1
 
+    def move(self) -> None:
+        """As if it were on another machine from now on."""
+        shared_memory.who_sees = lambda: "another machine"
+
     async def take(self, offer: WeightOffer) -> int:
-        offer = await fetched(offer, ObjectStoreConfig().create())
+        offer = await fetched(offer, SharedMemoryConfig().create())
         tensors = open_tensors(offer.manifest, offer.address)
         self.weights = {name: tensor.float().numpy() for name, tensor in tensors.items()}
         self.version = offer.version
@@ -185,8 +190,10 @@ async def pair(groups: dict[int, tuple[LearnerGroup, Path]]) -> LearnerGroup:
     return await as_at_the_start(groups, 2)
 
 
-async def published(group: LearnerGroup, version: int = 1) -> dict[str, np.ndarray]:
+async def published(group: LearnerGroup, version: int = 1, away: bool = False) -> dict[str, np.ndarray]:
     receiver = start_receiver()
+    if away:
+        await receiver.move.remote()
     await receiver.take.remote(await group.offer(version))
     found, weights = await receiver.received.remote()
     ray.kill(receiver)
@@ -205,6 +212,18 @@ def assert_learned_the_same(path: str, one: dict[str, np.ndarray], other: dict[s
     for name in one:
         moved = np.linalg.norm(one[name] - start[name].numpy())
         assert np.linalg.norm(one[name] - other[name]) <= 1e-3 * moved, name
+
+
+async def test_engines_on_other_nodes_read_a_copy(alone: LearnerGroup) -> None:
+    near = await published(alone, version=2)
+    with pytest.raises(WeightsReleasedError, match="weights: object_store"):
+        await published(alone, version=3, away=True)
+    alone.offers_elsewhere = True
+    try:
+        away = await published(alone, version=4, away=True)
+    finally:
+        alone.offers_elsewhere = False
+    assert near.keys() == away.keys() and all(np.array_equal(away[name], near[name]) for name in near)
 
 
 async def test_two_ranks_learn_what_one_learns(policy_path: str, alone: LearnerGroup, pair: LearnerGroup) -> None:

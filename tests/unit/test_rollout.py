@@ -286,7 +286,7 @@ async def test_weights_come_by_the_transport_of_the_spec(policy: str, engine: Sc
     def offer(version: int) -> WeightOffer:
         made, blob = pack([("weight", torch.full((2,), float(version)))], version)
         address = asyncio.get_running_loop().create_future()
-        address.set_result(shelf.place(blob, version))
+        address.set_result(shelf.place(blob, version, elsewhere=False))
         return replace(made, address=address)
 
     try:
