@@ -6,8 +6,11 @@ entry of PYTHONPATH, which may be another checkout; the modules of the benchmark
 
 import importlib.util
 import json
+import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +30,6 @@ class Spec:
     prompt_tokens: int
     completion_tokens: int
     vocabulary: int
-    compile: bool = False
-    """Whether `ours` compiles its layers."""
 
     def text(self) -> str:
         return json.dumps(asdict(self))
@@ -51,16 +52,16 @@ def beside(name: str) -> Any:
     return module
 
 
-def ours(spec: Spec) -> None:
-    """The learner's whole step on one rank: packing, log-probs, loss, gradients, optimiser, metrics."""
+def ours(spec: Spec, **options: Any) -> None:
+    """The learner's whole step on one rank: packing, log-probs, loss, gradients, optimiser, metrics. options: of its config."""
     from actors.rollout.sample import Sample
-    from learner.config import LearnerConfig, MemoryConfig
+    from learner.config import LearnerConfig
     from learner.job import LearnerJob
     from learner.optim import AdamW
     from learner.rank import LearnerRank, set_threads
 
     set_threads(threads())
-    config = LearnerConfig(optimizer=AdamW(lr=LR), memory=MemoryConfig(compile=spec.compile))
+    config = LearnerConfig(optimizer=AdamW(lr=LR), **options)
     rank = LearnerRank(config, LearnerJob(spec.policy, 1000), 0, 1)
     rank.setup("127.0.0.1", 0, timeout_s=60.0)
     prompts, completions, advantages = spec.draw()
@@ -131,14 +132,19 @@ def trl(spec: Spec, kind: str) -> None:
 
 
 def threads() -> int:
-    import os
-
+    """Of the products."""
     return int(os.environ["OMP_NUM_THREADS"])
 
 
+SIDES: dict[str, Callable[[Spec], None]] = {
+    "ours": ours,
+    "before": ours,
+    "compiled": partial(ours, memory={"compile": True}),
+    "unshared": partial(ours, share_prompt=False),
+    "bare": bare,
+    "default": partial(trl, kind="default"),
+    "tuned": partial(trl, kind="tuned"),
+}
+
 if __name__ == "__main__":
-    name, given = sys.argv[1], Spec(**json.loads(sys.argv[2]))
-    if name in ("default", "tuned"):
-        trl(given, name)
-    else:
-        {"ours": ours, "bare": bare}[name](given)
+    SIDES[sys.argv[1]](Spec(**json.loads(sys.argv[2])))

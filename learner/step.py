@@ -26,6 +26,8 @@ from moments_service.seeding import derive_seed
 Updates = Sequence[Sequence[ScoredSamples]]
 """For each optimiser step of a policy step, this rank's groups."""
 
+FILL_TOKENS = {"cpu": 2560}
+"""Tokens at which a microbatch is full however much memory there is: beyond, activations leave a core's cache."""
 PHASES = ("plan", "reference", "old", "update", "measure")
 
 
@@ -116,6 +118,7 @@ class PolicyStep:
                 self.policies.trained.share_prompt,
                 config.microbatch_tokens,
                 self.policies.trained.padded,
+                FILL_TOKENS.get(self.device.type),
             )
             for groups, total in zip(updates, totals.tolist(), strict=True)
         ]

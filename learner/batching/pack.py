@@ -69,12 +69,14 @@ def pack(
     share_prompt: bool,
     microbatch_tokens: int,
     padded: bool = False,
+    fill_tokens: int | None = None,
 ) -> list[PackedBatch]:
     """Microbatches of one optimiser step on this rank; none where there is nothing to train on.
 
     totals: of the whole step, over all ranks.    version: of the policy that is trained.    share_prompt: whether what samples
     of a group begin with stands once.    microbatch_tokens: most tokens of a microbatch, unless a single sample has more.
-    padded: whether samples will be padded to the longest of their microbatch, and the padding counts.
+    padded: whether samples will be padded to the longest of their microbatch, and the padding counts.    fill_tokens: how many
+    tokens several tries together may have, where that is less; a single one still may have `microbatch_tokens`.
     """
     rows: list[_Row] = []
     first = 0
@@ -88,7 +90,8 @@ def pack(
     weights = aggregation(sample, group, totals).astype(np.float32)
     split = np.split(weights, np.cumsum([len(row.targets) for row in rows])[:-1])
     sizes = [len(row.trie.tokens) for row in rows]
-    batches = _padded_batches(sizes, microbatch_tokens) if padded else _even_batches(sizes, microbatch_tokens)
+    most = min(microbatch_tokens, fill_tokens or microbatch_tokens)
+    batches = _padded_batches(sizes, most) if padded else _even_batches(sizes, most)
     return [_collate([rows[i] for i in batch], np.concatenate([split[i] for i in batch])) for batch in batches]
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ MADE: dict[str, Callable[[], PretrainedConfig]] = {
     "qwen3": lambda: transformers.Qwen3Config(**SMALL),
     "llama": lambda: transformers.LlamaConfig(**SMALL),
     "mistral": lambda: transformers.MistralConfig(**SMALL, sliding_window=5),
+    "gemma": lambda: transformers.GemmaConfig(**SMALL),
     "gemma2": lambda: transformers.Gemma2Config(**SMALL, sliding_window=5, attn_logit_softcapping=2.0),
     "gpt_oss": lambda: transformers.GptOssConfig(**SMALL, sliding_window=5, num_local_experts=4),
     "qwen3_moe": lambda: transformers.Qwen3MoeConfig(
@@ -81,9 +81,7 @@ def policies(request: pytest.FixtureRequest) -> tuple[Policy, Policy, Policy]:
     made = []
     for shared, padded in ((True, False), (False, False), (False, True)):
         config = MADE[request.param]()
-        model = AutoModelForCausalLM.from_config(
-            config, attn_implementation="eager", experts_implementation="eager"
-        ).double()
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", experts_implementation="eager")
         state = state or model.state_dict()
         model.load_state_dict(state)
         policy = Policy(model, shared, entropy_grad=True)
@@ -105,9 +103,9 @@ def groups_of(trees: list[list[list[Turn]]]) -> list[ScoredSamples]:
 
 def gradients(policy: Policy, groups: list[ScoredSamples]) -> tuple[torch.Tensor, list[torch.Tensor]]:
     policy.zero_grad(set_to_none=True)
-    loss = torch.zeros((), dtype=torch.float64)
+    loss = torch.zeros(())
     for batch in pack(groups, SeqMeanTokenMean(), count(groups), 0, policy.share_prompt, 40, policy.padded):
-        logprobs, _ = policy(replace(batch, temperatures=batch.temperatures.double()))
+        logprobs, _ = policy(batch)
         part = (batch.weights * batch.advantages * logprobs).sum()
         part.backward()
         loss += part.detach()
@@ -123,6 +121,6 @@ def test_trie_packed_and_padded_forms_have_the_same_gradients(
     (trie_loss, trie), (packed_loss, packed), (padded_loss, padded) = (gradients(each, groups) for each in policies)
     norm = torch.sqrt(sum((each.square().sum() for each in padded), torch.zeros(())))
     for loss, found in ((trie_loss, trie), (packed_loss, packed)):
-        assert abs(loss - padded_loss) <= 1e-6 * max(1.0, abs(padded_loss))
+        assert abs(loss - padded_loss) <= 1e-6 * max(1.0, float(padded_loss.abs()))
         apart = torch.sqrt(sum(((a - b).square().sum() for a, b in zip(found, padded, strict=True)), torch.zeros(())))
         assert apart <= 1e-6 * norm

@@ -12,6 +12,7 @@ from transformers import AttentionInterface
 from learner.model.attention.blocks import TrieBlocks
 from learner.model.attention.gathered import gathered_attention
 from learner.model.attention.merged import MergedAttention
+from learner.model.attention.varlen import VarlenAttention, varlen_fits
 
 TRIE_ATTENTION = "bvblend_tries"
 
@@ -40,6 +41,8 @@ def trie_attention(
     plain = window is None and softcap is None and s_aux is None
     if plain and query.device.type == "cpu" and q.shape[-1] == v.shape[-1]:
         return MergedAttention.apply(q, k, v, tries, scale)[None], None
+    if plain and varlen_fits(q, v):
+        return VarlenAttention.apply(q, k, v, tries, scale)[None], None
     return gathered_attention(q, k, v, tries, scale, window, softcap, s_aux)[None], None
 
 

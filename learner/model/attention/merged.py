@@ -27,12 +27,7 @@ class MergedAttention(torch.autograd.Function):
             part, part_lse = _attend(call, query, key, value, True, scale)
             out[call.query_at], lse[call.query_at] = part, part_lse
         for call in blocks.above:
-            at = call.query_at
-            part, part_lse = _attend(call, query, key, value, False, scale)
-            # Of two shares of a softmax, the second has the sigmoid of how far its log-sum-exp is above the other's.
-            share = torch.sigmoid(part_lse - lse[at])[..., None].to(out.dtype)
-            out[at] = torch.lerp(out[at], part, share)
-            lse[at] = torch.logaddexp(lse[at], part_lse)
+            merge(out, lse, call.query_at, *_attend(call, query, key, value, False, scale))
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.blocks, ctx.scale = blocks, scale
         return out
@@ -62,6 +57,14 @@ class MergedAttention(torch.autograd.Function):
                     else:
                         into.index_add_(0, at, flat)
         return *grads, None, None
+
+
+def merge(out: torch.Tensor, lse: torch.Tensor, at: Where, part: torch.Tensor, part_lse: torch.Tensor) -> None:
+    """Take what queries see beside into their outputs [T, H, D] and log-sum-exps [T, H], in place; `part` is that of tokens `at`."""
+    # Of two shares of a softmax, the second has the sigmoid of how far its log-sum-exp is above the other's.
+    share = torch.sigmoid(part_lse - lse[at])[..., None]
+    out[at] = torch.lerp(out[at].to(share.dtype), part.to(share.dtype), share).to(out.dtype)
+    lse[at] = torch.logaddexp(lse[at], part_lse)
 
 
 def _attend(
