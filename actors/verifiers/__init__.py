@@ -14,6 +14,7 @@ from actors.rewards.protocol import Verifier, as_verifier
 
 BUILT_IN = {
     "exact": "actors.verifiers.exact:exact",
+    "math": "actors.verifiers.math:math",
     "numeric": "actors.verifiers.numeric:numeric",
     "reasoning_gym": "actors.verifiers.reasoning_gym:task_score",
 }
@@ -28,6 +29,7 @@ WITH_OPTIONS = {
 GOLD_CHECKS = {
     "choice": "actors.verifiers.choice:refuse_gold_that_is_no_label",
     "exact": "actors.verifiers.exact:refuse_empty_gold",
+    "math": "actors.verifiers.math:refuse_gold_that_cannot_be_read",
     "numeric": "actors.verifiers.numeric:refuse_gold_that_is_no_number",
     "weighted": "actors.verifiers.weighted:refuse_gold_of_members",
 }

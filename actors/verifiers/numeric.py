@@ -16,6 +16,11 @@ _TOKEN = re.compile(
     r"\\(?:text|mathrm|textbf|mathbf|textrm|mbox)\s?\{[^{}\n]{0,60}\}|\\[A-Za-z]+|\\.|[0-9]+|[A-Za-z]+|\n|[ \t\xa0\u2009\u202f]+|.",
     re.DOTALL,
 )
+_MORE = re.compile(
+    r"\s{0,2}(?:(?:thousand|million|billion|trillion|hundred|dozen)|and\s{1,2}an?\s{1,2}(?:half|third|quarter))\b",
+    re.IGNORECASE,
+)
+"""Words that make another number of the one before them."""
 _TIGHT = frozenset("^_{}()/+*=|\\")
 _MATH = frozenset("+-−–‒－*/^=<>()[]{}.,:'’%°√π×·⋅±∓≈≠≤≥|_∞!$€£¥~") | set("¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺⁄")
 _FILLER = re.compile(
@@ -58,12 +63,17 @@ def find_number(text: str) -> Fraction | None:
     first = None if said is None else _first_digit(said)
     if said is not None and first is not None:
         return read_number(_expression(said, first, choices="or|and"))
+    last = last_expression(text)
+    return None if last is None else read_number(last[0])
+
+
+def last_expression(text: str) -> tuple[str, int] | None:
+    """What stands together around the last digit that is in no word, and where that digit is; None without one."""
     last = _last_digit(text)
     if last is None:
         return None
     start = max(0, last - _BEFORE)
-    window = text[start : last + _AFTER]
-    return read_number(_expression(window, last - start, choices="or", bullets=True))
+    return _expression(text[start : last + _AFTER], last - start, choices="or", bullets=True), last
 
 
 def _first_digit(text: str) -> int | None:
@@ -95,7 +105,9 @@ def _expression(text: str, at: int, choices: str, bullets: bool = False) -> str:
         first -= 1
     while last + 1 < len(tokens) and _belongs(tokens, last + 1, 1, choices):
         last += 1
-    found = text[tokens[first].start() : tokens[last].end()]
+    end = tokens[last].end()
+    more = _MORE.match(text, end)
+    found = text[tokens[first].start() : more.end() if more else end]
     if bullets and _is_bullet(text, tokens[first].start(), tokens[last].end(), found):
         found = found.lstrip().lstrip("-*+−–")
     return _balanced(found.strip().rstrip("!"))
