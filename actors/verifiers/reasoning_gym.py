@@ -1,4 +1,4 @@
-"""Verifier of reasoning-gym prompts: the task's own scorer."""
+"""Verifier of reasoning-gym prompts: the task's own scorer, mended where it is wrong."""
 
 import json
 from functools import lru_cache
@@ -7,6 +7,7 @@ from typing import Any
 from reasoning_gym.factory import create_dataset
 
 from actors.prompts.prompt import Prompt
+from actors.verifiers.mended_scorers import mended
 
 FULL_SCORE = 0.99
 """What counts as a full score where partial credit is off."""
@@ -34,7 +35,7 @@ def task_score(prompt: Prompt, completion: str) -> float:
     if task in EVALUATING_TASKS:
         raise ValueError(f"reasoning-gym task `{task}` is refused: its scorer evaluates the completion as Python code")
     scorer = _scorer(task, json.dumps(prompt.material.get("params", {}), sort_keys=True))
-    score = float(scorer.score_answer(completion.strip(), prompt.material["entry"]))
+    score = float(mended(task, scorer.score_answer)(completion.strip(), prompt.material["entry"]))
     return score if prompt.material.get("partial_credit", False) else float(score >= FULL_SCORE)
 
 
