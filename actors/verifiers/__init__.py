@@ -21,6 +21,7 @@ BUILT_IN = {
 
 WITH_OPTIONS = {
     "choice": "actors.verifiers.choice:choice",
+    "code": "actors.verifiers.code:code",
     "json_schema": "actors.verifiers.json_schema:json_schema",
     "regex": "actors.verifiers.regex:regex",
     "weighted": "actors.verifiers.weighted:weighted",
@@ -28,6 +29,7 @@ WITH_OPTIONS = {
 
 GOLD_CHECKS = {
     "choice": "actors.verifiers.choice:refuse_gold_that_is_no_label",
+    "code": "actors.verifiers.code:refuse_gold_without_tests",
     "exact": "actors.verifiers.exact:refuse_empty_gold",
     "math": "actors.verifiers.math:refuse_gold_that_cannot_be_read",
     "numeric": "actors.verifiers.numeric:refuse_gold_that_is_no_number",

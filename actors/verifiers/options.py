@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from actors.rewards.protocol import MAX_NAME, MAX_PARTS
+from actors.sandbox.kinds import AnySandbox, NamespaceSandbox
 from actors.verifiers import WITH_OPTIONS, refuse_unknown
 from moments_service.strict import StrictModel
 
@@ -26,6 +27,20 @@ class Choice(StrictModel):
         if len({label.casefold() for label in labels}) < len(labels):
             raise ValueError("two labels are the same")
         return labels
+
+
+class Code(StrictModel):
+    """The completion's program passes the tests of its prompt, in a sandbox."""
+
+    kind: Literal["code"] = "code"
+    sandbox: AnySandbox = NamespaceSandbox()
+    """Where programs run: `namespaces` of this machine's kernel, or `none`."""
+    reward: Literal["all", "share"] = "all"
+    """`all`: 1 if all tests pass, else 0; `share`: the share of tests that pass."""
+    seconds: float = Field(6.0, gt=0)
+    """For all tests of a completion together; a program that takes longer fails the rest. Below `rewards.timeout_s`, which makes it an error."""
+    memory_mib: int = Field(512, ge=64)
+    """Address space of each process of a program, in MiB."""
 
 
 class Regex(StrictModel):
@@ -90,9 +105,10 @@ def _tag(value: Any) -> str:
 
 _Name = Annotated[str, Tag("name")]
 _Choice = Annotated[Choice, Tag("choice")]
+_Code = Annotated[Code, Tag("code")]
 _Regex = Annotated[Regex, Tag("regex")]
 _JsonSchema = Annotated[JsonSchema, Tag("json_schema")]
-OneVerifier = Annotated[_Name | _Choice | _Regex | _JsonSchema, Discriminator(_tag), BeforeValidator(_known)]
+OneVerifier = Annotated[_Name | _Choice | _Code | _Regex | _JsonSchema, Discriminator(_tag), BeforeValidator(_known)]
 
 
 class Weight(StrictModel):
@@ -123,7 +139,7 @@ class Weighted(StrictModel):
 
 _Weighted = Annotated[Weighted, Tag("weighted")]
 AnyVerifier = Annotated[
-    _Name | _Choice | _Regex | _JsonSchema | _Weighted, Discriminator(_tag), BeforeValidator(_known)
+    _Name | _Choice | _Code | _Regex | _JsonSchema | _Weighted, Discriminator(_tag), BeforeValidator(_known)
 ]
 """All kinds; a name alone stands for that kind with its defaults."""
 

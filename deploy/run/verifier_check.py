@@ -12,7 +12,7 @@ from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, UnloadableVerifierError
 from actors.rewards.protocol import NOT_A_NUMBER, Attempt
-from actors.verifiers import BUILT_IN
+from actors.verifiers import BUILT_IN, WITH_OPTIONS, named
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 
@@ -58,9 +58,10 @@ async def _ask(rewards: RewardPool, prompt: Prompt) -> None:
     except UnloadableVerifierError as error:
         reason = " ".join(str(error.__cause__ or error).split()).removeprefix("UnknownVerifierError: ")
         reason = reason.removeprefix(f"verifier `{prompt.verifier}` cannot be loaded: ")
+        ours = named(prompt.verifier)[0] in WITH_OPTIONS
+        places = "modules are looked for in the directory that bvblend is called from, and where Python finds them"
         raise ConfigError(
-            f"{where}: verifier `{prompt.verifier}` does not load: {reason}; modules are looked for in the directory that "
-            "bvblend is called from, and where Python finds them"
+            f"{where}: verifier `{prompt.verifier}` does not load: {reason}" + ("" if ours else f"; {places}")
         ) from None
     gold = prompt.answer or ""
     (verdict,) = await rewards.judge(prompt, [Attempt(gold)])
