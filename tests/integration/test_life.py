@@ -130,10 +130,16 @@ def test_it_listens_on_loopback_only_and_on_no_port_that_is_not_documented(live:
     documented = [re.findall("`(.*?)`", row) for row in rows]
     assert len(documented) > 8
     driver = psutil.Process(live.command.process.pid)
-    silent = set(range(len(documented)))
+    silent = {
+        row for row, names in enumerate(documented) if names != ["ray::IDLE"]
+    }  # Ray keeps such workers or does not
     for process in (driver, *driver.children(recursive=True)):
-        name = " ".join(process.cmdline())
-        for port in (each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN):
+        try:
+            name = " ".join(process.cmdline())
+            ports = [each for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN]
+        except psutil.NoSuchProcess:
+            continue  # it ended while we looked
+        for port in ports:
             assert ipaddress.ip_address(port.laddr.ip.removeprefix("::ffff:")).is_loopback, f"{port.laddr}: {name}"
             known = {row for row, names in enumerate(documented) if any(each in name for each in names)}
             assert known, f"{port.laddr} of {name} is not in docs/cluster.md"
