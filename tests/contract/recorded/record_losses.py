@@ -91,6 +91,18 @@ TRL_CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         {"loss_type": "grpo", "epsilon_low": 0.2, "epsilon_high": 0.2, "beta": 0.05},
         {"loss": "ppo_clip", "kl": {"coef": 0.05, "estimator": "k3"}},
     ),
+    *(
+        (
+            {"loss_type": "dapo", "vllm_importance_sampling_mode": mode},
+            {"aggregation": "token_mean", "correction": ours},
+        )
+        for mode, ours in (
+            ("token_truncate", {"kind": "tis", "cap": 1.1}),
+            ("sequence_truncate", {"kind": "tis", "level": "sequence", "cap": 1.1}),
+            ("token_mask", {"kind": "mis", "level": "token", "low": 0.9, "high": 1.1}),
+            ("sequence_mask", {"kind": "mis", "low": 0.9, "high": 1.1}),
+        )
+    ),
 ]
 """Options of TRL's trainer, and those of ours."""
 
@@ -116,6 +128,8 @@ def trl_cases() -> Iterator[dict[str, Any]]:
                 "sampling_per_token_logps": given["rollout"],
                 "num_items_in_batch": mask.sum(),
             }
+            if trainer.use_vllm:
+                inputs["importance_sampling_ratio"] = _trl_weights(given, trainer)
             loss = GRPOTrainer._compute_loss(trainer, None, inputs)
             yield case(f"trl {json.dumps(theirs)}", spread, ours, loss, logprobs)
 
@@ -133,6 +147,9 @@ def _trl_trainer(logprobs: torch.Tensor, options: dict[str, Any]) -> Any:
         "vespo_k_neg": 3.0,
         "vespo_lambda_neg": 2.0,
         "steps_per_generation": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_checkpointing_kwargs": None,
+        "per_device_train_batch_size": len(LENGTHS),
     }
     settings = {
         "epsilon_low": 0.2,
@@ -141,16 +158,22 @@ def _trl_trainer(logprobs: torch.Tensor, options: dict[str, Any]) -> Any:
         "off_policy_mask_threshold": None,
         "importance_sampling_level": "token",
     } | options
-    accelerator = SimpleNamespace(num_processes=1, gather=lambda x: x, reduce=lambda x, reduction: x)
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"),
+        num_processes=1,
+        process_index=0,
+        gather=lambda x: x,
+        reduce=lambda x, reduction: x,
+    )
     return SimpleNamespace(
         **settings,
         args=SimpleNamespace(**arguments),
         accelerator=accelerator,
-        model=SimpleNamespace(training=True),
+        model=SimpleNamespace(training=True, is_gradient_checkpointing=False),
         aux_loss_enabled=False,
         top_entropy_quantile=1.0,
-        use_vllm=False,
-        vllm_importance_sampling_correction=False,
+        use_vllm="vllm_importance_sampling_mode" in options,
+        vllm_importance_sampling_correction="vllm_importance_sampling_mode" in options,
         current_gradient_accumulation_steps=1,
         max_completion_length=16,
         get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
@@ -159,6 +182,43 @@ def _trl_trainer(logprobs: torch.Tensor, options: dict[str, Any]) -> Any:
         _entropy_bonus_enabled=False,
         _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, torch.zeros_like(logprobs), None),
     )
+
+
+def _trl_weights(given: dict[str, torch.Tensor], trainer: Any) -> torch.Tensor:
+    """What `GRPOTrainer._generate_and_score_completions` makes of log-probs in the place of a model's and an engine's."""
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
+    rows, zeros = len(LENGTHS), [[0] * length for length in LENGTHS]
+    sampled = [values[:length].tolist() for values, length in zip(given["rollout"], LENGTHS, strict=True)]
+    scored = SimpleNamespace(
+        **vars(trainer) | {"_get_per_token_logps_and_entropies": lambda *_, **__: (given["old"], None, None)},
+        vllm_importance_sampling_clip_min=0.9 if trainer.vllm_importance_sampling_mode.endswith("mask") else None,
+        vllm_importance_sampling_clip_max=1.1,
+        environment_factories=None,
+        environments=None,
+        tools=None,
+        mask_truncated_completions=False,
+        pad_to_multiple_of=None,
+        num_iterations=1,
+        num_generations=2,
+        multi_objective_aggregation="sum_then_normalize",
+        scale_rewards="none",
+        reward_weights=torch.ones(1),
+        reward_func_names=["none"],
+        _tokenizer=SimpleNamespace(pad_token_id=0),
+        _generate=lambda _: ([[0]] * rows, zeros, None, zeros, sampled, {}, None, None),
+        _calculate_rewards=lambda *_: torch.zeros(rows, 1),
+        _logs=defaultdict(list, rewards=defaultdict(list), extra=defaultdict(list)),
+        _pending_extra_logs={},
+        _pending_metrics={},
+    )
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = GRPOTrainer._generate_and_score_completions(scored, [{"prompt": ""}] * rows)
+    finally:
+        torch.set_default_dtype(kept)
+    return found["importance_sampling_ratio"]
 
 
 # --- verl ---------------------------------------------------------------------------------------------------------------
