@@ -35,7 +35,7 @@ def _coin_flip(score: Callable[[str, Entry], float]) -> Callable[[str, Entry], f
         found, expected = read_number(answer), read_number(entry["answer"])
         if found is None or expected is None:
             return 0.0
-        return float(abs(found - expected) <= min(COIN_TOLERANCE, expected / 100))
+        return float(abs(found - expected) <= min(COIN_TOLERANCE, float(expected) / 100))
 
     return mended_score
 
