@@ -27,6 +27,8 @@ MASKS = [
 ]
 WIDE = {"clip_low": 0.2, "clip_high": 0.2}
 """Wider than usual: these policies move so far in one update that whole samples would be clipped."""
+KEEPS_SOME = {"icepop": {"low": 0.025}, "mis": {"low": 0.025, "level": "geometric"}}
+"""The log-probs of made samples are so much higher than the policy's that the usual ranges hold nothing."""
 Section = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ EVERY: list[Section] = [
     ),
     {"loss": {"kind": "gspo"} | WIDE, "masks": MASKS},
     {"loss": "reinforce", "kl": {"coef": 0.1, "estimator": "k3_k2"}},
-    *({"correction": {"kind": kind}} for kind in kinds_of(CorrectionKind)),
+    *({"correction": {"kind": kind} | KEEPS_SOME.get(kind, {})} for kind in kinds_of(CorrectionKind)),
     *({"old_logprobs": old} for old in ("rollout", "interpolate")),
 ]
 MOST: list[Section] = [
