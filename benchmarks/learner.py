@@ -11,6 +11,7 @@ float32), in turns in one run; what is reported are medians of CPU seconds and o
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     sides = [name for name in arguments.sides if name != "before" or arguments.before]
+    load = os.getloadavg()[0]
     figures, every = padding(), []
     for shape in arguments.shapes:
         with tempfile.TemporaryDirectory() as directory:
@@ -169,7 +171,7 @@ def main() -> None:
                     print(json.dumps(every[-1]), flush=True)
                     figures += ratios(by_tokens[tokens], about, tokens)
                 figures += growth(by_tokens, f"{shape}, {threads} thread{'s' * (threads > 1)}")
-    write_figures(arguments.out, figures, seconds=every, rounds=arguments.rounds)
+    write_figures(arguments.out, figures, seconds=every, rounds=arguments.rounds, load_before=load)
 
 
 if __name__ == "__main__":
