@@ -1,4 +1,4 @@
-"""`bvblend export`: the policy of a run, as it was at one of its checkpoints, as a Hugging Face directory."""
+"""`bvblend export`: the policy of a run, as it was at one of its checkpoints, as a Hugging Face directory, or its adapter as peft's."""
 
 import shutil
 from pathlib import Path
@@ -11,6 +11,7 @@ from deploy.cli.places import writing
 from deploy.config.recipe import ConfigError
 from deploy.rundir.find import find_run, load_run_config
 from deploy.rundir.layout import RunDirectory
+from learner.adapters.options import LowRank
 from moments_service.durable import DamagedFileError, put_directory, verify_directory
 
 
@@ -25,17 +26,16 @@ def export(
         Literal["float32", "bfloat16", "float16"] | None,
         typer.Option(help="Of the weights; else what the run's engine took", show_default=False),
     ] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The adapter alone, for peft and vLLM")] = False,
 ) -> None:
     """Write a policy that transformers and vLLM load. Example: bvblend export runs/latest --step 50 --out my_policy"""
     directory = find_run(run)
     config = load_run_config(directory)
     after = _step(directory, step)
     checkpoint = directory.checkpoint(after)
-    if config.learner.adapter.kind != "none":
-        raise ConfigError(
-            f"learner.adapter: {directory.path} holds the adapter alone in its checkpoints, and only whole policies are exported from "
-            "those; its end, merged, is in policy/ of the run"
-        )
+    options = config.learner.adapter
+    if adapter and not isinstance(options, LowRank):
+        raise ConfigError(f"--adapter: {directory.path} trained the policy's own parameters; leave it out")
     if out.exists():
         raise ConfigError(f"--out {out}: something is there; name a new directory")
     try:
@@ -47,20 +47,22 @@ def export(
     import torch
 
     from learner.errors import CheckpointError
-    from learner.export_checkpoint import export_checkpoint
+    from learner.export_checkpoint import export_checkpoint, export_checkpoint_adapter
 
+    weights = getattr(torch, dtype or config.rollout.dtype)
     partial = out.with_name(f"{out.name}.partial")
     try:
         with writing(out):
-            export_checkpoint(
-                checkpoint / "learner", partial, config.policy, getattr(torch, dtype or config.rollout.dtype)
-            )
+            if adapter and isinstance(options, LowRank):
+                export_checkpoint_adapter(checkpoint / "learner", partial, config.policy, weights, options)
+            else:
+                export_checkpoint(checkpoint / "learner", partial, config.policy, weights, options)
             put_directory(partial, out)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    console.print(f"{out}: the policy after {after} steps", soft_wrap=True)
+    console.print(f"{out}: the {'adapter' if adapter else 'policy'} after {after} steps", soft_wrap=True)
 
 
 def _step(directory: RunDirectory, step: int | None) -> int:

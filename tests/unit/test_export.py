@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import peft
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -21,8 +23,6 @@ IDS = torch.arange(1, 33).view(2, 16)
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
     """With checkpoints after one step and two, and what the ranks exported at the end in `of_the_rank` beside its runs."""
-    import yaml
-
     root = tmp_path_factory.mktemp("export")
     policy = make_policy(root / "policy")
     (root / "recipe.yaml").write_text(yaml.safe_dump(MINIMAL | {"policy": policy}))
@@ -84,12 +84,37 @@ def test_what_cannot_be_exported_is_refused_in_a_sentence(run: RunDirectory, tmp
     finally:
         run.config.write_text(config)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
-    config_of_adapter = config.replace("adapter:\n    kind: none", "adapter:\n    kind: lora")
-    assert config_of_adapter != config
-    adapted = RunDirectory.create(tmp_path, "adapted", config_of_adapter)
-    adapted.checkpoint(1).mkdir()
-    with pytest.raises(ConfigError, match=r"learner\.adapter: .* holds the adapter alone in its checkpoints"):
-        bvblend("export", adapted.path, "--out", tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"--adapter: .* trained the policy's own parameters; leave it out"):
+        bvblend("export", run.path, "--adapter", "--out", tmp_path / "out")
     empty = RunDirectory.create(tmp_path, "empty", config)
     with pytest.raises(ConfigError, match=r"has no checkpoint; one is written every checkpoint\.every steps"):
         bvblend("export", empty.path, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize("adapter", [{"kind": "lora", "rank": 4}, {"kind": "sos_lora", "rank": 5, "experts_count": 2}])
+def test_a_run_with_an_adapter_is_exported_merged_or_as_peft_loads_it(
+    adapter: dict[str, object], tmp_path: Path
+) -> None:
+    policy = make_policy(tmp_path / "policy")
+    recipe = MINIMAL | {"policy": policy, "learner": {"adapter": adapter}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    config = load_recipe(tmp_path / "recipe.yaml")
+    made = RunDirectory.create(tmp_path, "adapted", dump_config(config))
+    with running_rank(policy, config_with(lr=3e-2, adapter=config.learner.adapter)) as rank:
+        for step in range(3):
+            rank.step([draw_groups(step)], step)
+        partial = made.begin_checkpoint(3)
+        rank.save(partial / "learner")
+        write_json(partial / "run.json", {"step": 3})
+        made.finish_checkpoint(partial, 3, keep=1)
+        rank.export_hf(tmp_path / "of_the_rank")
+    assert "the policy after 3 steps" in bvblend("export", made.path, "--out", tmp_path / "merged")
+    assert "the adapter after 3 steps" in bvblend("export", made.path, "--adapter", "--out", tmp_path / "adapter")
+    expected = logprobs(tmp_path / "of_the_rank")
+    assert torch.equal(logprobs(tmp_path / "merged"), expected)
+    base = AutoModelForCausalLM.from_pretrained(policy, dtype=torch.float32)
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "adapter")
+    with torch.no_grad():
+        found = loaded(input_ids=IDS).logits.log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (expected - logprobs(Path(policy))).abs().max() > 1e-2, "the adapter does something"
