@@ -50,17 +50,17 @@ SHAPE = LlamaConfig(
 FILLING = 2
 
 
-def engine_process() -> int:
-    """Of vLLM's engine, a child of this process."""
-    (found,) = (child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name())
-    return int(found.pid)
+def engine_processes() -> list[int]:
+    """vLLM's, children of this process: what schedules, and what holds the model."""
+    (engine,) = (child for child in psutil.Process().children(recursive=True) if "EngineCore" in child.name())
+    return [engine.pid, *(worker.pid for worker in engine.children(recursive=True))]
 
 
 class Stopwatch:
     """Wall and CPU seconds of what is awaited, by its name; a row for each version."""
 
-    def __init__(self, engine: int) -> None:
-        self._pids = (os.getpid(), engine)
+    def __init__(self, engine: list[int]) -> None:
+        self._pids = (os.getpid(), *engine)
         self.rows: list[dict[str, float]] = []
 
     async def time(self, phase: str, doing: Callable[[], Awaitable[Any]]) -> Any:
@@ -155,19 +155,19 @@ def copies(size: int, rounds: int) -> float:
 
 
 async def measured(policy: str, rounds: int) -> tuple[dict[str, Stopwatch], int, list[int]]:
-    """By transport its times; bytes of a version; resident bytes of vLLM's process after each round."""
+    """By transport its times; bytes of a version; resident bytes of vLLM after each round."""
     publication = Publication(policy)
     await publication.start()
     ends: dict[str, Transport] = {
         config.kind: config.create() for config in (SharedMemoryConfig(), ObjectStoreConfig())
     }
-    pid = engine_process()
-    watches = {kind: Stopwatch(pid) for kind in ends}
+    pids = engine_processes()
+    watches = {kind: Stopwatch(pids) for kind in ends}
     resident = []
     for _ in range(FILLING + rounds):
         for kind, end in ends.items():
             await publication.publish(end, watches[kind])
-        resident.append(resident_bytes(pid))
+        resident.append(sum(map(resident_bytes, pids)))
     exported = publication.rank.export_weights(publication.version)
     assert exported is not None
     offer, blob = exported
@@ -195,7 +195,7 @@ def main() -> None:
             target = 0.6 if (kind, phase) == ("shared_memory", "whole") else None
             figures.append(figure(f"{kind} {phase}", seconds, "s", target=target))
     figures.append(
-        figure("vLLM's process after the last round / after the first", resident[-1] / resident[FILLING], "1")
+        figure("memory of vLLM after the last round / after the first", resident[-1] / resident[FILLING], "1")
     )
     write_figures(arguments.out, figures, bytes=size, rounds={kind: watch.rows for kind, watch in watches.items()})
 
