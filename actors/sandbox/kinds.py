@@ -30,4 +30,19 @@ class NoSandbox(StrictModel):
         return LocalSandbox(isolated=False)
 
 
-AnySandbox = Annotated[Annotated[NamespaceSandbox | NoSandbox, Field(discriminator="kind")], BY_NAME]
+class HttpSandbox(StrictModel):
+    """A service that speaks SandboxFusion's API."""
+
+    kind: Literal["http"] = "http"
+    url: str = Field(pattern=r"^https?://")
+    """Where it is, without `/run_code`."""
+    concurrent: int = Field(8, ge=1)
+    """Most programs that each verifier process has there at once."""
+
+    def open(self) -> Sandbox:
+        from actors.sandbox.remote import RemoteSandbox
+
+        return RemoteSandbox(self.url)
+
+
+AnySandbox = Annotated[Annotated[NamespaceSandbox | NoSandbox | HttpSandbox, Field(discriminator="kind")], BY_NAME]

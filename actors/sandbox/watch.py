@@ -11,6 +11,7 @@ from typing import Any
 from actors.sandbox.program import Ending, Limits
 
 CHUNK = 1 << 16
+KILLED = "the first process of the sandbox was killed from outside"
 
 
 @dataclass(slots=True)
@@ -81,7 +82,7 @@ def _outcome(beyond: Ending | None, streams: Streams, limits: Limits, wall_s: fl
     if "refused" in message or "failed" in message:
         return message
     if not message and beyond is None:
-        return {"failed": "pid 1 of the sandbox was killed from outside"}
+        return {"failed": KILLED}
     status, cpu_s = message.get("status", 0), message.get("cpu_s", 0.0)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     out_of_time = number == signal.SIGXCPU or (number == signal.SIGKILL and cpu_s >= limits.cpu_s)

@@ -1,9 +1,11 @@
 """The verifier `code`: the completion's program passes the tests of the prompt, in a sandbox."""
 
+import asyncio
 import json
 import secrets
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,11 +38,11 @@ def code(
 
     reward: `all`, 1 if all tests pass and 0 otherwise; `share`, the share that passes.    seconds: for all tests of a completion together.
     """
-    opened: Sandbox = TypeAdapter(AnySandbox).validate_python(sandbox).open()
+    options = TypeAdapter(AnySandbox).validate_python(sandbox)
+    opened: Sandbox = options.open()
     opened.run(Program("pass"))
-    return CodeVerifier(
-        opened, reward == "share", Limits(wall_s=seconds, cpu_s=int(seconds) + 1, memory_mib=memory_mib)
-    )
+    limits = Limits(wall_s=seconds, cpu_s=int(seconds) + 1, memory_mib=memory_mib)
+    return CodeVerifier(opened, reward == "share", limits, getattr(options, "concurrent", 0))
 
 
 def refuse_gold_without_tests(gold: str, **_: Any) -> None:
@@ -51,11 +53,18 @@ def refuse_gold_without_tests(gold: str, **_: Any) -> None:
 class CodeVerifier(FunctionVerifier):
     """Judges what the tests say of a program; that is worked out in processes that the program has no part in."""
 
-    def __init__(self, sandbox: Sandbox, share: bool, limits: Limits) -> None:
+    def __init__(self, sandbox: Sandbox, share: bool, limits: Limits, concurrent: int = 0) -> None:
+        """concurrent: how many completions it may judge at once; 0 where the sandbox is this machine's, which they would share."""
         self._sandbox, self._share, self._limits = sandbox, share, limits
-        self.waits = False
+        self.waits = concurrent > 0
+        self._threads = ThreadPoolExecutor(concurrent) if concurrent else None
 
     async def judge_one(self, prompt: Prompt, attempt: Attempt) -> Verdict:
+        if self._threads is None:
+            return self._judged(prompt, attempt)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._judged, prompt, attempt)
+
+    def _judged(self, prompt: Prompt, attempt: Attempt) -> Verdict:
         """An error of the sandbox is one of the verdict; whatever the program does is not."""
         started = time.perf_counter()
         try:

@@ -57,8 +57,8 @@ def gold_tests(gold: str) -> UnitTests | Cases:
 
 
 def program_in(completion: str) -> str:
-    """The last block that is fenced with ```; without one that closes, what stands behind the only fence, or before it where there is
-    something (the prompt may end with an open one), or all."""
+    """The last block that is fenced with ```. With one fence only, what is behind it where it opens a block (it names a language), else
+    what is before it, as the prompt may end with an open one. Without any, all of it."""
     lines = completion.splitlines(keepends=True)
     fences = [place for place, line in enumerate(lines) if line.lstrip().startswith(FENCE)]
     if len(fences) > 1:
@@ -66,7 +66,9 @@ def program_in(completion: str) -> str:
         return "".join(lines[fences[last - 2] + 1 : fences[last - 1]])
     if not fences:
         return completion
-    return "".join(lines[: fences[0]]).strip("\n") or "".join(lines[fences[0] + 1 :])
+    names_language = bool(lines[fences[0]].strip().removeprefix(FENCE))
+    before = "" if names_language else "".join(lines[: fences[0]]).strip("\n")
+    return before or "".join(lines[fences[0] + 1 :])
 
 
 def same_output(written: str, wanted: str) -> bool:

@@ -34,7 +34,7 @@ class Code(StrictModel):
 
     kind: Literal["code"] = "code"
     sandbox: AnySandbox = NamespaceSandbox()
-    """Where programs run: `namespaces` of this machine's kernel, or `none`."""
+    """Where programs run: `namespaces` of this machine's kernel, an `http` service, or `none`."""
     reward: Literal["all", "share"] = "all"
     """`all`: 1 if all tests pass, else 0; `share`: the share of tests that pass."""
     seconds: float = Field(6.0, gt=0)

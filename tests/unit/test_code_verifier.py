@@ -258,7 +258,7 @@ def test_tests_are_counted_where_the_program_is_not() -> None:
         ("x = 1", "x = 1"),
         ("```python\nx = 1\n```", "x = 1\n"),
         ("a\n```\nx = 1\n```\nb\n```py\ny = 2\n```\nc", "y = 2\n"),
-        ("a\n```python\nx = 1", "a"),
+        ("a\n```python\nx = 1", "x = 1"),
         ("```python\nx = 1", "x = 1"),
         ("x = 1\n```\nThis works.", "x = 1"),
         ("```\na\n```\n```python\nb", "a\n"),
