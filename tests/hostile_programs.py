@@ -243,6 +243,10 @@ ENDED = {
     "talks_for_ever": ("wall_time", "while True: os.write(1, b'x'); time.sleep(0.001)"),
     "sleeps_with_closed_streams": ("wall_time", "os.closerange(0, 3); time.sleep(600)"),
     "many_sleep": ("wall_time", "os.fork(); os.fork(); os.setsid() if os.getpid() % 2 else None; time.sleep(600)"),
+    "many_hold_as_much_as_each_may": (
+        "memory",
+        "for _ in range(3): os.fork()\nheld = b'x' * (100 << 20)\ntime.sleep(600)",
+    ),
     "computes_whatever_it_is_told": (
         "cpu_time",
         "signal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from actors.sandbox import libc
+from actors.sandbox import libc, namespaces
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 1 << 12, 1 << 14, 1 << 19
 MNT_DETACH = 2
@@ -30,11 +30,12 @@ FILES_PER_MIB = 16
 
 
 def build(source: bytes, scratch_mib: int) -> None:
-    """Become a process of the new root, in SCRATCH. source: the program, which is then at PROGRAM.
+    """Become a process of the new root, in a mount namespace of its own and in SCRATCH. source: the program, which is then at PROGRAM.
 
     All of it is in memory and in this mount namespace, and goes with the last process of that.
     """
     places = list(_read_only_places())
+    libc.call("unshare", namespaces.CLONE_NEWNS)
     libc.call("mount", None, b"/", None, MS_REC | MS_SLAVE, None)
     _mount_memory(SCRATCH, f"mode=755,size={len(source) + (1 << 20)}")
     under = SCRATCH / OLD.name

@@ -11,8 +11,9 @@ from actors.sandbox import libc
 CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 """Of <sched.h>."""
-EVERYTHING = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
-"""Mounts, cgroups, host name, shared memory, processes and network; users come apart from these."""
+EVERYTHING = CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+"""Cgroups, host name, shared memory, processes and network. Users come apart from these; mounts belong to pid 1 alone, since the root that
+it moves to becomes the root of everybody in its mount namespace."""
 
 NOBODY = 65534
 """The user and group inside."""
@@ -21,7 +22,7 @@ CAPABILITY_VERSION_3 = 0x20080522
 
 
 def enter() -> bool:
-    """Leave all namespaces of the machine; the one of processes holds for the children of this process.
+    """Leave the machine's namespaces, all but that of mounts; the one of processes holds for the children of this process.
 
     Returns whether root is still root, with the machine's own user namespace: a mount may need root's right to walk to it
     (a Python under /root). Who is not root has a user namespace from here on, which gives the right to make the others.

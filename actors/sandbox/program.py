@@ -13,7 +13,7 @@ class Limits:
     cpu_s: int = 10
     """Seconds of computing, for each process."""
     memory_mib: int = 512
-    """Address space of each process."""
+    """Address space of each process, and memory of all together."""
     processes: int = 8
     """Processes and threads at once."""
     open_files: int = 64
@@ -33,7 +33,7 @@ class Program:
     limits: Limits = field(default_factory=Limits)
 
 
-Ending = Literal["ended", "killed", "wall_time", "cpu_time", "output"]
+Ending = Literal["ended", "killed", "wall_time", "cpu_time", "memory", "output"]
 """By itself, with an exit code; by a signal; or by going beyond one of its limits."""
 
 

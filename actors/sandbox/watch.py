@@ -8,9 +8,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.rewards.supervisor import memory_below
 from actors.sandbox.program import Ending, Limits
 
 CHUNK = 1 << 16
+LOOK_S = 0.1
+"""Between two looks at the memory of all processes together, which the kernel has no limit for without a cgroup."""
 KILLED = "the first process of the sandbox was killed from outside"
 
 
@@ -35,7 +38,7 @@ class Streams:
 
 def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str, Any]:
     """The outcome as a message. init: pid 1 of the sandbox.    caller: a socket that hangs up when nobody waits any more."""
-    started = time.monotonic()
+    started = looked = time.monotonic()
     handle = os.pidfd_open(init)
     waiting = select.poll()
     for readable in (handle, *streams.written):
@@ -45,7 +48,7 @@ def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str,
     running = True
     while running and beyond is None:
         left = started + limits.wall_s - time.monotonic()
-        events = dict(waiting.poll(max(0.0, left) * 1000))
+        events = dict(waiting.poll(max(0.0, min(left, LOOK_S)) * 1000))
         for stream in streams.written.keys() & events.keys():
             if not _read(streams, stream):
                 waiting.unregister(stream)
@@ -53,6 +56,9 @@ def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str,
             beyond = "output"
         elif caller in events or left <= 0:
             beyond = "wall_time"
+        elif time.monotonic() > looked + LOOK_S:
+            looked, most = time.monotonic(), limits.memory_mib << 20
+            beyond = "memory" if memory_below(init, most) > most else None
         running = handle not in events
     os.kill(init, signal.SIGKILL)
     # The kernel lets go of pid 1 when everything inside has ended.

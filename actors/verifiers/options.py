@@ -40,7 +40,7 @@ class Code(StrictModel):
     seconds: float = Field(6.0, gt=0)
     """For all tests of a completion together; a program that takes longer fails the rest. Below `rewards.timeout_s`, which makes it an error."""
     memory_mib: int = Field(512, ge=64)
-    """Address space of each process of a program, in MiB."""
+    """Address space of each process of a program, and memory of all together, in MiB."""
 
 
 class Regex(StrictModel):
