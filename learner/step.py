@@ -90,8 +90,8 @@ class PolicyStep:
             learned = self._train(plans, step)
         with self._phase("measure"):
             move = self._move(probe, before)
-        seconds = self._over_all_ranks(learned.tally, time.perf_counter() - started)
-        return learned.metrics() | move | {"microbatches": float(sum(map(len, plans)))} | seconds
+        measured = self._over_all_ranks(learned, move, time.perf_counter() - started)
+        return learned.metrics() | measured | {"microbatches": float(sum(map(len, plans)))}
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:
@@ -183,7 +183,7 @@ class PolicyStep:
 
     def _train(self, plans: Sequence[Sequence[PackedBatch]], step: int) -> "Learned":
         """An optimiser step for each plan that holds anything."""
-        learned = Learned(Tally(self.objective.names), self.optimizers.lr)
+        learned = Learned(Tally(self.objective.names, self.device), self.optimizers.lr)
         for number, plan in enumerate(plans):
             if not plan:
                 continue
@@ -244,27 +244,37 @@ class PolicyStep:
         )
         return [share or empty_batch()]
 
-    def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> dict[str, float]:
-        """How far the step moved the policy on the tokens of `probe`, over all ranks; nothing where none was taken."""
-        if not probe:
-            return {}
-        sums = torch.zeros(3, dtype=torch.float64)
-        for batch, old, new in zip(probe, before, self._logprobs(self.policies.trained, probe), strict=True):
-            sums += move_sums(old.cpu(), new.cpu(), batch.mask)
-        dist.all_reduce(sums)
-        kl, log_ratio, tokens = sums.tolist()
-        return {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
+    def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[3], see `move_sums`: how far the step moved the policy on the tokens of `probe`; [0] where none was taken."""
+        after = self._logprobs(self.policies.trained, probe)
+        sums = [
+            move_sums(old, new, batch.mask.to(self.device, non_blocking=True))
+            for batch, old, new in zip(probe, before, after, strict=True)
+        ]
+        return torch.stack(sums).sum(dim=0) if sums else torch.zeros(0, dtype=torch.float64, device=self.device)
 
-    def _over_all_ranks(self, tally: Tally, step_s: float) -> dict[str, float]:
-        """Reduce a tally over all ranks, in place; returns the seconds of each phase and of the step, of the slowest."""
-        sums = torch.cat([tally.loss[None], tally.sums.flatten()])
-        dist.all_reduce(sums)
+    def _over_all_ranks(self, learned: "Learned", move: torch.Tensor, step_s: float) -> dict[str, float]:
+        """Reduce what was learned over all ranks, in place: one copy to the host, one sum and one maximum.
+
+        Returns how far the step moved the policy, and the seconds of each phase and of the step, of the slowest rank.
+        """
+        tally, penalty = learned.tally, learned.penalty
+        here = [tally.loss[None], tally.sums.flatten(), move, tally.maxima.flatten()]
+        here += [] if penalty is None else [penalty[None]]
+        loss, sums, move, maxima, *alike = torch.cat(here).cpu().split([len(each) for each in here])
+        summed = torch.cat([loss, sums, move])
+        dist.all_reduce(summed)
         seconds = self._seconds | {"step": step_s}
-        maxima = torch.cat([tally.maxima.flatten(), torch.tensor(list(seconds.values()), dtype=torch.float64)])
-        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
-        tally.loss, tally.sums = sums[0], sums[1:].view_as(tally.sums)
-        tally.maxima = maxima[: -len(seconds)].view_as(tally.maxima)
-        return {f"{name}_s": value for name, value in zip(seconds, maxima[-len(seconds) :].tolist(), strict=True)}
+        largest = torch.cat([maxima, torch.tensor(list(seconds.values()), dtype=torch.float64)])
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        tally.loss, tally.sums = summed[0], summed[1 : 1 + len(sums)].view_as(tally.sums)
+        tally.maxima = largest[: len(maxima)].view_as(tally.maxima)
+        learned.penalty = alike[0][0] if alike else None
+        named = {f"{name}_s": value for name, value in zip(seconds, largest[len(maxima) :].tolist(), strict=True)}
+        if len(move):
+            kl, log_ratio, tokens = summed[-3:].tolist()
+            named |= {"move_kl": kl / max(tokens, 1.0), "move_log_ratio": log_ratio / max(tokens, 1.0)}
+        return named
 
 
 @dataclass(slots=True)

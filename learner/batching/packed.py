@@ -72,6 +72,12 @@ class PackedBatch:
         return {name: value for name, value in named.items() if isinstance(value, torch.Tensor)}
 
     def to(self, device: torch.device) -> "PackedBatch":
-        """The same microbatch on `device`."""
-        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        """The same microbatch on `device`; on a GPU without waiting for it, from memory that stays where it is."""
+        pinned = device.type == "cuda"
+        moved = {
+            name: (tensor.pin_memory() if pinned and tensor.device.type == "cpu" else tensor).to(
+                device, non_blocking=True
+            )
+            for name, tensor in self.tensors().items()
+        }
         return replace(self, **moved)  # type: ignore[arg-type]

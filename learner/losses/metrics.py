@@ -72,13 +72,17 @@ def _truncation(name: str) -> str:
 
 
 class Tally:
-    """Sums and maxima of one rank over the microbatches of some updates: a row for each of AGES, float64, in the order of their names."""
+    """Sums and maxima of one rank over the microbatches of some updates: a row for each of AGES, float64, in the order of their names.
 
-    def __init__(self, names: Names) -> None:
+    They stay on the device that computes, and are read once, when all of a step is in them.
+    """
+
+    def __init__(self, names: Names, device: torch.device | None = None) -> None:
+        """device: of what will be counted; None is the CPU."""
         self.names = names
-        self.loss = torch.zeros((), dtype=torch.float64)
-        self.sums = torch.zeros(len(AGES), len(names.means), dtype=torch.float64)
-        self.maxima = torch.zeros(len(AGES), len(names.maxima), dtype=torch.float64)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.sums = torch.zeros(len(AGES), len(names.means), dtype=torch.float64, device=device)
+        self.maxima = torch.zeros(len(AGES), len(names.maxima), dtype=torch.float64, device=device)
 
     def add(self, losses: Sequence[torch.Tensor], parts: Sequence[Measured], batches: Sequence[PackedBatch]) -> None:
         """Count the microbatches of one update, which are on the CPU. Raises ValueError for other names than those that all
@@ -97,9 +101,9 @@ class Tally:
                 tops[age] = largest[:, chosen].amax(dim=1).clamp(min=0.0)
             sums.append(rows)
             maxima.append(tops.double())
-        self.loss = self.loss + torch.stack([loss.detach().double() for loss in losses]).sum(dim=0).cpu()
-        self.sums = self.sums + torch.stack(sums).sum(dim=0).cpu()
-        self.maxima = torch.maximum(self.maxima, torch.stack(maxima).amax(dim=0).cpu())
+        self.loss = self.loss + torch.stack([loss.detach().double() for loss in losses]).sum(dim=0)
+        self.sums = self.sums + torch.stack(sums).sum(dim=0)
+        self.maxima = torch.maximum(self.maxima, torch.stack(maxima).amax(dim=0))
 
     def means(self) -> dict[str, float]:
         """Named floats of a tally over all ranks: means over tokens, the largest, and `tokens`, a count.
@@ -153,7 +157,5 @@ def move_sums(old: torch.Tensor, new: torch.Tensor, mask: torch.Tensor) -> torch
 
     old, new: [N] log-probs of the same tokens before and after a step.    mask: [N]; tokens outside it do not count.
     """
-    drift = log_ratio(new, old)[mask].double()
-    return torch.stack(
-        [(torch.exp(drift) - 1.0 - drift).sum(), drift.abs().sum(), torch.tensor(float(len(drift))).double()]
-    )
+    drift = torch.where(mask, log_ratio(new, old), 0.0).double()
+    return torch.stack([(torch.exp(drift) - 1.0 - drift).sum(), drift.abs().sum(), mask.double().sum()])

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from learner.adapters import Lora, SosLora
 from learner.blame import Whereabouts, holding_up, is_echo
@@ -29,7 +30,7 @@ from learner.position import collectives_begun
 from learner.rank import LearnerRank
 from tests.gloo_ranks import OnTwoRanks, on_one_rank
 from tests.made_policies import write_tiny
-from tests.unit.test_learner_rank import TOTAL_STEPS, config_with, draw_groups, running_rank
+from tests.unit.test_learner_rank import TOTAL_STEPS, config_with, draw_groups, running_rank, split
 
 pytestmark = pytest.mark.unit
 
@@ -280,3 +281,23 @@ def test_the_regulariser_of_an_adapter_has_a_metric_of_its_own(policy_path: str)
     assert next_step["adapter_penalty"] == pytest.approx(expected)
     with running_rank(policy_path, config_with(adapter=Lora(rank=2))) as rank:
         assert "adapter_penalty" not in rank.step([draw_groups(0)], 0)
+
+
+class Reads(TorchDispatchMode):
+    """Counts numbers that the host takes out of tensors one by one: on a GPU each waits for all that is queued."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_what_it_measured_once_and_at_its_end(policy_path: str) -> None:
+    config = config_with(updates_per_batch=2, microbatch_tokens=20)
+    with running_rank(policy_path, config, measure_move=True) as rank:
+        rank.step(split(draw_groups(0), 2), 0)
+        with Reads() as reads:
+            metrics = rank.step(split(draw_groups(1), 2), 1)
+    assert metrics["microbatches"] > 2 and metrics["move_kl"] > 0
+    assert reads.count == 1, "the loss, when it is on the host already"
