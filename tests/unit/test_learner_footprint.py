@@ -101,6 +101,25 @@ def test_the_docs_say_of_the_head_s_memory_what_was_measured() -> None:
             assert cell == f"{measured[name]:.0f} MiB"
 
 
+def test_the_docs_say_of_a_step_beside_others_what_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "learner.json"
+    measured = {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
+    said = {row[0]: row[1:] for row in table_rows()}
+    for row, side in (("default options", "ours"), ("`memory.compile`", "compiled")):
+        about = f"1.1M, 32 tokens, 1 thread, {side}"
+        ratios = [measured[f"{about} / {other}, cpu"] for other in ("default", "tuned", "bare", "before")]
+        assert said[row] == [f"{ratio:.2f}".removeprefix("0") for ratio in ratios]
+    page = (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
+    assert (
+        f"gives {measured['1.1M, 32 tokens, 1 thread, gain of sharing / its bound 2.40']:.2f} of".replace("0.", ".")
+        in page
+    )
+    assert (
+        f"padding by {measured['padded tokens in rows of eight samples, lognormal lengths']:.0%}".replace("%", " %")
+        in page
+    )
+
+
 def test_the_docs_say_what_fits_as_the_plan_does() -> None:
     shapes = {
         "1.5B": PolicyShape(1_543_714_304, 28, 1536, 8960, 1536, 256, 151936, True),
