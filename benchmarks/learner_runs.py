@@ -23,7 +23,7 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
     "as shipped": (),
     "gspo": ("learner.loss=gspo",),
     "cispo": ("learner.loss=cispo", "learner.aggregation=token_mean"),
-    "lora": ("learner.adapter={kind: lora, rank: 8}", "learner.optimizer.lr=4e-3"),
+    "lora": ("learner.adapter={kind: lora, rank: 8}", "learner.optimizer.lr=2e-3"),
     "muon": ("learner.optimizer={kind: muon, lr: 4.0e-4}",),
     "recompute": ("learner.old_logprobs=recompute", "learner.updates_per_batch=2", "learner.correction=tis"),
     "two updates a batch": ("learner.updates_per_batch=2",),
