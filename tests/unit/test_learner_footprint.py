@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.learner_runs import VARIANTS, table
 from deploy.cluster.plan import learner_footprint, learner_table
 from deploy.config.recipe import load_recipe
 from learner.config import LearnerConfig, MemoryConfig
@@ -161,3 +162,11 @@ def test_the_plan_says_whether_a_rank_fits() -> None:
         shown = Console(file=io.StringIO(), width=200, record=True)
         shown.print(learner_table(load_recipe(RECIPE, overrides)))
         assert words in shown.export_text()
+
+
+def test_the_docs_show_the_runs_that_were_made() -> None:
+    runs = json.loads((ROOT / "benchmarks" / "results" / "learner_runs.json").read_text(encoding="utf-8"))["runs"]
+    assert set(runs) == set(VARIANTS) and all(
+        run["train"]["end"] > run["train"]["start"] + 0.1 for run in runs.values()
+    )
+    assert table(runs) in (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
