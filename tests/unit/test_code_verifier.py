@@ -1,7 +1,9 @@
 """The verifier `code` pays for programs that pass, and for nothing else that they do."""
 
 import json
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from actors.verifiers.code_tests import Cases, UnitTests, gold_tests, program_in
 
 pytestmark = pytest.mark.unit
 
-Judge = Callable[..., Any]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +274,45 @@ def test_the_program_is_the_last_fenced_block(completion: str, program: str) -> 
 def test_output_is_the_same_but_for_white_space_at_ends() -> None:
     assert same_output("a  \nb\n\n", "a\nb")
     assert not same_output("a b", "a  b") and not same_output("", "a") and not same_output("a\n\nb", "a\nb")
+
+
+SOLUTIONS = """
+def double(x): return 2 * x
+def add(a, b): return a + b
+largest = max
+def is_even(n): return n % 2 == 0
+def square(n): return n * n
+def first(items): return items[0]
+def last(items): return items[-1]
+def greet(name): return "Hello, " + name
+def reverse(text): return text[::-1]
+def count_letter(text, letter): return text.count(letter)
+total = sum
+def average(numbers): return sum(numbers) / len(numbers)
+def evens(numbers): return [n for n in numbers if n % 2 == 0]
+from math import factorial, gcd
+def is_palindrome(text): return text == text[::-1]
+def fibonacci(n):
+    a, b = 0, 1
+    for _ in range(n): a, b = b, a + b
+    return a
+def word_counts(text):
+    return {word: text.split().count(word) for word in text.split()}
+def is_prime(n): return n > 1 and all(n % d for d in range(2, n))
+def merge(a, b): return sorted(a + b)
+"""
+
+
+async def test_every_problem_of_the_recipe_that_ships_can_be_solved_and_is_not_by_anything(
+    sandbox: LocalSandbox,
+) -> None:
+    lines = (ROOT / "deploy/recipes/code/problems.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    for answer in (json.loads(line)["answer"] for line in lines):
+        right = await judged(sandbox, answer, SOLUTIONS)
+        assert right.reward == 1.0, (answer, right)
+        assert all(step["test"] for step in gold_tests(answer).steps)  # type: ignore[union-attr]
+    every_test = "\n".join(json.loads(line)["answer"] for line in lines)
+    names = set(re.findall(r"assert (?:abs\()?(\w+)", every_test))
+    constant = "\n".join(f"def {name}(*_): return ..." for name in names)
+    assert (await judged(sandbox, every_test, constant)).note == f"0 of {every_test.count('assert')} tests"
