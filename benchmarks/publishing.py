@@ -192,8 +192,7 @@ def main() -> None:
     figures = [figure("one copy", copies(size, arguments.rounds), "s")]
     for kind, watch in watches.items():
         for phase, seconds in watch.medians().items():
-            target = 0.6 if (kind, phase) == ("shared_memory", "whole") else None
-            figures.append(figure(f"{kind} {phase}", seconds, "s", target=target))
+            figures.append(figure(f"{kind} {phase}", seconds, "s"))
     figures.append(
         figure("memory of vLLM after the last round / after the first", resident[-1] / resident[FILLING], "1")
     )
