@@ -35,7 +35,7 @@ def main(program: Program, pipes: Pipes, still_root: bool) -> NoReturn:
             namespaces.lower(still_root, proc)
         _wait_for(program, pipes, filesystem.PROGRAM, isolated=True)
     except Exception as error:
-        tell(pipes.tell, _why(error))
+        tell(pipes.tell, why(error))
     finally:
         os._exit(0)
 
@@ -49,7 +49,7 @@ def main_without_isolation(program: Program, pipes: Pipes, scratch: Path) -> NoR
         source.write_bytes(encoded(program.source))
         _wait_for(program, pipes, source, isolated=False)
     except Exception as error:
-        tell(pipes.tell, _why(error))
+        tell(pipes.tell, why(error))
     finally:
         os._exit(0)
 
@@ -85,14 +85,16 @@ def _become(program: Program, pipes: Pipes, source: Path, isolated: bool) -> NoR
         python = filesystem.interpreter()
         os.execve(python, [python, *FLAGS, str(source)], environment)
     except Exception as error:
-        tell(pipes.tell, _why(error))
+        tell(pipes.tell, why(error))
     finally:
         os._exit(0)
 
 
-def _why(error: Exception) -> dict[str, str]:
+def why(error: Exception) -> dict[str, str]:
     """What the kernel refuses is told apart from what is wrong here."""
-    return {"refused": str(error)} if isinstance(error, OSError) else {"failed": f"{type(error).__name__}: {error}"}
+    if isinstance(error, OSError):
+        return {"refused": " ".join(filter(None, (error.strerror, error.filename and str(error.filename))))}
+    return {"failed": f"{type(error).__name__}: {error}"}
 
 
 def encoded(text: str) -> bytes:

@@ -42,8 +42,8 @@ class LocalSandbox:
                 raise SandboxError("the sandbox's process was killed")
         if "refused" in answer:
             raise SandboxRefusedError(
-                f"this machine cannot isolate programs ({answer['refused']}); allow unprivileged user namespaces, name a "
-                "remote sandbox, or say `sandbox: none` to run them with the rights of this process"
+                f"this machine cannot isolate programs ({answer['refused']}); allow unprivileged user namespaces, or "
+                "name an `http` sandbox or `none`"
             )
         if "failed" in answer:
             raise SandboxError(answer["failed"])

@@ -67,7 +67,7 @@ def _serve(caller: socket.socket, program: Program, isolated: bool) -> NoReturn:
         try:
             answer = _run_isolated(caller, program) if isolated else _run_as_it_is(caller, program)
         except OSError as error:
-            answer = {"refused": str(error)}
+            answer = inside.why(error)
         send(caller, answer)
         code = 0
     except BrokenPipeError:
