@@ -212,7 +212,7 @@ def second_verdict(pair: Mapping[str, Any]) -> bool | None:
 def main(path: Path) -> None:
     """Print how often the second implementations agree with the pairs, and every pair that they judge otherwise."""
     counts: Counter[str] = Counter()
-    for pair in map(json.loads, path.read_text().splitlines()):
+    for pair in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         if pair["verifier"] in {"math", "numeric"}:
             said = second_verdict(pair)
             verdict = "no opinion" if said is None else "agrees" if said == pair["right"] else "differs"

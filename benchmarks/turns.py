@@ -41,7 +41,7 @@ class Side:
         wanted: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(threads), **environment}
         with log.open("w", encoding="utf-8") as errors:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=wanted
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8", env=wanted
             )
         self._answer()
 

@@ -196,6 +196,8 @@ def reshard(policy: Policy) -> None:
 
 def named_tensors(policy: Policy) -> Iterator[tuple[str, torch.Tensor]]:
     """The policy's own parameters and persistent buffers under the names that `AutoModelForCausalLM` has for them, tied ones once."""
+    # Gathered copies of an adapter's parameters would not be known as its own.
+    reshard(policy)
     adapted = {} if policy.adapter is None else policy.adapter.parameters()
     beside = {id(parameter) for parameter in adapted.values()}
     for name, tensor in sent_tensors(policy.model):

@@ -73,9 +73,10 @@ class ClosedParts:
                 logger.warning("%s is open in another program; it becomes one whole file later", path)
 
     def close(self) -> None:
-        """Finish what can be finished, and close all connections. Only where `tidy` does not run."""
+        """Finish what can be finished, drop what is past the bound, and close all connections. Only where `tidy` does not run."""
         self._connections.close()
         self.finish()
+        self.tidy()  # parts that were closed while the last one ran are past it
 
     def _drop_texts(self) -> None:
         finished = [path for path in list(self._spans) if path not in self._unfinished]

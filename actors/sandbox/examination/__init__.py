@@ -22,5 +22,7 @@ else:
 
 def source() -> str:
     """A program of its own, for any Python from 3.8. See `examiner.examine` for what it reads and writes."""
-    texts = {f"{__name__}.{name}": Path(__file__).with_name(f"{name}.py").read_text() for name in MODULES}
+    texts = {
+        f"{__name__}.{name}": Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8") for name in MODULES
+    }
     return f"TEXTS = {texts!r}\n{START}"

@@ -190,7 +190,7 @@ def examine(program: str) -> None:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert child.stdout is not None and child.stdin is not None
     wire = ExaminerWire(child.stdout, child.stdin)  # type: ignore[arg-type]
-    report, sys.stdout = sys.stdout, open(os.devnull, "w")  # noqa: PTH123, SIM115 - what tests print goes nowhere
+    report, sys.stdout = sys.stdout, open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - what tests print goes nowhere
     try:
         namespace: dict[str, Any] | None = {"__name__": "tests", **wire.load(asked["program"], asked["names"])}
     except Exception:
