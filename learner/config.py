@@ -158,6 +158,11 @@ class LearnerConfig(StrictModel):
         return self
 
     @property
+    def device(self) -> str:
+        """Where a rank computes, as torch names it; a rank sees no other GPU than its own."""
+        return "cuda:0" if self.gpus > 0 else "cpu"
+
+    @property
     def needs(self) -> frozenset[Need]:
         """What the loss, the correction and the masks need beside the log-probs of now."""
         return self.loss.needs.union(self.correction.needs, *(mask.needs for mask in self.masks))

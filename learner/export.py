@@ -39,13 +39,18 @@ def _gathered(policy: Policy, dtype: torch.dtype) -> Iterator[tuple[str, torch.T
             if policy.adapter is not None:
                 full = policy.adapter.merged(name, full)
             if keep:
-                yield name, full.detach().to("cpu", dtype if full.is_floating_point() else full.dtype)
+                yield name, full.detach().to("cpu", written_dtype(full, dtype))
+
+
+def written_dtype(tensor: torch.Tensor, dtype: torch.dtype) -> torch.dtype:
+    """That of a tensor where weights are written as `dtype`: whole numbers stay what they are."""
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def file_layout(policy: Policy, dtype: torch.dtype) -> Layout:
     """Where each of `full_tensors` lies in the block that an offer travels in. Not collective."""
     whole = (
-        (name, torch.empty(tensor.shape, dtype=dtype if tensor.is_floating_point() else tensor.dtype, device="meta"))
+        (name, torch.empty(tensor.shape, dtype=written_dtype(tensor, dtype), device="meta"))
         for name, tensor in named_tensors(policy)
     )
     return Layout((name, tensor.dtype, tensor.shape) for name, tensor in file_tensors(policy.model, whole))

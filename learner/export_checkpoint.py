@@ -15,7 +15,7 @@ from learner.adapters.layers import Adapter
 from learner.adapters.options import LowRank
 from learner.checkpoint import POLICY, refuse_missing_files
 from learner.errors import CheckpointError
-from learner.export import write_policy
+from learner.export import write_policy, written_dtype
 from learner.shard_files import PieceFiles
 
 NO_ADAPTER = NoAdapter()
@@ -56,7 +56,7 @@ def _merged(files: PieceFiles, policy_path: str, options: LowRank, dtype: torch.
     own = dict(sent_tensors(model))
     adapter = _adapter(files, model, policy_path, options)
     added = ((name, adapter.merged(name, tensor.detach())) for name, tensor in own.items())
-    cast = ((name, tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in added)
+    cast = ((name, tensor.to(written_dtype(tensor, dtype))) for name, tensor in added)
     return dict(file_tensors(meta_model(model.config), cast))
 
 
@@ -84,4 +84,4 @@ def _refuse_other_shapes(files: PieceFiles, wanted: Mapping[str, torch.Tensor], 
 def _read(files: PieceFiles, model: Any, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
     for name, _ in sent_tensors(model):
         tensor = files.read(POLICY + name)
-        yield name, tensor.to(dtype) if tensor.is_floating_point() else tensor
+        yield name, tensor.to(written_dtype(tensor, dtype))

@@ -38,7 +38,7 @@ class LearnerRank:
         self.job = job
         self.rank = rank
         self.world_size = world_size
-        self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
+        self.device = torch.device(config.device)
         self.objective = Objective(config, job.truncated_sampler)
         self.steps_done = 0
         self.position = Position()

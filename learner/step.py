@@ -62,7 +62,7 @@ class PolicyStep:
         self.objective = objective
         self.guard = guard
         self.head = head
-        self.device = torch.device("cuda", 0) if config.gpus > 0 else torch.device("cpu")
+        self.device = torch.device(config.device)
         self.rank = dist.get_rank()
         self._seconds: dict[str, float] = {}
         self._step, self._doing = -1, ""
@@ -154,13 +154,8 @@ class PolicyStep:
         if self.policies.reference is None:
             return plans
         with self.policies.reference.in_place() as policy:
-            return [
-                [
-                    replace(batch, reference_logprobs=logprobs)
-                    for batch, logprobs in zip(plan, self._logprobs(policy, plan), strict=True)
-                ]
-                for plan in plans
-            ]
+            asked = [self._asked(policy, plan) for plan in plans]
+        return [[replace(batch, reference_logprobs=found) for batch, found in plan] for plan in asked]
 
     def _with_old(self, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
         """The microbatches with the log-probs that ratios start at, where a pass of its own finds them.
@@ -171,15 +166,16 @@ class PolicyStep:
             return plans
         if self.policies.average is not None:
             with self.policies.average.in_place() as policy:
-                return self._with_old_of(policy, plans)
-        recomputed = isinstance(self.config.old_logprobs, Recompute) and len(plans) > 1
-        return self._with_old_of(self.policies.trained, plans) if recomputed else plans
+                asked = [self._asked(policy, plan) for plan in plans]
+        elif isinstance(self.config.old_logprobs, Recompute) and len(plans) > 1:
+            asked = [self._asked(self.policies.trained, plan) for plan in plans]
+        else:
+            return plans
+        return [[replace(batch, old_logprobs=found) for batch, found in plan] for plan in asked]
 
-    def _with_old_of(self, policy: Policy, plans: list[list[PackedBatch]]) -> list[list[PackedBatch]]:
-        return [
-            [replace(batch, old_logprobs=old) for batch, old in zip(plan, self._logprobs(policy, plan), strict=True)]
-            for plan in plans
-        ]
+    def _asked(self, policy: Policy, plan: Sequence[PackedBatch]) -> list[tuple[PackedBatch, torch.Tensor]]:
+        """Each microbatch with the policy's log-probs."""
+        return list(zip(plan, self._logprobs(policy, plan), strict=True))
 
     def _train(self, plans: Sequence[Sequence[PackedBatch]], step: int) -> "Learned":
         """An optimiser step for each plan that holds anything."""

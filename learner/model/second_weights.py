@@ -59,8 +59,6 @@ class SecondWeights:
     @classmethod
     def taken(cls, policy: Policy, other: Policy) -> "SecondWeights":
         """All of another policy of the same architecture on the same ranks, without an adapter; `other` is of no use afterwards."""
-        for each in (policy, other):
-            reshard(each)
         values = {name: tensor.detach() for name, tensor in named_tensors(other)}
         return cls(policy, dict(named_tensors(policy)), values, adapted=False)
 
