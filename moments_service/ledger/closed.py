@@ -3,7 +3,8 @@
 import logging
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from moments_service.ledger.parts import PartConnections, finish_part
@@ -52,11 +53,9 @@ class ClosedParts:
 
     def tidy(self) -> None:
         """Finish closed parts and drop the texts that are past the bound. What fails is said, and tried again next time."""
-        try:
+        with _failure_said():
             self.finish()
             self._drop_texts()
-        except (OSError, sqlite3.Error, LedgerDamagedError) as error:
-            logger.error("closed parts of the ledger stay as they are until the next one is closed: %s", error)
 
     def finish(self) -> None:
         """Make every closed part one whole file."""
@@ -76,7 +75,8 @@ class ClosedParts:
         """Finish what can be finished, drop what is past the bound, and close all connections. Only where `tidy` does not run."""
         self._connections.close()
         self.finish()
-        self.tidy()  # parts that were closed while the last one ran are past it
+        with _failure_said():  # parts that were closed while `tidy` ran are still to be looked at
+            self._drop_texts()
 
     def _drop_texts(self) -> None:
         finished = [path for path in list(self._spans) if path not in self._unfinished]
@@ -92,3 +92,12 @@ class ClosedParts:
                 self._connections.forget(path)  # it reads the old file, which takes up the disk until then
             self._without_texts.add(path)
             logger.info("%s: texts dropped by retention", path)
+
+
+@contextmanager
+def _failure_said() -> Iterator[None]:
+    """Nothing that fails within ends a run: the parts are whole as they are."""
+    try:
+        yield
+    except (OSError, sqlite3.Error, LedgerDamagedError) as error:
+        logger.error("closed parts of the ledger stay as they are until the next one is closed: %s", error)

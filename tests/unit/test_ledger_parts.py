@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from moments_service.ledger import Ledger, LedgerDamagedError, LedgerLimits, LedgerReader, seals
+from moments_service.ledger.closed import ClosedParts
 from moments_service.ledger.parts import is_finished, part_path, part_paths
 from moments_service.ledger.seals import check_parts
 from moments_service.messages.groups import PolicyMove, ScoredGroup, Transcript
@@ -292,6 +293,17 @@ async def test_a_missing_or_a_foreign_part_is_refused(tmp_path: Path) -> None:
     shutil.copy(gone, tmp_path / "again").replace(part_path(run, 2))
     with pytest.raises(LedgerDamagedError, match=r"ledger-000002\.sqlite"):
         Ledger(run, 1)
+
+
+async def test_old_texts_are_gone_at_the_end_however_slow_the_disk_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if no part had been looked at before the last one was closed."""
+    monkeypatch.setattr(ClosedParts, "tidy", lambda self: None)
+    bound = 3 * SMALL.part_bytes
+    await write_run(tmp_path, LedgerLimits(SMALL.part_bytes, texts_bytes=bound))
+    holding = [path for path in part_paths(tmp_path) if rows(path, "SELECT 1 FROM transcripts LIMIT 1")]
+    assert holding and sum(path.stat().st_size for path in holding) <= bound
 
 
 async def test_old_texts_go_and_nothing_else_does(tmp_path: Path) -> None:
