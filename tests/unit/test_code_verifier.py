@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,17 +15,9 @@ from actors.sandbox.program import Limits, Outcome, Program, SandboxError
 from actors.verifiers import get_verifier, refuse_gold
 from actors.verifiers.code import CodeVerifier
 from actors.verifiers.code_tests import Cases, UnitTests, gold_tests, program_in, same_output
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Iterator[LocalSandbox]:
-    sandbox = LocalSandbox()
-    yield sandbox
-    sandbox.close()
 
 
 def prompt(gold: Any) -> Prompt:
