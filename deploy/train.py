@@ -11,9 +11,9 @@ async def train(run: Run) -> None:
         with run.phase("generate"):
             group_ids = await run.take()
 
-        # 2. Their rewards become advantages, from moments that have not seen this batch.
+        # 2. Their rewards become advantages, from moments that have not seen this batch; shaping is for the learner alone.
         with run.phase("moments"):
-            batch = await run.moments.draw(run.step, group_ids)
+            batch = run.shaper(await run.moments.draw(run.step, group_ids))
         await run.react(batch)
 
         # 3. One policy step, once the weights that it changes were handed over.
@@ -30,7 +30,7 @@ async def train(run: Run) -> None:
             run.sync.start(run.step + 1)
             run.remembered = await run.moments.commit(run.step, run.step + 1, policy_move(learned))
             await run.sync.settle()
-            await run.advance()
+            await run.advance(batch)
 
         # 5. Report, evaluation and checkpoint, each when due.
         await run.after_step(batch, learned)

@@ -94,6 +94,8 @@ class LearnerConfig(StrictModel):
     """Updates in a row whose loss or gradient is not finite that end the run; fewer are skipped, counted and kept for inspection."""
     entropy_coef: float = Field(0.0, ge=0)
     """Weight of the entropy bonus."""
+    mask_truncated: bool = False
+    """Leave completions that a length limit ended out of the loss; they still count in history, and in their group's baseline."""
     loss: AnyLoss = PpoClip()
     """What is minimised for each token (docs/learner.md says which when)."""
     old_logprobs: AnyOld = Recompute()

@@ -13,7 +13,7 @@ from ray.util.placement_group import PlacementGroup
 from actors.placement import Part, bundle, give_back, place_in, reserve
 from actors.weights.offer import WeightOffer
 from learner.actor import LearnerActor
-from learner.batching.split import split_batch
+from learner.batching.split import masked_share, split_batch, without_truncated
 from learner.blame import Whereabouts, holding_up, is_echo
 from learner.config import LearnerConfig
 from learner.errors import PayloadLostError, RankDiedError, RankFailedError, RankLateError
@@ -86,11 +86,16 @@ class LearnerGroup:
         await _gather(setups, "meeting and loading the policy", timeout_s, key, self._ask)
 
     async def step(self, batch: Batch) -> dict[str, float]:
-        """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`.
+        """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`, and `masked_truncated` where
+        `mask_truncated` is set.
 
         Raises PayloadLostError before anything was trained when payloads died with their actors; LearnerError otherwise.
         """
         started = time.perf_counter()
+        masked = {}
+        if self.config.mask_truncated:
+            masked = {"masked_truncated": masked_share(batch)}
+            batch = without_truncated(batch)
         plan = split_batch(batch, self.config.updates_per_batch, self.config.world_size)
         sizes = batch.table.sizes.tolist()
         timeout_s = self.config.step_timeout_s
@@ -108,7 +113,7 @@ class LearnerGroup:
             raise PayloadLostError(tuple(group_id for ids in lost for group_id in ids))
         open_s = time.perf_counter() - started
         metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
-        return metrics[0] | {"open_s": open_s}
+        return metrics[0] | {"open_s": open_s} | masked
 
     async def offer(self, version: int) -> WeightOffer:
         """The policy as it is now, as `version`, whole when this returns.

@@ -129,7 +129,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
         "order": _ORDERS[config.prompts.order],
-        "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}",
+        "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}" + _shaping(config),
     }
     for name, text in rows.items():
         table.add_row(name, text)
@@ -143,6 +143,11 @@ def _group_sizes(config: RunConfig) -> str:
 def _filter(config: RunConfig) -> str:
     most = config.generation_batches
     return f"; up to {most} batches are sampled for one without groups of equal rewards (DAPO)" if most > 1 else ""
+
+
+def _shaping(config: RunConfig) -> str:
+    shaped = f", then shaped by {' and '.join(rule.kind for rule in config.shaping)}" if config.shaping else ""
+    return shaped + ("; truncated completions are left out of the loss" if config.learner.mask_truncated else "")
 
 
 def _clusters(config: RunConfig) -> str:

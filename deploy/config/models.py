@@ -9,6 +9,8 @@ from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from actors.redaction import is_signed
+from actors.shaping import AnyShaping
+from actors.shaping.check import refuse_senseless_shaping
 from actors.weights.registry import TransportConfig
 from actors.weights.shared_memory import SharedMemoryConfig
 from learner.config import LearnerConfig
@@ -83,6 +85,8 @@ class RunConfig(StrictModel):
     sampling: SamplingConfig = SamplingConfig()
     environment: EnvironmentConfig = SingleTurnConfig()
     rewards: RewardsConfig = RewardsConfig()
+    shaping: tuple[AnyShaping, ...] = ()
+    """Rules that change what the learner optimises, and nothing that the moments remember (docs/shaping.md); each kind once."""
     rollout: RolloutConfig = RolloutConfig()
     weights: TransportConfig = SharedMemoryConfig()
     """How new weights get from the learner to the engines."""
@@ -139,6 +143,12 @@ class RunConfig(StrictModel):
         if self.sampling.is_cut:
             refuse_ratios_to_a_cut_sampler(self.learner)
         refuse_uncorrected_staleness(self.learner, self.max_staleness)
+        return self
+
+    @model_validator(mode="after")
+    def _shaping_makes_sense(self) -> "RunConfig":
+        highest = None if self.rewards.range is None else self.rewards.range[1]
+        refuse_senseless_shaping(self.shaping, self.sampling.max_tokens, self.group_size, highest)
         return self
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from actors.deadline import within
 from actors.prompts.feed import PromptFeed
 from actors.prompts.prompt import Prompt
+from actors.shaping.shaper import Shaper
 from deploy.config.models import RunConfig
 from deploy.mirror.mirror import Mirror
 from deploy.run.checkpoints import Checkpoints
@@ -49,6 +50,7 @@ class Run:
         rollout = config.rollout
         self.sampler = Sampler(self.work, self.fleet, self.moments, rollout.group_timeout_s, rollout.group_attempts)
         self.sync = WeightSync(self.learner, self.fleet)
+        self.shaper = Shaper(config.shaping, config.sampling.max_tokens)
         self.health = HealthGuard(config.moments.health, directory, reporter.watchers, reporter.display.note)
         self.checkpoints = Checkpoints(config.checkpoint, directory, self.learner, self.moments, self._look_for_mirror)
         self.clock = Clock()
@@ -67,6 +69,7 @@ class Run:
         await self.learner.load(str(point.checkpoint / "learner"))
         self.step = point.step
         self.checkpoints.restored(self.step)
+        self.shaper.load_state(point.state.get("shaping", {}))
         self.work.restore(self.feed.load_state(point.state["feed"], point.prompts), self.step)
         self.sync.start(self.step)
         await self.sync.settle()
@@ -102,7 +105,7 @@ class Run:
         await self._put_back(lost)
         self.sampler.sample_again(lost)
 
-    async def advance(self) -> None:
+    async def advance(self, batch: Batch) -> None:
         """The batch is history, and every engine has the weights that came of it: free its slots, and count the step.
 
         From here on a checkpoint holds it.
@@ -111,6 +114,7 @@ class Run:
             # Before slots are freed: with nothing in flight no group is assigned by one version and folded by the next.
             await self.moments.adapt_clusters()
         await self._inform_feed()
+        self.shaper.learn(batch)
         self.work.release(self.step, self.step + 1)
         self.step += 1
         self.sampler.pump()
@@ -165,6 +169,7 @@ class Run:
             "policy_version": self.step,
             "incarnation": self.services.incarnation,
             "feed": self.feed.state(in_flight=self.work.unfinished()),
+            "shaping": self.shaper.state(),
         }
 
     async def _put_back(self, lost: tuple[str, ...]) -> None:

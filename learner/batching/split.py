@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,23 @@ from moments_service.messages.batch import Batch
 def trained_tokens(batch: Batch) -> npt.NDArray[np.int64]:
     """[M] sampled tokens of each group that have an advantage; 0 means that there is nothing to train on."""
     return np.where(np.isnan(batch.advantages), 0, batch.table.lengths).sum(axis=1, dtype=np.int64)
+
+
+def masked_share(batch: Batch) -> float:
+    """Share of the completions with an advantage that `without_truncated` leaves out."""
+    return float(batch.table.truncated[~np.isnan(batch.advantages)].mean())
+
+
+def without_truncated(batch: Batch) -> Batch:
+    """A copy that has neither reward nor advantage of completions that a length limit ended: nothing is learned from those.
+
+    Source: overlong filtering of DAPO (arXiv 2503.14476), section 3.4; `mask_truncated_completions` of TRL, which counts their zeros
+    in the means of its loss. Here they count nowhere.
+    """
+    left_out = batch.table.truncated
+    rewards = np.where(left_out, np.nan, batch.table.rewards)
+    advantages = np.where(left_out, np.nan, batch.advantages)
+    return replace(batch, table=replace(batch.table, rewards=rewards), advantages=advantages)
 
 
 def split_evenly(count: int, parts: int) -> list[range]:

@@ -24,6 +24,8 @@ export const CHARTS = [
   { title: "Trust in history", range: share, format: (value) => fixed(value), lines: [{ name: "advantage/history_weight", label: "mean w" }] },
   { title: "Size of advantages", format: (value) => fixed(value), lines: [
     { name: "advantage/mean_abs", label: "mean |A|" }, { name: "advantage/clipped", label: "share clipped", other: true, format: percent }] },
+  { title: "Shaping", format: (value) => fixed(value), lines: [
+    { name: "shaping/mean", label: "mean part" }, { name: "shaping/touched", label: "share touched", other: true, format: percent }] },
   { title: "Completions without a reward", range: (_, low, high) => [0, Math.max(high ?? 0, 0.05)], format: percent, lines: [{ name: "reward/errors", label: "share" }] },
   { title: "Speed", lines: [{ name: "tokens_per_s", label: "tokens / s" }] },
   { title: "Seconds a step", lines: [{ name: "seconds", label: "seconds" }] },

@@ -1,0 +1,124 @@
+"""Shaping changes what is learned and nothing that is remembered; what makes no sense is refused; truncated completions can be left out."""
+
+import re
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from actors.shaping.protocol import ShapingOptions
+from actors.shaping.shaper import Shaper
+from actors.shaping.soft_overlong import SoftOverlong
+from deploy.config.recipe import ConfigError, load_recipe
+from learner.batching.split import masked_share, split_batch, without_truncated
+from moments_service.clusters import PromptSet
+from moments_service.config import ClusterConfig, MomentsConfig
+from moments_service.ledger import LedgerReader
+from moments_service.messages.groups import ScoredGroup
+from moments_service.service import MomentsService
+from tests.conftest import ROOT
+from tests.unit.made_batches import made_batch
+
+pytestmark = pytest.mark.unit
+
+RECIPE = ROOT / "deploy" / "recipes" / "cold_start.yaml"
+PROMPTS = PromptSet(
+    tuple(f"prompt{n}" for n in range(12)),
+    ("sums",) * 12,
+    ("",) * 12,
+    np.repeat(np.eye(4, dtype=np.float32), 3, axis=0),
+)
+MAX_TOKENS = 100
+EVERY_RULE: tuple[ShapingOptions, ...] = (SoftOverlong(applies_to="all", window=0.9),)
+
+
+def sampled(step: int) -> list[ScoredGroup]:
+    """Four groups of four, with an error in one of them."""
+    random = np.random.default_rng(step)
+    groups = []
+    for place in range(4):
+        rewards: list[float | None] = random.integers(0, 2, 4).astype(float).tolist()
+        if place == 0:
+            rewards[1] = None
+        groups.append(
+            ScoredGroup(
+                group_id=f"prompt{3 * place}:0:{step}:0",
+                prompt_id=f"prompt{3 * place}",
+                source="sums",
+                sequence=4 * step + place,
+                rewards=tuple(rewards),
+                errors=tuple("crashed" if reward is None else None for reward in rewards),
+                lengths=tuple(random.integers(1, MAX_TOKENS + 1, 4).tolist()),
+                truncated=(False,) * 4,
+                policy_versions=(step, step),
+            )
+        )
+    return groups
+
+
+async def remembered(
+    directory: Path, estimator: str, rules: Sequence[ShapingOptions]
+) -> tuple[dict[str, bytes], list[tuple[object, ...]], list[np.ndarray]]:
+    """What a service saves after three steps, what its ledger holds of groups, and the advantages that the learner got."""
+    config = MomentsConfig.model_validate({"estimator": estimator, "clusters": ClusterConfig(count=4)})
+    service, shaper = MomentsService(config, directory / "moments", seed=0), Shaper(rules, MAX_TOKENS)
+    await service.fit_clusters(PROMPTS)
+    learned = []
+    for step in range(3):
+        groups = sampled(step)
+        for group in groups:
+            await service.submit(group, payload=group.group_id)
+        batch = shaper(await service.draw(step, [group.group_id for group in groups]))
+        learned.append(batch.advantages)
+        await service.commit(step, step + 1)
+        shaper.learn(batch)
+    (directory / "snapshot").mkdir()
+    await service.snapshot(directory / "snapshot")
+    await service.close()
+    saved = {
+        f"{path.name}: {name}": array.tobytes()
+        for path in (directory / "snapshot").glob("*.safetensors")
+        for name, array in load_file(path).items()
+    }
+    with closing(LedgerReader(directory / "moments")) as ledger:
+        rows = ledger.folded((0, 0, 2), "group_id, cluster, rewards, lengths", "advantages, baseline, scale, weight")
+    return saved, rows, learned
+
+
+@pytest.mark.parametrize("estimator", ["hierarchical", "grpo"])
+async def test_ledger_and_moments_are_the_same_bits_with_and_without_shaping(tmp_path: Path, estimator: str) -> None:
+    (tmp_path / "without").mkdir()
+    saved, rows, raw = await remembered(tmp_path / "without", estimator, ())
+    assert len(saved) > 3 and len(rows) == 12
+    for rule in EVERY_RULE:
+        (tmp_path / rule.kind).mkdir()
+        shaped_saved, shaped_rows, learned = await remembered(tmp_path / rule.kind, estimator, (rule,))
+        assert shaped_saved == saved and shaped_rows == rows
+        assert not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(raw, learned, strict=True)), rule.kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        (["shaping=[soft_overlong, soft_overlong]"], "soft_overlong stands there twice; one of each kind is enough"),
+        (["shaping=[soft_overlong]", "group_size=1"], "group_size = 1 leaves nothing to compare; raise group_size"),
+        (["shaping=[{kind: soft_overlong, max_tokens: 17}]"], "= 17 is more than sampling.max_tokens = 10"),
+        (["shaping=[soft_overlong]", "rewards.range=[-1, 0.5]"], "rewards.range ends at 0.5; scale the reward"),
+    ],
+)
+def test_shaping_that_makes_no_sense_is_refused(settings: list[str], what: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(what)):
+        load_recipe(RECIPE, settings)
+
+
+def test_truncated_completions_can_be_left_out_of_the_loss() -> None:
+    batch = made_batch([[1.0, 0.0, None], [0.0, 0.0]], [[9, 16, 16], [16, 16]], [[False, True, True], [True, True]])
+    found = without_truncated(batch)
+    np.testing.assert_array_equal(found.advantages, [[0.5, np.nan, np.nan], [np.nan, np.nan, np.nan]])
+    assert masked_share(batch) == 3 / 4
+    # The group of which nothing is left goes to no rank, and the batch that becomes history has all of its rewards.
+    assert split_batch(found, updates=1, world_size=1) == [[[0]]]
+    np.testing.assert_array_equal(batch.table.rewards, [[1.0, 0.0, np.nan], [0.0, 0.0, np.nan]])
