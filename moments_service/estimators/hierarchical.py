@@ -1,5 +1,6 @@
 """Hierarchical empirical Bayes: the mean of a group's other completions, moved towards what history expects of their prompt."""
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -35,8 +36,9 @@ class Hierarchical:
     """A_i = (r_i - b_i) / s, b_i = w m + (1 - w) * mean of the other rewards of the group, w = V_l / (V_l + V_h).
 
     m is the prior of the prompt: its cluster's mean from history and the other groups of the batch, plus what the prompt itself
-    deviated by when it came before. V_h is the mean squared error of m, as scored on earlier batches; V_l = v / (n - 1) that of
-    the mean of n - 1 others, v the variance of rewards of one prompt. Where there are no others w = 1, so groups of one work.
+    deviated by when it came before, no further than any reward of history. V_h is the mean squared error of m, as scored on
+    earlier batches; V_l = v / (n - 1) that of the mean of n - 1 others, v the variance of rewards of one prompt. Where there
+    are no others w = 1, so groups of one work.
 
     Neither b_i nor s holds anything of r_i, so no gradient is biased, whatever history says; and since w minimises the error of
     b_i by errors that were measured, it is RLOO where prompts are unlike and a historical baseline where they are alike.
@@ -88,8 +90,12 @@ class Hierarchical:
         self, prompts: tuple[str, ...], rewards: Array, clusters: npt.NDArray[np.int64], history: TrackedHistory
     ) -> Priors:
         groups = group_means(rewards)
-        cluster = leave_one_out(history, clusters, groups)
-        return self._deviations.applied(prompts, groups, cluster) if self._options.own_past else cluster
+        prior = leave_one_out(history, clusters, groups)
+        if self._options.own_past:
+            prior = self._deviations.applied(prompts, groups, prior)
+        # A deviation from a mean that has moved since may point past every reward there is, and would push the best of them down.
+        within = (history.lowest, history.highest) if history.lowest < history.highest else (-np.inf, np.inf)
+        return replace(prior, mean=np.clip(prior.mean, *within))
 
     @staticmethod
     def _trust(others: "_Others", prior: Priors, valid: npt.NDArray[np.bool_]) -> Array:
