@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from actors.shaping.hard_truncation import HardTruncation
 from actors.shaping.protocol import Limited, ShapingOptions
 from moments_service.messages.groups import FULL_REWARD
 
@@ -10,11 +11,16 @@ BESIDE_ANOTHER = frozenset({"soft_overlong"})
 
 
 def refuse_senseless_shaping(
-    rules: Sequence[ShapingOptions], max_tokens: int, group_size: int, highest_reward: float | None
+    rules: Sequence[ShapingOptions],
+    max_tokens: int,
+    group_size: int,
+    highest_reward: float | None,
+    mask_truncated: bool,
 ) -> None:
     """Raise ValueError, which names the key and what to do instead.
 
-    max_tokens: most tokens of a completion.    highest_reward: that there can be, where that is known.
+    max_tokens: most tokens of a completion.    highest_reward: that there can be, where that is known.    mask_truncated: whether
+    completions that a length limit ended are left out of the loss.
     """
     if not rules:
         return
@@ -36,6 +42,11 @@ def refuse_senseless_shaping(
             raise ValueError(
                 f"shaping: {rule.kind}: max_tokens = {rule.max_tokens} is more than sampling.max_tokens = {max_tokens}, so no completion "
                 "gets there; lower it, or leave it out"
+            )
+        if isinstance(rule, HardTruncation) and (rule.max_tokens or max_tokens) == max_tokens and mask_truncated:
+            raise ValueError(
+                f"shaping: hard_truncation takes the reward of completions of {max_tokens} tokens, which learner.mask_truncated leaves out of "
+                "the loss; set one of the two, or a smaller max_tokens"
             )
     if highest_reward is not None and highest_reward < FULL_REWARD:
         raise ValueError(

@@ -52,10 +52,12 @@ class ShapingBatch:
 class Shaped:
     """What a rule makes of a batch.
 
-    rewards: [M, G] in the place of the raw ones, NaN where those are.    metrics: what it has to say of itself, by name.
+    rewards: [M, G] in the place of the raw ones, NaN where those are.    weights: [M, G] factors of the advantages, None for 1.
+    metrics: what it has to say of itself, by name.
     """
 
     rewards: Array
+    weights: Array | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -91,7 +93,7 @@ class ShapingOptions(StrictModel):
     by_length: ClassVar[bool] = True
     """Whether it answers to the lengths of completions."""
 
-    def create(self) -> Rule:
+    def create(self) -> Rule | RememberingRule:
         """The rule with these options, its memory empty."""
         raise NotImplementedError
 

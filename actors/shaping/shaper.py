@@ -26,7 +26,7 @@ class Shaper:
         seen = ShapingBatch.of(batch, self._max_tokens)
         found = {kind: rule(seen) for kind, rule in self._rules.items()}
         advantages, parts = combined(batch.advantages, seen.rewards, list(found.values()))
-        metrics = shaping_metrics(seen.rewards, parts, advantages)
+        metrics = shaping_metrics(parts, list(found.values()), advantages)
         for kind, shaped in found.items():
             metrics |= {f"shaping/{kind}/{name}": value for name, value in shaped.metrics.items()}
         return replace(batch, advantages=advantages, metrics=batch.metrics | metrics)
@@ -54,13 +54,14 @@ class Shaper:
 def combined(advantages: Array, rewards: Array, found: Sequence[Shaped]) -> tuple[Array, Array]:
     """Advantages after shaping, and what was added to each reward. All [M, G], NaN where a completion has no reward.
 
-    A_i = A_i(raw) + d_i - mean of d_j over the group's other completions, d = shaped - raw reward: like a leave-one-out baseline, so that
-    what all completions of a group share pushes none of them. In units of reward, whatever the estimator's scale.
+    A_i = w_i (A_i(raw) + d_i - mean of d_j over the group's other completions), d = shaped - raw reward: like a leave-one-out baseline, so
+    that what all completions of a group share pushes none of them. In units of reward, whatever the estimator's scale.
     """
-    parts = np.where(np.isnan(rewards), np.nan, 0.0)
+    parts, weights = np.where(np.isnan(rewards), np.nan, 0.0), np.ones_like(rewards)
     for shaped in found:
         parts = parts + (shaped.rewards - rewards)
-    return advantages + against_the_others(parts), parts
+        weights = weights if shaped.weights is None else weights * shaped.weights
+    return weights * (advantages + against_the_others(parts)), parts
 
 
 def against_the_others(values: Array) -> Array:
@@ -72,13 +73,17 @@ def against_the_others(values: Array) -> Array:
     return np.where(there & (others < 1), 0.0, compared)
 
 
-def shaping_metrics(rewards: Array, parts: Array, advantages: Array) -> dict[str, float]:
+def shaping_metrics(parts: Array, found: Sequence[Shaped], advantages: Array) -> dict[str, float]:
     """`shaping/mean`: mean of what was added to a reward.    `shaping/touched`: share of the completions with a reward for which
-    that is not 0.    `shaping/advantage_mean_abs`: mean |A| that the learner gets, where `advantage/mean_abs` is that before.
+    that is not 0, or whose advantage was weighted.    `shaping/advantage_mean_abs`: mean |A| that the learner gets, where
+    `advantage/mean_abs` is that before.
     """
-    there = ~np.isnan(rewards)
+    there = ~np.isnan(parts)
+    touched = parts != 0.0
+    for shaped in found:
+        touched |= False if shaped.weights is None else shaped.weights != 1.0
     return {
         "shaping/mean": float(parts[there].mean()),
-        "shaping/touched": float((parts[there] != 0.0).mean()),
+        "shaping/touched": float(touched[there].mean()),
         "shaping/advantage_mean_abs": float(np.abs(advantages[there]).mean()),
     }

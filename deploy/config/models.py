@@ -148,7 +148,9 @@ class RunConfig(StrictModel):
     @model_validator(mode="after")
     def _shaping_makes_sense(self) -> "RunConfig":
         highest = None if self.rewards.range is None else self.rewards.range[1]
-        refuse_senseless_shaping(self.shaping, self.sampling.max_tokens, self.group_size, highest)
+        refuse_senseless_shaping(
+            self.shaping, self.sampling.max_tokens, self.group_size, highest, self.learner.mask_truncated
+        )
         return self
 
     @model_validator(mode="after")

@@ -4,11 +4,20 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from actors.shaping import ShapingKind
+from actors.shaping.alp import Alp
+from actors.shaping.drpo import Drpo
+from actors.shaping.grpo_lambda import GrpoLambda
+from actors.shaping.hapo import HapoOptions
+from actors.shaping.hard_truncation import HardTruncation
+from actors.shaping.kimi import Kimi
+from actors.shaping.laser_d import LaserDOptions
 from actors.shaping.protocol import ShapingOptions
 from actors.shaping.shaper import Shaper
 from actors.shaping.soft_overlong import SoftOverlong
@@ -32,7 +41,16 @@ PROMPTS = PromptSet(
     np.repeat(np.eye(4, dtype=np.float32), 3, axis=0),
 )
 MAX_TOKENS = 100
-EVERY_RULE: tuple[ShapingOptions, ...] = (SoftOverlong(applies_to="all", window=0.9),)
+EVERY_RULE: tuple[ShapingOptions, ...] = (
+    SoftOverlong(window=0.9),
+    HardTruncation(max_tokens=30),
+    Kimi(),
+    Alp(),
+    GrpoLambda(),
+    HapoOptions(),
+    LaserDOptions(every=1),
+    Drpo(),
+)
 
 
 def sampled(step: int) -> list[ScoredGroup]:
@@ -88,6 +106,10 @@ async def remembered(
     return saved, rows, learned
 
 
+def test_every_rule_is_among_those() -> None:
+    assert {type(rule) for rule in EVERY_RULE} == set(get_args(ShapingKind))
+
+
 @pytest.mark.parametrize("estimator", ["hierarchical", "grpo"])
 async def test_ledger_and_moments_are_the_same_bits_with_and_without_shaping(tmp_path: Path, estimator: str) -> None:
     (tmp_path / "without").mkdir()
@@ -106,6 +128,8 @@ async def test_ledger_and_moments_are_the_same_bits_with_and_without_shaping(tmp
         (["shaping=[soft_overlong, soft_overlong]"], "soft_overlong stands there twice; one of each kind is enough"),
         (["shaping=[soft_overlong]", "group_size=1"], "group_size = 1 leaves nothing to compare; raise group_size"),
         (["shaping=[{kind: soft_overlong, max_tokens: 17}]"], "= 17 is more than sampling.max_tokens = 10"),
+        (["shaping=[kimi, alp]"], "kimi and alp pay for the same lengths, each in its own way"),
+        (["shaping=[hard_truncation]", "learner.mask_truncated=true"], "takes the reward of completions of 10 tokens"),
         (["shaping=[soft_overlong]", "rewards.range=[-1, 0.5]"], "rewards.range ends at 0.5; scale the reward"),
     ],
 )
