@@ -51,11 +51,11 @@ def test_a_killed_run_has_one_successor_that_goes_on_from_what_is_whole(
     assert "10 are not among the 690 of this run" in refused(fewer)
     assert "steps: 1 is less than" in refused(bvblend("train", "--resume", run.path, *at, *settings(steps=1)))
 
-    changed = settings(steps=older + 4, moments__estimator__temperature=0.5, prompts__sources__0__limit=60)
+    changed = settings(steps=older + 4, moments__estimator__scale="none", prompts__sources__0__limit=60)
     both = [bvblend("train", "--resume", run.path, "--resume-from-older", *changed) for _ in range(2)]
     assert sorted(one.wait(START_S) for one in both) == [0, 2], "\n".join(one.output() for one in both)
     went_on = next(one.output() for one in both if one.process.returncode == 0)
-    assert "changed since the last start: moments.estimator.temperature: 0.1 -> 0.5" in went_on
+    assert "changed since the last start: moments.estimator.scale: cluster -> none" in went_on
     assert "20 new training prompts; an epoch over all 720 begins" in went_on
 
     assert json.loads(run.summary.read_text())["steps"] == older + 4

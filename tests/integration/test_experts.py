@@ -44,6 +44,8 @@ def test_a_mixture_of_experts_trains_and_is_exported_under_the_names_of_its_file
         ROOT / "deploy" / "recipes" / "cold_start.yaml",
         *settings(policy=policy, steps=3, batch_groups=4, runs_dir=tmp_path / "runs", evaluation__train_prompts=8),
         *settings(rollout__engine=engine, prompts__sources__0__held_out=4, learner__optimizer__lr=0.05),
+        # Random weights solve nothing; this estimator learns from failures alone.
+        *settings(moments__estimator="w_reinforce"),
     )
     assert run.wait(300.0) == 0, run.output()
     rows = [json.loads(line) for line in (tmp_path / "runs" / "latest" / "metrics.jsonl").read_text().splitlines()]
