@@ -55,7 +55,7 @@ def test_a_killed_run_has_one_successor_that_goes_on_from_what_is_whole(
     both = [bvblend("train", "--resume", run.path, "--resume-from-older", *changed) for _ in range(2)]
     assert sorted(one.wait(START_S) for one in both) == [0, 2], "\n".join(one.output() for one in both)
     went_on = next(one.output() for one in both if one.process.returncode == 0)
-    assert "changed since the last start: moments.estimator.scale: cluster -> none" in went_on
+    assert 'changed since the last start: moments.estimator.scale: "cluster" -> "none"' in went_on
     assert "20 new training prompts; an epoch over all 720 begins" in went_on
 
     assert json.loads(run.summary.read_text())["steps"] == older + 4
