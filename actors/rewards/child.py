@@ -4,6 +4,7 @@ Usage: python -m actors.rewards.child PIPE_HANDLE TIMEOUT_S LIMITS_AS_JSON. Ends
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -44,6 +45,7 @@ class Server:
     def __init__(self, pipe: Connection, timeout_s: float) -> None:
         self._pipe, self._timeout_s, self._pid = pipe, timeout_s, os.getpid()
         self._verifiers: dict[str, Verifier] = {}
+        self._room: dict[str, asyncio.Semaphore] = {}
         self._working = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -82,7 +84,7 @@ class Server:
             for place, verdict in enumerate(await self._judge_group(verifier, prompt, attempts)):
                 self._send(request.nonce, _said(place, verdict))
         elif verifier.waits:
-            await asyncio.gather(*(self._judge_one(request, verifier, place) for place in range(len(attempts))))
+            await asyncio.gather(*(self._judge_in_turn(request, verifier, place) for place in range(len(attempts))))
         else:
             for place in range(len(attempts)):
                 await self._judge_one(request, verifier, place)
@@ -95,11 +97,20 @@ class Server:
         ) as error:  # a user's module may raise anything at import, and the reason must reach the run
             return {"error": reason(error)}
         self._verifiers[name] = verifier
+        concurrent = getattr(verifier, "concurrent", None)
+        if concurrent is not None:
+            self._room[name] = asyncio.Semaphore(concurrent)
         return {
             "error": None,
             "waits": bool(getattr(verifier, "waits", True)),
             "by_group": not isinstance(verifier, FunctionVerifier),
+            "concurrent": concurrent,
         }
+
+    async def _judge_in_turn(self, request: Request, verifier: FunctionVerifier, place: int) -> None:
+        """As one of as many as the verifier judges at once. Its time begins when its turn comes."""
+        async with self._room.get(request.verifier, contextlib.nullcontext()):
+            await self._judge_one(request, verifier, place)
 
     async def _judge_one(self, request: Request, verifier: FunctionVerifier, place: int) -> None:
         assert request.prompt is not None

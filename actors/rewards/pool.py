@@ -30,6 +30,7 @@ class UnloadableVerifierError(RuntimeError):
 @dataclass(slots=True)
 class _Waiting:
     verifier: str
+    attempts: int
     alone: bool
     given: "asyncio.Future[VerifierProcess]"
 
@@ -39,9 +40,21 @@ class _Busy:
     """What a process is working on."""
 
     process: VerifierProcess
-    verifiers: list[str] = field(default_factory=list)
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    """The verifier and the number of attempts of each."""
     together: bool = False
     """Whether others may join."""
+
+    @property
+    def verifiers(self) -> list[str]:
+        return [verifier for verifier, _ in self.groups]
+
+    def has_room(self, verifier: str, attempts: int) -> bool:
+        """Whether a group may join others whose verifiers wait for something, and begin at once with all of its attempts."""
+        if verifier not in self.process.loaded or not 0 < len(self.groups) < MAX_TOGETHER:
+            return False
+        most = self.process.loaded[verifier].concurrent
+        return most is None or attempts + sum(count for name, count in self.groups if name == verifier) <= most
 
 
 class RewardPool:
@@ -69,13 +82,13 @@ class RewardPool:
         """Start a process and import these verifiers. Raises UnloadableVerifierError if one cannot be."""
         self._names |= set(verifiers)
         for verifier in verifiers:
-            process = await self._process(verifier, alone=True)
+            process = await self._process(verifier, 0, alone=True)
             try:
                 await self._load(process, verifier)
             except UnloadableVerifierError as error:
                 raise UnloadableVerifierError(f"verifier `{verifier}` does not start: {error}") from error
             finally:
-                self._leave(process, verifier)
+                self._leave(process, verifier, 0)
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
         """One verdict for each attempt, in order. Never raises for what a verifier or a completion does."""
@@ -104,7 +117,7 @@ class RewardPool:
         alone = False
         while left := [place for place in range(len(attempts)) if place not in verdicts]:
             asked = left[:1] if alone and not self._kinds[name].by_group else left
-            process = await self._process(name, alone)
+            process = await self._process(name, len(asked), alone)
             started = time.perf_counter()
             try:
                 await self._load(process, name)
@@ -115,7 +128,7 @@ class RewardPool:
                 # Loading does not depend on the attempt, so trying again for each would only repeat it.
                 return [Verdict(None, str(error))] * len(attempts)
             finally:
-                self._leave(process, name)
+                self._leave(process, name, len(asked))
             verdicts |= {asked[place]: verdict for place, verdict in found.items()}
             if death is None:
                 continue
@@ -140,20 +153,20 @@ class RewardPool:
             raise UnloadableVerifierError(error)
         self._kinds[verifier] = process.loaded[verifier]
 
-    async def _process(self, verifier: str, alone: bool) -> VerifierProcess:
+    async def _process(self, verifier: str, attempts: int, alone: bool) -> VerifierProcess:
         """A process that may be asked for this verifier now; `_leave` gives it back."""
         self._refuse_if_closed()
-        waiting = _Waiting(verifier, alone, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(verifier, attempts, alone, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
         self._assign()
         if not waiting.given.done() and self._wanted < self._config.processes:
             asyncio.get_running_loop().call_later(GROW_AFTER_S, self._grow, waiting)
         return await waiting.given
 
-    def _leave(self, process: VerifierProcess, verifier: str) -> None:
+    def _leave(self, process: VerifierProcess, verifier: str, attempts: int) -> None:
         for busy in [busy for busy in self._processes if busy.process is process]:
-            busy.verifiers.remove(verifier)
-            if not busy.verifiers and not process.alive:
+            busy.groups.remove((verifier, attempts))
+            if not busy.groups and not process.alive:
                 self._processes.remove(busy)
         self._assign()
 
@@ -175,7 +188,7 @@ class RewardPool:
         for waiting in list(self._waiting):
             if (busy := self._free(waiting)) is not None:
                 self._waiting.remove(waiting)
-                busy.verifiers.append(waiting.verifier)
+                busy.groups.append((waiting.verifier, waiting.attempts))
                 waiting.given.set_result(busy.process)
 
     def _free(self, waiting: _Waiting) -> _Busy | None:
@@ -186,12 +199,12 @@ class RewardPool:
         alive = [busy for busy in self._processes if busy.process.alive]
         if together:
             for busy in alive:
-                if busy.together and 0 < len(busy.verifiers) < MAX_TOGETHER and name in busy.process.loaded:
+                if busy.together and busy.has_room(name, waiting.attempts):
                     return busy
         holding = sum(name in busy.verifiers for busy in alive)
         if len(self._names) > 1 and self._config.processes > 1 and holding >= self._config.processes - 1:
             return None
-        idle = [busy for busy in self._processes if not busy.verifiers]
+        idle = [busy for busy in self._processes if not busy.groups]
         for dead in [busy for busy in idle if not busy.process.alive]:
             self._processes.remove(dead)
             idle.remove(dead)

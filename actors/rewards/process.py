@@ -40,10 +40,14 @@ class ProcessDiedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A verifier that was imported. waits: others can be judged beside it.    by_group: it judges whole groups."""
+    """A verifier that was imported. waits: others can be judged beside it.    by_group: it judges whole groups.
+
+    concurrent: attempts that it judges at once; more would wait within their deadlines. None for any number.
+    """
 
     waits: bool
     by_group: bool
+    concurrent: int | None = None
 
 
 _Answer = dict[str, Any] | ProcessDiedError
@@ -111,7 +115,12 @@ class VerifierProcess:
         error = answer.get("error", "it said nothing of how it was loaded")
         if error is None:
             self._stderr.forget()
-            self.loaded[verifier] = Loaded(bool(answer.get("waits")), bool(answer.get("by_group")))
+            concurrent = answer.get("concurrent")
+            self.loaded[verifier] = Loaded(
+                bool(answer.get("waits")),
+                bool(answer.get("by_group")),
+                concurrent if type(concurrent) is int else None,
+            )
         return None if error is None else brief(str(error)) + self._stderr.said()
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> tuple[dict[int, Verdict], str | None]:

@@ -6,7 +6,7 @@ import math
 import numbers
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from actors.prompts.prompt import Prompt
@@ -67,9 +67,9 @@ class Verifier(Protocol):
 
 WHOLE = "reward"
 """The part that, where it is there, is the reward itself; the others then stand beside it."""
-Value = float | Mapping[str, float]
-"""What a function says of a completion: its reward (or True or False), or the named parts of it. The reward is their sum, or the
-part `reward`."""
+Value = float | Mapping[str, float] | Verdict
+"""What a function says of a completion: its reward (or True or False), or the named parts of it, whose sum it is, or whose part `reward`; or
+all of it, as a verdict."""
 
 
 class Unscored(Exception):  # noqa: N818 (what a verifier says of a completion, and no failure of its own)
@@ -88,8 +88,11 @@ GROUP = "attempts"
 class FunctionVerifier:
     """A function as a verifier."""
 
-    def __init__(self, function: VerifierFunction) -> None:
-        self._function = function
+    concurrent: int | None = None
+    """How many completions an async one judges at once in each process; None for any number."""
+
+    def __init__(self, function: VerifierFunction, concurrent: int | None = None) -> None:
+        self._function, self.concurrent = function, concurrent
         self.waits = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
         """Whether it is async, so that others can be judged while it waits."""
 
@@ -137,11 +140,13 @@ def _raised(error: BaseException, started: float) -> Verdict:
         raise error
     if isinstance(error, Unscored):
         return Verdict(None, brief(f"unscored: {error}"), seconds=time.perf_counter() - started)
-    return Verdict(None, f"verifier raised {reason(error)}")
+    return Verdict(None, f"verifier raised {reason(error)}", seconds=time.perf_counter() - started)
 
 
 def _said(value: Any, started: float) -> Verdict:
     """What a function returned of a completion, as a verdict."""
+    if isinstance(value, Verdict):
+        return replace(value, seconds=time.perf_counter() - started)
     try:
         parts = _parts(value) if isinstance(value, Mapping) else None
         whole = value if parts is None else parts.pop(WHOLE) if WHOLE in parts else math.fsum(parts.values())

@@ -22,7 +22,9 @@ BUILT_IN = {
 WITH_OPTIONS = {
     "choice": "actors.verifiers.choice:choice",
     "code": "actors.verifiers.code:code",
+    "http": "actors.verifiers.http:http",
     "json_schema": "actors.verifiers.json_schema:json_schema",
+    "judge": "actors.verifiers.judge:judge",
     "regex": "actors.verifiers.regex:regex",
     "weighted": "actors.verifiers.weighted:weighted",
 }

@@ -56,7 +56,7 @@ class CodeVerifier(FunctionVerifier):
     def __init__(self, sandbox: Sandbox, share: bool, limits: Limits, concurrent: int = 0) -> None:
         """concurrent: how many completions it may judge at once; 0 where the sandbox is this machine's, which they would share."""
         self._sandbox, self._share, self._limits = sandbox, share, limits
-        self.waits = concurrent > 0
+        self.waits, self.concurrent = concurrent > 0, concurrent or None
         self._threads = ThreadPoolExecutor(concurrent) if concurrent else None
 
     async def judge_one(self, prompt: Prompt, attempt: Attempt) -> Verdict:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from actors.rewards.protocol import MAX_NAME, MAX_PARTS
 from actors.sandbox.kinds import AnySandbox, NamespaceSandbox
 from actors.verifiers import WITH_OPTIONS, refuse_unknown
+from actors.verifiers.service_options import Http, Judge
 from moments_service.strict import StrictModel
 
 
@@ -108,7 +109,11 @@ _Choice = Annotated[Choice, Tag("choice")]
 _Code = Annotated[Code, Tag("code")]
 _Regex = Annotated[Regex, Tag("regex")]
 _JsonSchema = Annotated[JsonSchema, Tag("json_schema")]
-OneVerifier = Annotated[_Name | _Choice | _Code | _Regex | _JsonSchema, Discriminator(_tag), BeforeValidator(_known)]
+_Judge = Annotated[Judge, Tag("judge")]
+_Http = Annotated[Http, Tag("http")]
+OneVerifier = Annotated[
+    _Name | _Choice | _Code | _Regex | _JsonSchema | _Judge | _Http, Discriminator(_tag), BeforeValidator(_known)
+]
 
 
 class Weight(StrictModel):
@@ -139,7 +144,9 @@ class Weighted(StrictModel):
 
 _Weighted = Annotated[Weighted, Tag("weighted")]
 AnyVerifier = Annotated[
-    _Name | _Choice | _Code | _Regex | _JsonSchema | _Weighted, Discriminator(_tag), BeforeValidator(_known)
+    _Name | _Choice | _Code | _Regex | _JsonSchema | _Judge | _Http | _Weighted,
+    Discriminator(_tag),
+    BeforeValidator(_known),
 ]
 """All kinds; a name alone stands for that kind with its defaults."""
 

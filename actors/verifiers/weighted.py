@@ -38,7 +38,9 @@ class _OfCompletions(FunctionVerifier):
 
     def __init__(self, members: Sequence[_Member]) -> None:
         self._members = members
-        self.waits = any(isinstance(each.verifier, FunctionVerifier) and each.verifier.waits for each in members)
+        functions = [each.verifier for each in members if isinstance(each.verifier, FunctionVerifier)]
+        self.waits = any(function.waits for function in functions)
+        self.concurrent = min((each.concurrent for each in functions if each.concurrent is not None), default=None)
 
     async def judge_one(self, prompt: Prompt, attempt: Attempt) -> Verdict:
         said = []

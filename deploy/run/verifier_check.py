@@ -13,15 +13,21 @@ from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, UnloadableVerifierError
 from actors.rewards.protocol import NOT_A_NUMBER, Attempt
 from actors.verifiers import BUILT_IN, WITH_OPTIONS, named
+from actors.verifiers.options import Code, Weighted
+from actors.verifiers.service_options import Http, Judge
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 
 log = logging.getLogger(__name__)
 
+OUT_OF_REACH = ("ServiceError", "BudgetError", "SandboxError")
+"""In an error of what judges elsewhere: it would fail for every completion."""
+
 
 def refuse_unusable_verifiers(config: RunConfig, pool: PromptPool) -> None:
     """Load each verifier of the user's own in a process as the run will have it, and ask it once: for its first prompt, about the
     gold answer. Raises ConfigError where it does not load, or returns what is no number; warns of any other error."""
+    _refuse_late(config)
     firsts: dict[str, Prompt] = {}
     for prompt in (*pool.train, *pool.held_out):
         if prompt.verifier not in BUILT_IN:
@@ -29,6 +35,18 @@ def refuse_unusable_verifiers(config: RunConfig, pool: PromptPool) -> None:
     if firsts:
         with _called_from_here():
             asyncio.run(_ask_each(config, firsts.values()))
+
+
+def _refuse_late(config: RunConfig) -> None:
+    """Verifiers whose own deadline says why it was missed, which `rewards.timeout_s` does not."""
+    for source in config.prompts.sources:
+        whole = source.verifier
+        for each in (member.verifier for member in whole.of.values()) if isinstance(whole, Weighted) else (whole,):
+            if isinstance(each, Code | Http | Judge) and each.seconds >= config.rewards.timeout_s:
+                raise ConfigError(
+                    f"prompts.sources: source `{source.name}`: verifier `{each.kind}` takes up to {each.seconds:g} seconds, "
+                    f"rewards.timeout_s ends it after {config.rewards.timeout_s:g}; set that above its `seconds`"
+                )
 
 
 @contextmanager
@@ -68,6 +86,8 @@ async def _ask(rewards: RewardPool, prompt: Prompt) -> None:
     if verdict.error is None:
         return
     said = f"{where}: asked about the gold answer {gold[:80]!r} of the first prompt, {' '.join(verdict.error.split())}"
+    if any(kind in verdict.error for kind in OUT_OF_REACH):
+        raise ConfigError(f"{said}; no completion could be judged")
     # None may be what it says of an answer that it cannot read; any other kind of thing is never a reward.
     if NOT_A_NUMBER in verdict.error and "returned NoneType" not in verdict.error:
         raise ConfigError(f"{said}; let `{prompt.verifier}` return a number, True or False, or a mapping of numbers")

@@ -232,6 +232,14 @@ def test_a_recipe_that_is_none(refused: Say, place: Path, recipe: str, what: str
         ("prompts.sources.0.verifier=my_verifiers:number", "not a callable"),
         ("prompts.sources.0.verifier=my_verifiers:wants_more", "and takes (prompt, completion, tokens)"),
         ("prompts.sources.0.verifier=my_verifiers:says", "returned str, not a number; let `my_verifiers:says` return"),
+        (
+            "prompts.sources.0.verifier={kind: code, seconds: 10}",
+            "`code` takes up to 10 seconds, rewards.timeout_s ends it after 10",
+        ),
+        (
+            'prompts.sources.0.verifier={kind: http, url: "http://127.0.0.1:9", tries: 1}',
+            "127.0.0.1:9 cannot be asked: ConnectError",
+        ),
         ("policy=/nowhere/at/all", "/nowhere/at/all is no directory; name one that holds a Hugging Face model"),
         ("policy=./directory", "directory is no Hugging Face directory"),
         ("policy=a/b/c", "a/b/c is no directory beside the recipe, and "),
