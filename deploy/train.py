@@ -13,7 +13,7 @@ async def train(run: Run) -> None:
 
         # 2. Their rewards become advantages, from moments that have not seen this batch; shaping is for the learner alone.
         with run.phase("moments"):
-            batch = run.shaper(await run.moments.draw(run.step, group_ids))
+            batch = run.shaped(await run.moments.draw(run.step, group_ids))
         await run.react(batch)
 
         # 3. One policy step, once the weights that it changes were handed over.

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -33,6 +33,8 @@ class Receipt:
     """See `SampledGroup.timings`."""
     uniform: bool = False
     """Whether it has two rewards or more, and all of them are equal."""
+    observed: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """See `SampledGroup.observed`."""
 
 
 class RolloutActor:
@@ -93,7 +95,7 @@ class RolloutActor:
         payload = ray.put(group.samples) if header.status is GroupStatus.SCORED else None
         self._sender = self._sender or GroupSender(moments)
         await self._sender.submit(header, payload, group.transcript)
-        return Receipt(header.group_id, header.status, group.timings, header.uniform)
+        return Receipt(header.group_id, header.status, group.timings, header.uniform, group.observed)
 
     @ray.method(max_task_retries=0)
     async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:

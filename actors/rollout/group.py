@@ -37,7 +37,7 @@ class GroupSampler:
     """Consumes: prompts, as many at once as callers send. Waits for: the engine, and each sample's environment."""
 
     def __init__(self, spec: RolloutSpec, renderer: Renderer, engine: Engine) -> None:
-        self._spec, self._renderer, self._engine = spec, renderer, engine
+        self._spec, self.renderer, self._engine = spec, renderer, engine
 
     async def episodes(self, prompt: Prompt, draw: Draw) -> list[Episode]:
         """`draw.n` episodes of one prompt, all of them over and closed.
@@ -47,7 +47,7 @@ class GroupSampler:
         before anything is sampled, and what the engine raises; whatever an environment does is an error of its sample.
         """
         kind = self._spec.environment
-        episodes = [Episode(index, kind.create(), self._renderer, kind.timeout_s) for index in range(draw.n)]
+        episodes = [Episode(index, kind.create(), self.renderer, kind.timeout_s) for index in range(draw.n)]
         try:
             await asyncio.gather(
                 *(episode.open(prompt, derive_seed(draw.seed, "environment", episode.index)) for episode in episodes)
@@ -85,7 +85,7 @@ class GroupSampler:
             temperature=draw.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            stop_token_ids=self._renderer.stop_ids,
+            stop_token_ids=self.renderer.stop_ids,
             seed=draw.seed,
         )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.environments.protocol import EnvironmentKind
+from actors.shaping.protocol import ShapingOptions
 from actors.weights.transport import TransportKind
 
 
@@ -29,5 +30,7 @@ class RolloutSpec:
     """How much of each text is kept."""
     verifiers: tuple[str, ...] = ()
     """Names to load at the start; others are loaded when first needed."""
+    shaping: tuple[ShapingOptions, ...] = ()
+    """Rules that may want to know of completions, or tell the policy something."""
     start_timeout_s: float = 300.0
     """How long a rollout waits for `ready`."""

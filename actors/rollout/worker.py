@@ -3,19 +3,20 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from actors.engines.create import create_engine
 from actors.engines.protocol import Engine
 from actors.prompts.prompt import Prompt, Ticket
 from actors.prompts.renderer import Renderer
-from actors.rewards.protocol import Verdict
+from actors.rewards.protocol import Attempt, Verdict
 from actors.rewards.range import within
 from actors.rewards.thread import RewardThread
 from actors.rollout.episode import Episode
 from actors.rollout.group import Draw, GroupSampler, header, transcript
 from actors.rollout.sample import Sample
 from actors.rollout.spec import RolloutSpec
+from actors.shaping.witness import Witness
 from actors.weights.offer import WeightOffer
 from moments_service.messages.groups import ScoredGroup, Transcript
 from moments_service.seeding import derive_seed
@@ -30,6 +31,8 @@ class SampledGroup:
     transcript: Transcript | None
     timings: dict[str, float]
     """`generate_s`, `score_s` (time that verifiers worked) and `tokens` that were sampled."""
+    observed: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """By kind of shaping rule, what it saw of each completion; for the driver, and for nobody who remembers."""
 
 
 class RolloutWorker:
@@ -42,6 +45,7 @@ class RolloutWorker:
         """index: this worker's place among the rollout actors."""
         self._spec, self._index = spec, index
         self._pool = RewardThread(spec.rewards)
+        self._witness = Witness(spec.shaping, spec.seed)
         self._engine: Engine | None = None
         self._sampler: GroupSampler | None = None
 
@@ -66,6 +70,7 @@ class RolloutWorker:
         """
         spec = self._spec
         engine, sampler = self._started()
+        ticket = self._witness.told(ticket)
         seed = derive_seed(spec.seed, "sample", ticket.group_id)
         draw = Draw(ticket.group_id, ticket.group_size, spec.sampling.temperature, seed)
         started = time.perf_counter()
@@ -73,15 +78,24 @@ class RolloutWorker:
         generate_s = time.perf_counter() - started
         verdicts = await self._judge(ticket.prompt, episodes)
         samples = tuple(episode.sample(ticket.group_id, draw.temperature) for episode in episodes)
+        witnessed = await self._witness.looked_at(
+            ticket,
+            samples,
+            ["\n".join(episode.replies) for episode in episodes],
+            [verdict.reward for verdict in verdicts],
+            lambda attempts: self._verdicts(ticket.prompt, attempts),
+            sampler.renderer.text,
+        )
         return SampledGroup(
             header=header(ticket, samples, verdicts, engine.policy_version),
-            samples=samples,
+            samples=witnessed.samples,
             transcript=transcript(ticket, episodes, verdicts, spec.text_share, spec.text_chars),
             timings={
                 "generate_s": generate_s,
-                "score_s": sum(verdict.seconds for verdict in verdicts),
+                "score_s": sum(verdict.seconds for verdict in verdicts) + witnessed.judge_s,
                 "tokens": float(sum(sample.trained_tokens for sample in samples)),
             },
+            observed=witnessed.observed,
         )
 
     async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:
@@ -121,6 +135,10 @@ class RolloutWorker:
         judged = iter(await self._pool.judge(prompt, [episode.attempt() for episode in open_ones]))
         verdicts = [next(judged) if episode.verdict is None else episode.verdict for episode in episodes]
         return [within(verdict, self._spec.rewards.range) for verdict in verdicts]
+
+    async def _verdicts(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
+        judged = await self._pool.judge(prompt, attempts)
+        return [within(verdict, self._spec.rewards.range) for verdict in judged]
 
     async def _evaluate(self, prompt: Prompt, temperature: float, n: int) -> list[float | None]:
         # All greedy completions of a prompt are the same one.

@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from actors.rollout.sample import Sample
 from moments_service.blend import Array
 from moments_service.config import StrictModel
 from moments_service.messages.batch import Batch
@@ -20,7 +21,8 @@ class ShapingBatch:
 
     rewards: [M, G] raw verifier rewards, NaN where a completion has none.    lengths: [M, G] sampled tokens, as floats.
     truncated: [M, G], whether a length limit ended the completion.    prompts: M prompt ids.    step: that trains on the batch.
-    max_tokens: most tokens that a completion may have.
+    max_tokens: most tokens that a completion may have.    observed: [M, G] by kind, what a rule saw of the completions where they were
+    sampled, NaN where it saw nothing.
     """
 
     rewards: Array
@@ -29,13 +31,14 @@ class ShapingBatch:
     prompts: tuple[str, ...]
     step: int
     max_tokens: int
+    observed: Mapping[str, Array] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, batch: Batch, max_tokens: int) -> "ShapingBatch":
+    def of(cls, batch: Batch, max_tokens: int, observed: Mapping[str, Array] | None = None) -> "ShapingBatch":
         """Of what the moments service drew."""
         table = batch.table
         lengths = table.lengths.astype(np.float64)
-        return cls(table.rewards, lengths, table.truncated, table.prompt_ids, batch.step, max_tokens)
+        return cls(table.rewards, lengths, table.truncated, table.prompt_ids, batch.step, max_tokens, observed or {})
 
     @property
     def scored(self) -> npt.NDArray[np.bool_]:
@@ -53,11 +56,13 @@ class Shaped:
     """What a rule makes of a batch.
 
     rewards: [M, G] in the place of the raw ones, NaN where those are.    weights: [M, G] factors of the advantages, None for 1.
-    metrics: what it has to say of itself, by name.
+    alone: whether advantages are of these rewards only, and the moments have no part in them.    metrics: what it has to say of itself,
+    by name.
     """
 
     rewards: Array
     weights: Array | None = None
+    alone: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -92,6 +97,8 @@ class ShapingOptions(StrictModel):
     kind: str
     by_length: ClassVar[bool] = True
     """Whether it answers to the lengths of completions."""
+    by_correctness: ClassVar[bool] = True
+    """Whether it goes by which of them are right."""
 
     def create(self) -> Rule | RememberingRule:
         """The rule with these options, its memory empty."""
@@ -118,3 +125,38 @@ class Limited(ShapingOptions):
     def limit(self, batch: ShapingBatch) -> int:
         """In tokens."""
         return self.max_tokens or batch.max_tokens
+
+
+class Watching(ShapingOptions):
+    """A rule that goes by what only the rollout actor has of a completion: its tokens and its text. One number each travels to the driver."""
+
+    def observe(self, sample: Sample, text: str) -> float:
+        """What the rule wants to know. text: hostile input."""
+        raise NotImplementedError
+
+
+class Budgeted(Guarded):
+    """A rule that tells the policy in its prompt how many tokens it may have, or should."""
+
+    tell: str = " Think for {budget} tokens."
+    """What is put after the prompt's text, with `{budget}` where the number stands; empty tells nothing."""
+
+    @field_validator("tell")
+    @classmethod
+    def _can_be_told(cls, tell: str) -> str:
+        if tell and "{budget}" not in tell:
+            raise ValueError(f"{tell!r} does not say where the budget stands; write {{budget}} there")
+        return tell
+
+    def budget(self, group_id: str, version: int, seed: int) -> int:
+        """Tokens that the completions of a group are told of. version: of the policy that is asked.    seed: the run's."""
+        raise NotImplementedError
+
+    @property
+    def largest_budget(self) -> int:
+        """In tokens."""
+        raise NotImplementedError
+
+    def told(self, text: str, budget: int) -> str:
+        """A prompt's text with its budget."""
+        return text + self.tell.replace("{budget}", str(budget))

@@ -10,6 +10,9 @@ from actors.shaping.protocol import RememberingRule, Shaped, ShapingBatch, Shapi
 from moments_service.blend import Array
 from moments_service.messages.batch import Batch
 
+Observed = Mapping[str, Sequence[float]]
+"""Of one group: by kind of rule, a number for each completion."""
+
 
 class Shaper:
     """The rules of a run, with what they remember. The batch that it is given stays as it is, and so do the moments."""
@@ -19,11 +22,14 @@ class Shaper:
         self._rules = {options.kind: options.create() for options in rules}
         self._max_tokens = max_tokens
 
-    def __call__(self, batch: Batch) -> Batch:
-        """The batch with what its shaping adds to the advantages and metrics. Changes nothing: asked again, it says the same."""
+    def __call__(self, batch: Batch, observed: Mapping[str, Observed] | None = None) -> Batch:
+        """The batch with what its shaping adds to the advantages and metrics. Changes nothing: asked again, it says the same.
+
+        observed: of each group, by id, what rules saw of it where it was sampled.
+        """
         if not self._rules:
             return batch
-        seen = ShapingBatch.of(batch, self._max_tokens)
+        seen = ShapingBatch.of(batch, self._max_tokens, as_columns(batch, observed or {}))
         found = {kind: rule(seen) for kind, rule in self._rules.items()}
         advantages, parts = combined(batch.advantages, seen.rewards, list(found.values()))
         metrics = shaping_metrics(parts, list(found.values()), advantages)
@@ -51,17 +57,30 @@ class Shaper:
         return {kind: rule for kind, rule in self._rules.items() if isinstance(rule, RememberingRule)}
 
 
+def as_columns(batch: Batch, observed: Mapping[str, Observed]) -> dict[str, Array]:
+    """What rules saw of the groups of a batch, by kind: [M, G], NaN where there is no completion."""
+    kinds = {kind for one in observed.values() for kind in one}
+    columns = {kind: np.full(batch.table.rewards.shape, np.nan) for kind in kinds}
+    for row, group_id in enumerate(batch.group_ids):
+        for kind, values in observed.get(group_id, {}).items():
+            columns[kind][row, : len(values)] = values
+    return columns
+
+
 def combined(advantages: Array, rewards: Array, found: Sequence[Shaped]) -> tuple[Array, Array]:
     """Advantages after shaping, and what was added to each reward. All [M, G], NaN where a completion has no reward.
 
     A_i = w_i (A_i(raw) + d_i - mean of d_j over the group's other completions), d = shaped - raw reward: like a leave-one-out baseline, so
-    that what all completions of a group share pushes none of them. In units of reward, whatever the estimator's scale.
+    that what all completions of a group share pushes none of them. In units of reward, whatever the estimator's scale. A rule that
+    stands alone has its own rewards for d, and no A(raw).
     """
     parts, weights = np.where(np.isnan(rewards), np.nan, 0.0), np.ones_like(rewards)
     for shaped in found:
         parts = parts + (shaped.rewards - rewards)
         weights = weights if shaped.weights is None else weights * shaped.weights
-    return weights * (advantages + against_the_others(parts)), parts
+    alone = [shaped.rewards for shaped in found if shaped.alone]
+    pushed = against_the_others(alone[0]) if alone else advantages + against_the_others(parts)
+    return weights * pushed, parts
 
 
 def against_the_others(values: Array) -> Array:

@@ -10,7 +10,7 @@ from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from actors.redaction import is_signed
 from actors.shaping import AnyShaping
-from actors.shaping.check import refuse_senseless_shaping
+from actors.shaping.check import Circumstances, refuse_senseless_shaping
 from actors.weights.registry import TransportConfig
 from actors.weights.shared_memory import SharedMemoryConfig
 from learner.config import LearnerConfig
@@ -147,10 +147,17 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _shaping_makes_sense(self) -> "RunConfig":
-        highest = None if self.rewards.range is None else self.rewards.range[1]
-        refuse_senseless_shaping(
-            self.shaping, self.sampling.max_tokens, self.group_size, highest, self.learner.mask_truncated
+        most = self.sampling.max_tokens
+        run = Circumstances(
+            max_tokens=most,
+            room=self.rollout.max_model_len - self.prompts.max_tokens - most,
+            group_size=self.group_size,
+            largest_group=self.max_group_size or self.group_size,
+            highest_reward=None if self.rewards.range is None else self.rewards.range[1],
+            mask_truncated=self.learner.mask_truncated,
+            passes_by=self.prompts.filter == "dapo",
         )
+        refuse_senseless_shaping(self.shaping, run)
         return self
 
     @model_validator(mode="after")

@@ -67,6 +67,7 @@ class RolloutFleet:
             text_share=config.transcripts.share,
             text_chars=config.transcripts.max_chars,
             verifiers=tuple(self._verifiers),
+            shaping=config.shaping,
             start_timeout_s=config.start_timeout_s,
         )
         self.actors = spawn_rollout_actors(spec, self._places)

@@ -91,6 +91,10 @@ class Run:
             except NothingScoredError:
                 await self.health.nothing_scored(self.step)
 
+    def shaped(self, batch: Batch) -> Batch:
+        """The batch as the learner gets it: with what the recipe's shaping makes of its advantages. The moments keep their own."""
+        return self.shaper(batch, self.work.observed(self.step))
+
     async def react(self, batch: Batch) -> None:
         """Before anything is learned from the batch: say what looks broken, and pause or stop if the run is told to."""
         try:

@@ -121,7 +121,7 @@ class Sampler:
             self._tally.passed_by += 1
             self.pump()
         elif receipt.status is GroupStatus.SCORED:
-            self._work.ready(ticket.group_id)
+            self._work.ready(ticket.group_id, receipt.observed)
         else:
             self._work.close(ticket.group_id)
             self.pump()

@@ -2,8 +2,8 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from actors.prompts.feed import PromptFeed
@@ -33,6 +33,8 @@ class Group:
     stage: Stage = Stage.WAITING
     actor: int | None = None
     """Who samples it, and later holds its payload."""
+    observed: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Once it is ready: what shaping rules saw of its completions where they were sampled."""
 
 
 class NothingScoredError(RuntimeError):
@@ -93,9 +95,10 @@ class WorkBuffer:
         group = self._at(group_id, Stage.WAITING)
         group.stage, group.actor = Stage.IN_FLIGHT, actor
 
-    def ready(self, group_id: str) -> None:
-        """IN_FLIGHT -> READY: the moments service acknowledged it, with at least one reward."""
-        self._at(group_id, Stage.IN_FLIGHT).stage = Stage.READY
+    def ready(self, group_id: str, observed: Mapping[str, Sequence[float]] | None = None) -> None:
+        """IN_FLIGHT -> READY: the moments service acknowledged it, with at least one reward. observed: for shaping, see `Group`."""
+        group = self._at(group_id, Stage.IN_FLIGHT)
+        group.stage, group.observed = Stage.READY, observed or {}
         self._unscored_in_a_row = 0
         self._changed.set()
 
@@ -154,6 +157,10 @@ class WorkBuffer:
             else:
                 await self._changed.wait()
         return self._drawn[step]
+
+    def observed(self, step: int) -> dict[str, Mapping[str, Sequence[float]]]:
+        """What shaping rules saw of the groups of the batch of `step`, by id."""
+        return {group_id: self._groups[group_id].observed for group_id in self._drawn[step]}
 
     def put_back(self, step: int) -> None:
         """DRAWN -> READY: nothing was learned from the batch of `step`."""

@@ -1,6 +1,7 @@
 """The rollout worker with a scripted engine, a tiny tokenizer and the real verifier process."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from actors.rollout.actor import RolloutActor
 from actors.rollout.group import PromptTooLongError
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
+from actors.shaping.dot import Dot
+from actors.shaping.l1 import L1
+from actors.shaping.unlikeliness import Unlikeliness
 from actors.weights.block import pack
 from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.offer import WeightOffer
@@ -33,6 +37,8 @@ pytestmark = pytest.mark.unit
 
 WORDS = ["<pad>", "<eos>", "<stop>", "two", "plus", "4", "5", "is"]
 EOS, STOP, FOUR, FIVE = 1, 2, 5, 6
+ENDS = json.dumps({"kind": "regex", "pattern": "4$"})
+"""A verifier of what ends with a 4."""
 
 
 class ScriptedEngine:
@@ -297,3 +303,42 @@ async def test_weights_come_by_the_transport_of_the_spec(policy: str, engine: Sc
         await actor.close()
     assert [taken.version for taken in engine.taken] == [5, 6]
     assert engine.taken[1].address is shelf.places["place 6"]
+
+
+async def test_shaping_tells_budgets_and_looks_at_completions_past_what_is_remembered(
+    policy: str, engine: ScriptedEngine
+) -> None:
+    engine.script = [completion([FOUR, STOP]), completion([FIVE, FIVE, FIVE], "length")]
+    rules = (L1(tokens=(2, 2), tell=" is {budget} 4"), Unlikeliness())
+    worker = make_worker(policy, shaping=rules, rollout=RolloutConfig(max_model_len=16))
+    await worker.start()
+    found = await worker.rollout(ticket())
+    plain = make_worker(policy, rollout=RolloutConfig(max_model_len=16))
+    await plain.start()
+    expected = await plain.rollout(ticket())
+    await worker.close()
+    await plain.close()
+    told, untold = (request.token_ids for request in engine.requests)
+    assert untold == (3, 4, 3, 7) and told == (*untold, 7, 0, FOUR)  # the tokenizer has no 2
+    assert found.header == expected.header and found.samples[0].token_ids.tolist() == [*told, FOUR, STOP]
+    assert found.transcript is not None and found.transcript.prompt.endswith(" is 2 4")
+    assert found.observed == {"l1": (2.0, 2.0), "unlikeliness": (-1.0, -3.0)} and expected.observed == {}
+
+
+async def test_an_outlier_of_a_group_that_is_all_right_is_cut_for_the_learner_alone(
+    policy: str, engine: ScriptedEngine
+) -> None:
+    engine.script = [completion([FOUR, EOS])] * 5 + [completion([FIVE, FIVE, FIVE, FIVE, FOUR, EOS])]
+    rules = (Dot(deviations=1.0, least_cut=1),)
+    sampling = SamplingConfig(max_tokens=6)
+    worker = make_worker(policy, shaping=rules, sampling=sampling, rollout=RolloutConfig(max_model_len=16))
+    await worker.start()
+    found = await worker.rollout(
+        replace(ticket(answer=None), group_size=6, prompt=replace(ticket().prompt, verifier=ENDS))
+    )
+    await worker.close()
+    # 6 tokens among five times 2: mean 2.67, deviation 1.49, cut at 4.
+    assert found.header.rewards == (1.0,) * 6 and found.header.lengths == (2, 2, 2, 2, 2, 6)
+    assert found.header.truncated == (False,) * 6
+    assert [sample.trained_tokens for sample in found.samples] == [2, 2, 2, 2, 2, 4]
+    np.testing.assert_array_equal(found.observed["dot"], [np.nan] * 5 + [0.0])

@@ -78,9 +78,16 @@ class FaultyFleet:
         self.running[ticket.group_id] = (actor, future)
         return future
 
-    def finish(self, group_id: str, status: GroupStatus = GroupStatus.SCORED, uniform: bool = False) -> None:
+    def finish(
+        self,
+        group_id: str,
+        status: GroupStatus = GroupStatus.SCORED,
+        uniform: bool = False,
+        observed: dict[str, tuple[float, ...]] | None = None,
+    ) -> None:
         _, future = self.running.pop(group_id)
-        future.set_result(Receipt(group_id, status, {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}, uniform))
+        timings = {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}
+        future.set_result(Receipt(group_id, status, timings, uniform, observed or {}))
 
     def kill(self, actor: int) -> list[str]:
         self.dead.add(actor)
@@ -289,4 +296,16 @@ async def test_a_group_of_equal_rewards_is_passed_by_where_more_may_be_sampled(
         fleet.finish(next_one)
         assert await taking == (*others, next_one)
     assert sampling.take_tally().passed_by == generation_batches - 1
+    await sampling.close()
+
+
+async def test_what_a_rollout_actor_saw_for_shaping_comes_with_the_batch(fleet: FaultyFleet, moments: Moments) -> None:
+    work, sampling = sampler(fleet, moments)
+    await settle()
+    groups = list(fleet.running)
+    for number, group_id in enumerate(groups):
+        fleet.finish(group_id, observed={"arlcp": (float(number), 2.0)})
+    await settle()
+    await work.take(0)
+    assert work.observed(0) == {group: {"arlcp": (float(number), 2.0)} for number, group in enumerate(groups)}
     await sampling.close()

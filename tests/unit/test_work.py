@@ -272,3 +272,18 @@ async def test_a_resume_samples_what_was_passed_by_again_and_makes_the_same_batc
 def test_nothing_is_passed_by_unless_more_than_one_batch_may_be_sampled() -> None:
     work = filled()
     assert not any(work.may_pass(group_id) for group_id in send(work))
+
+
+async def test_what_shaping_saw_of_a_group_goes_with_it_and_with_nothing_that_is_sampled_again() -> None:
+    work = filled()
+    first, *others = send(work)
+    for number, group_id in enumerate([first, *others]):
+        work.ready(group_id, {"arlcp": (float(number), 0.5)})
+    assert await work.take(0) == (first, *others)
+    assert work.observed(0) == {group: {"arlcp": (float(number), 0.5)} for number, group in enumerate([first, *others])}
+    work.put_back(0)
+    work.sample_again(first)
+    (again,) = send(work)
+    work.ready(again)
+    await work.take(0)
+    assert work.observed(0)[again] == {} and work.observed(0)[others[0]] == {"arlcp": (1.0, 0.5)}
