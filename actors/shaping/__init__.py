@@ -1,8 +1,8 @@
 """Shaping rules: what the learner optimises beside the verifier's reward. A new one: a file here, and its class in `ShapingKind`."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from actors.shaping.alp import Alp
 from actors.shaping.arlcp import Arlcp
@@ -39,4 +39,12 @@ ShapingKind = (
 AnyShaping = Annotated[Annotated[ShapingKind, Field(discriminator="kind")], BY_NAME]
 """All kinds."""
 
-__all__ = ["AnyShaping", "ShapingKind"]
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str | dict) else value
+
+
+Rules = Annotated[tuple[AnyShaping, ...], BeforeValidator(_listed)]
+"""What a recipe says of shaping: a list of rules, or a single one."""
+
+__all__ = ["AnyShaping", "Rules", "ShapingKind"]

@@ -9,7 +9,7 @@ from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
 from actors.redaction import is_signed
-from actors.shaping import AnyShaping
+from actors.shaping import Rules
 from actors.shaping.check import Circumstances, refuse_senseless_shaping
 from actors.weights.registry import TransportConfig
 from actors.weights.shared_memory import SharedMemoryConfig
@@ -85,7 +85,7 @@ class RunConfig(StrictModel):
     sampling: SamplingConfig = SamplingConfig()
     environment: EnvironmentConfig = SingleTurnConfig()
     rewards: RewardsConfig = RewardsConfig()
-    shaping: tuple[AnyShaping, ...] = ()
+    shaping: Rules = ()
     """Rules that change what the learner optimises, and nothing that the moments remember (docs/shaping.md); each kind once."""
     rollout: RolloutConfig = RolloutConfig()
     weights: TransportConfig = SharedMemoryConfig()

@@ -13,12 +13,14 @@ import pytest
 import torch
 from pydantic import Field, TypeAdapter
 
+from actors import shaping
 from actors.engines import kinds
 from actors.engines.create import create_engine
 from actors.engines.protocol import GenerationRequest
 from actors.environments import registry as environments
 from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt
+from actors.shaping.shaper import Shaper
 from actors.verifiers import BUILT_IN, get_verifier
 from actors.weights import registry as transports
 from actors.weights.block import pack
@@ -34,6 +36,7 @@ from tests.conftest import ROOT
 from tests.contract import test_estimators as estimator_contract
 from tests.contract import test_transport as transport_contract
 from tests.made_samples import made_group
+from tests.unit.made_batches import made_batch
 from tests.unit.test_learner_loss import batch_of, central_differences, draw
 
 pytestmark = pytest.mark.unit
@@ -141,6 +144,19 @@ def test_an_estimator(example: Example, monkeypatch: pytest.MonkeyPatch) -> None
             estimator_contract.test_padding_changes_nothing,
         ):
             keeps_to(name="median")
+
+
+def test_a_shaping_rule(example: Example) -> None:
+    module, line = example("actors/shaping/shortest.py")
+    section = union_of(line, shaping, module)
+    assert section.validate_python("kimi").kind == "kimi"
+    rule = section.validate_python({"kind": "shortest", "bonus": 0.5})
+    batch = made_batch([[1.0, 1.0, 0.0, None], [0.0, 0.0, None, None]], [[7, 5, 2, 1], [3, 4, 1, 1]])
+    found = Shaper([rule], max_tokens=10)(batch)
+    # The second answer has half a reward that the two others have not.
+    np.testing.assert_allclose(
+        found.advantages - batch.advantages, [[-0.25, 0.5, -0.25, np.nan], [0, 0, np.nan, np.nan]]
+    )
 
 
 def learner_with(**sections: Any) -> LearnerConfig:

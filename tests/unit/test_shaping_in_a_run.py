@@ -162,6 +162,8 @@ def test_shaping_that_makes_no_sense_is_refused(settings: list[str], what: str) 
     "settings",
     [
         ["shaping=[soft_overlong, kimi, unlikeliness]"],
+        ["shaping=kimi"],
+        ["shaping={kind: kimi, weight: 0.5}"],
         ["shaping=[{kind: l1, tokens: [5, 10]}]", "rollout.max_model_len=1024"],
         ["shaping=[dot]", "group_size=8", "max_group_size=16"],
         ["shaping=[format_length]", "rewards.range=[0, 0.5]"],
