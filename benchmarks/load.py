@@ -66,6 +66,7 @@ class World:
             policy_versions=np.full((size, 2), number),
             turns=np.ones((size, GROUP_SIZE), dtype=np.int64),
             lost=np.zeros(size, dtype=np.bool_),
+            parts=(None,) * size,
         )
 
     def begin(self, directory: Path) -> None:

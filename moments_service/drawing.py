@@ -8,7 +8,7 @@ from moments_service.health import error_share, exploded, many_errors
 from moments_service.held import Groups, HeldGroups, committed_rewards
 from moments_service.messages.batch import Batch
 from moments_service.messages.table import GroupTable
-from moments_service.signal import reward_metrics, signal_metrics
+from moments_service.signal import part_metrics, reward_metrics, signal_metrics
 from moments_service.state import MomentsState
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,11 @@ def blend(config: MomentsConfig, state: MomentsState, step: int, groups: Groups,
     table, clusters = groups.table, groups.clusters
     rewards = state.reward_batch(table, clusters)
     own = state.estimate(rewards)
-    metrics = reward_metrics(table) | signal_metrics(rewards, own, grpo(rewards), config.blend.max_advantage)
+    metrics = (
+        reward_metrics(table)
+        | part_metrics(table)
+        | signal_metrics(rewards, own, grpo(rewards), config.blend.max_advantage)
+    )
     together = committed_rewards(groups, closed.all(), policy_version=-1, move=None)
     metrics["reward/errors"] = share = error_share(together)
     alarms = (*state.alarms(together), *exploded(state.heirs[clusters], table.rewards, own.values))

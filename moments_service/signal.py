@@ -1,5 +1,9 @@
 """How much signal a batch's advantages hold, and what GRPO would have made of the same rewards."""
 
+import math
+import re
+from collections import defaultdict
+
 import numpy as np
 import numpy.typing as npt
 
@@ -63,6 +67,24 @@ def reward_metrics(table: GroupTable) -> dict[str, float]:
     valid_by_source = np.bincount(of_row, weights=valid.sum(axis=1))
     shares = (solved_by_source / np.maximum(valid_by_source, 1.0)).tolist()
     return metrics | {f"pass_at_1/{source}": share for source, share in zip(names, shares, strict=True)}
+
+
+MOST_PARTS = 32
+"""Parts of rewards of which a batch has metrics: those that most completions have. Verifiers name them as they like."""
+_PART_NAME = re.compile(r"[\w .,:()+-]{1,40}", re.ASCII)
+
+
+def part_metrics(table: GroupTable) -> dict[str, float]:
+    """`reward_part/NAME`: the mean of each named part of the rewards, over the completions that have both."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for rewards, of_group in zip(table.rewards.tolist(), table.parts, strict=True):
+        for reward, parts in zip(rewards, of_group or (), strict=False):
+            if reward == reward and parts is not None:
+                for name, part in parts.items():
+                    if math.isfinite(part) and _PART_NAME.fullmatch(name):
+                        found[name].append(part)
+    names = sorted(sorted(found, key=lambda name: (-len(found[name]), name))[:MOST_PARTS])
+    return {f"reward_part/{name}": math.fsum(found[name]) / len(found[name]) for name in names}
 
 
 def _differ(rewards: Array) -> npt.NDArray[np.bool_]:

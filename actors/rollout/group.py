@@ -105,6 +105,7 @@ def header(ticket: Ticket, samples: Sequence[Sample], verdicts: Sequence[Verdict
     sampled = [sample.versions[sample.loss_mask] for sample in samples if sample.trained_tokens]
     versions = np.concatenate(sampled) if sampled else np.array([version])
     rewarded = any(verdict.reward is not None for verdict in verdicts)
+    parts = tuple(verdict.parts for verdict in verdicts)
     return ScoredGroup(
         group_id=ticket.group_id,
         prompt_id=ticket.prompt.prompt_id,
@@ -117,20 +118,17 @@ def header(ticket: Ticket, samples: Sequence[Sample], verdicts: Sequence[Verdict
         turns=tuple(sample.turns for sample in samples),
         policy_versions=(int(versions.min()), int(versions.max())),
         difficulty=ticket.prompt.difficulty,
+        parts=parts if any(parts) else None,
         status=GroupStatus.SCORED if rewarded else GroupStatus.ERROR,
     )
 
 
-def transcript(
-    ticket: Ticket, episodes: Sequence[Episode], verdicts: Sequence[Verdict], share: float, chars: int
-) -> Transcript | None:
+def transcript(ticket: Ticket, episodes: Sequence[Episode], share: float, chars: int) -> Transcript | None:
     """The group's texts, cut to `chars` each, if it is one of the `share` of groups whose texts are kept."""
     # By the group's id alone: the same groups are kept whoever samples them.
     if derive_seed(0, "transcript", ticket.group_id) >= share * 2**63:
         return None
-    parts = tuple(verdict.parts for verdict in verdicts)
     return Transcript(
         prompt=ticket.prompt.text[:chars],
         completions=tuple("\n".join(episode.spoken)[:chars] for episode in episodes),
-        reward_parts=parts if any(parts) else None,
     )

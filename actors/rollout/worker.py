@@ -89,7 +89,7 @@ class RolloutWorker:
         return SampledGroup(
             header=header(ticket, samples, verdicts, engine.policy_version),
             samples=witnessed.samples,
-            transcript=transcript(ticket, episodes, verdicts, spec.text_share, spec.text_chars),
+            transcript=transcript(ticket, episodes, spec.text_share, spec.text_chars),
             timings={
                 "generate_s": generate_s,
                 "score_s": sum(verdict.seconds for verdict in verdicts) + witnessed.judge_s,

@@ -77,7 +77,7 @@ def detail(run: OpenRun, group_id: str, incarnation: int | None) -> dict[str, An
     row = find(run, group_id, incarnation)
     texts, dropped = run.groups().texts(row)
     completions = texts.completions if texts is not None else ()
-    parts = texts.reward_parts if texts is not None else None
+    parts = run.groups().parts(row)
     return _listed(row) | {
         "sequence": row.group.sequence,
         "waiting": row.step < 0,

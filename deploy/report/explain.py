@@ -43,7 +43,7 @@ def explanation(found: Explanation, estimator: str) -> RenderableType:
 def _completions(found: Explanation, estimator: str) -> Table:
     assert found.recorded is not None and found.grpo is not None
     group, texts = found.group, found.texts.completions if found.texts is not None else None
-    parts = found.texts.reward_parts if found.texts is not None else None
+    parts = found.parts
     table = Table(title=f"step {found.step}", title_style="bold", title_justify="left")
     for name in ("reward", f"advantage ({estimator})", "under GRPO", "tokens"):
         table.add_column(name, justify="right")

@@ -169,6 +169,11 @@ class RunGroups:
             texts = ledger.transcript(*key)
             return texts, texts is None and ledger.texts_were_dropped(*key)
 
+    def parts(self, group: FoldedGroup) -> tuple[dict[str, float] | None, ...] | None:
+        """What the rewards of a group are made of; None where its verifier said nothing of it."""
+        with self._asking() as ledger:
+            return ledger.reward_parts(group.incarnation, group.group.sequence, group.group.group_id)
+
     def prompts(self, cluster: int, groups: int, tried: int, most: int) -> list[tuple[str, str]]:
         """(source, prompt) of up to `most` different prompts whose texts were kept.
 

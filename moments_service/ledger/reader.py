@@ -210,11 +210,23 @@ class LedgerReader:
 
     def transcript(self, incarnation: int, sequence: int, group_id: str) -> Transcript | None:
         """The texts of a group, if they were kept."""
-        query = f"SELECT prompt, completions, reward_parts FROM transcripts WHERE {_SAME}"
-        for prompt, completions, parts in self.query(query, (incarnation, sequence, group_id)):
-            return Transcript(
-                prompt, tuple(json.loads(completions)), None if parts is None else tuple(json.loads(parts))
-            )
+        query = f"SELECT prompt, completions FROM transcripts WHERE {_SAME}"
+        for prompt, completions in self.query(query, (incarnation, sequence, group_id)):
+            parts = self.reward_parts(incarnation, sequence, group_id)
+            return Transcript(prompt, tuple(json.loads(completions)), parts)
+        return None
+
+    def reward_parts(
+        self, incarnation: int, sequence: int, group_id: str
+    ) -> tuple[dict[str, float] | None, ...] | None:
+        """What the rewards of a group are made of; None where its verifier said nothing of it."""
+        key = (incarnation, sequence, group_id)
+        for path in part_paths(self.directory):
+            known = self._ask(path, "SELECT 1 FROM sqlite_master WHERE name = 'reward_parts'", ())
+            found = self._ask(path, f"SELECT parts FROM reward_parts WHERE {_SAME}", key) if known else []
+            found = found or self._ask(path, f"SELECT reward_parts FROM transcripts WHERE {_SAME}", key)
+            if found and found[0][0] is not None:
+                return tuple(json.loads(found[0][0]))
         return None
 
     def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:

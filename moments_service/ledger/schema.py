@@ -7,14 +7,17 @@ parts        one row: which part this is, and the last seal of the part before i
 groups       one row a group, when it was submitted: `size` completions, `failed` of them without a reward, their mean `reward`
              and `tokens` (those that are trained on)
 transcripts  the texts of some groups
+reward_parts what the rewards of a group are made of, where its verifier says; one JSON object a completion, null for none
 losses       groups whose payload died after they were submitted
 folds        what a commit made of each group: its advantages, or NULL for a group that was not trained on; beside them all
              that groups are searched by (`outcome` as in outcomes.py, `signal`: whether it pushed the policy, `rescued`:
              it did, though GRPO would have left it alone), so that no search needs a join, not even over several parts
 commits      one row a policy step that became history
 incarnations one row a start of the run; `after_step` is the last step of the earlier incarnations that it goes on from
-configs      one row a start of the run: the configuration that it ran with, as JSON; parts of older versions have none
+configs      one row a start of the run: the configuration that it ran with, as JSON
 seals        one row a transaction; `texts` is the checksum of its transcripts, '' for none, or 'dropped'
+
+Parts of older versions have no `configs` and no `reward_parts`; parts of rewards then stand beside the texts, in `transcripts`.
 
 A part gets its indexes when it is closed: built at once they cost a twentieth of what they cost row by row, and the open part
 is small enough to be searched without. Within a part, and from part to part, later commits stand behind earlier ones.
@@ -54,6 +57,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "prompt TEXT NOT NULL",
         "completions TEXT NOT NULL", "reward_parts TEXT",
     ),
+    "reward_parts": (
+        "incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL", "parts TEXT NOT NULL",
+    ),
     "losses": ("incarnation INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL"),
     "folds": (
         "incarnation INTEGER NOT NULL", "step INTEGER NOT NULL", "sequence INTEGER NOT NULL", "group_id TEXT NOT NULL",
@@ -74,6 +80,7 @@ KEYS = {
     # Beginning with the place in the feed, which only grows: new rows stand together at the end of the tree.
     "groups": "incarnation, sequence, group_id",
     "transcripts": "incarnation, sequence, group_id",
+    "reward_parts": "incarnation, sequence, group_id",
     "losses": "incarnation, sequence, group_id",
     "folds": "incarnation, step, sequence, group_id",
     "commits": "incarnation, step",

@@ -105,12 +105,18 @@ class Ledger:
                 table.group_ids[row],
                 text.prompt,
                 json.dumps(text.completions),
-                None if text.reward_parts is None else _parts_json(text.reward_parts),
+                None,
             )
             for row, text in enumerate(transcripts or ())
             if text is not None
         ]
-        await self._write([("groups", self._group_rows(table, clusters)), ("transcripts", texts)])
+        parts = [
+            (self.incarnation, int(table.sequence[row]), table.group_ids[row], _parts_json(of_group))
+            for row, of_group in enumerate(table.parts)
+            if of_group is not None
+        ]
+        groups = ("groups", self._group_rows(table, clusters))
+        await self._write([groups, ("transcripts", texts), ("reward_parts", parts)])
         self._seen.add(table.sequence)
 
     def held(self, table: GroupTable) -> set[str]:

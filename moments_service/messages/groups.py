@@ -47,15 +47,18 @@ class ScoredGroup:
     """Of each completion; left out, one each."""
     difficulty: str = ""
     """How hard its source says the prompt is; "" where it does not say."""
+    parts: tuple[dict[str, float] | None, ...] | None = None
+    """Of each completion, what its reward is the sum of, or what stands beside it; None where the verifier says nothing of it."""
     status: GroupStatus = GroupStatus.SCORED
 
     def __post_init__(self) -> None:
         if not self.turns:
             object.__setattr__(self, "turns", (1,) * len(self.rewards))
         sizes = {len(column) for column in (self.rewards, self.errors, self.lengths, self.truncated, self.turns)}
+        sizes |= set() if self.parts is None else {len(self.parts)}
         if len(sizes) != 1:
             raise ValueError(
-                f"group {self.group_id}: rewards, errors, lengths, truncated and turns differ in length: {sizes}"
+                f"group {self.group_id}: rewards, errors, lengths, truncated, turns and parts differ in length: {sizes}"
             )
         for i, (reward, error) in enumerate(zip(self.rewards, self.errors, strict=True)):
             if (reward is None) == (error is None):
@@ -87,4 +90,4 @@ class Transcript:
     prompt: str
     completions: tuple[str, ...]
     reward_parts: tuple[dict[str, float] | None, ...] | None = None
-    """What each reward is the sum of; None where the verifier says nothing of it."""
+    """The header's parts, as the ledger gives them back."""

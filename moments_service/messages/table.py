@@ -48,6 +48,8 @@ class GroupTable:
     """[N, G]"""
     lost: npt.NDArray[np.bool_]
     """[N]"""
+    parts: tuple[tuple[dict[str, float] | None, ...] | None, ...]
+    """None for a group whose verifier says nothing of parts."""
 
     def __len__(self) -> int:
         return len(self.group_ids)
@@ -70,6 +72,7 @@ class GroupTable:
             policy_versions=np.array([group.policy_versions for group in groups], dtype=np.int64).reshape(-1, 2),
             turns=padded([group.turns for group in groups], width, 0).astype(np.int64),
             lost=np.array([group.status is GroupStatus.LOST for group in groups], dtype=np.bool_),
+            parts=tuple(group.parts if any(group.parts or ()) else None for group in groups),
         )
 
     def check(self) -> None:

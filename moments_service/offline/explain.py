@@ -49,6 +49,8 @@ class Explanation:
     cluster: int
     step: int | None
     """The step that folded it into history; None if none did."""
+    parts: tuple[dict[str, float] | None, ...] | None
+    """What its rewards are made of, where the verifier says."""
     texts: Transcript | None
     """Prompt and completions, if they were kept."""
     texts_dropped: bool
@@ -87,11 +89,11 @@ def _explain(
 ) -> Explanation:
     config = configured(reader, incarnation, config)
     own = (incarnation, group.sequence, group.group_id)
-    texts, dropped = reader.transcript(*own), reader.texts_were_dropped(*own)
+    parts, texts, dropped = reader.reward_parts(*own), reader.transcript(*own), reader.texts_were_dropped(*own)
     batch = [] if step is None else [entry for entry in reader.batch(incarnation, step) if entry.advantages is not None]
     row = next((row for row, entry in enumerate(batch) if entry.group.group_id == group.group_id), None)
     if row is None:
-        return Explanation(config, group, incarnation, cluster, step, texts, dropped, None, None, None, None)
+        return Explanation(config, group, incarnation, cluster, step, parts, texts, dropped, None, None, None, None)
     assert step is not None
     table = GroupTable.of([entry.group for entry in batch])
     state = rebuild(config, directory, incarnation, before_step=step).state
@@ -118,6 +120,7 @@ def _explain(
         incarnation=incarnation,
         cluster=cluster,
         step=step,
+        parts=parts,
         texts=texts,
         texts_dropped=dropped,
         recorded=Numbers(entry.advantages, entry.baseline, entry.scale, entry.weight),

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from moments_service.clusters import Codebook
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
 from moments_service.durable import DamagedFileError, append_line, write_json, write_tensors
 from moments_service.ledger import Ledger, LedgerReader
+from moments_service.ledger.parts import part_paths
 from moments_service.messages.groups import Transcript
 from moments_service.messages.table import GroupTable
 from tests.unit.test_ledger import header
@@ -70,12 +73,35 @@ def test_one_changed_bit_of_saved_moments_is_refused(tmp_path: Path) -> None:
 
 async def test_a_part_of_a_reward_that_is_no_number_is_left_out_of_the_ledger(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, incarnation=0)
-    text = Transcript("1+1", ("2", "\ud800"), ({"right": float("nan"), "form": 0.5}, None))
-    await ledger.append(GroupTable.of([header(0)]), np.array([0]), [text])
+    parts = ({"right": float("nan"), "form": 0.5}, None)
+    group = replace(header(0), parts=parts)
+    text = Transcript("1+1", ("2", "\ud800"))
+    await ledger.append(GroupTable.of([group]), np.array([0]), [text])
     await ledger.close()
     with LedgerReader(tmp_path) as reader:
-        ((completions, parts),) = reader.query("SELECT completions, reward_parts FROM transcripts")
-    assert strict(completions) == ["2", "\ud800"] and strict(parts) == [{"form": 0.5}, None]
+        ((completions,),) = reader.query("SELECT completions FROM transcripts")
+        ((written,),) = reader.query("SELECT parts FROM reward_parts")
+        assert reader.reward_parts(0, group.sequence, group.group_id) == ({"form": 0.5}, None)
+    assert strict(completions) == ["2", "\ud800"] and strict(written) == [{"form": 0.5}, None]
+
+
+async def test_parts_are_kept_of_groups_without_texts_and_read_where_older_versions_kept_them(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, incarnation=0)
+    groups = [replace(header(i), parts=({"form": float(i)},) * len(header(i).rewards)) for i in range(2)]
+    await ledger.append(GroupTable.of([*groups, header(2)]), np.array([0, 0, 0]), [None, Transcript("?", ("a",)), None])
+    await ledger.close()
+    own = [(0, group.sequence, group.group_id) for group in (*groups, header(2))]
+    with LedgerReader(tmp_path) as reader:
+        assert [reader.reward_parts(*key) for key in own] == [groups[0].parts, groups[1].parts, None]
+        kept = reader.transcript(*own[1])
+        assert kept is not None and kept.reward_parts == groups[1].parts
+    (path,) = part_paths(tmp_path)
+    with sqlite3.connect(path) as old:
+        old.execute("DROP TABLE reward_parts")
+        old.execute("UPDATE transcripts SET reward_parts = '[{\"form\": 7.0}]'")
+    old.close()
+    with LedgerReader(tmp_path) as reader:
+        assert [reader.reward_parts(*key) for key in own] == [None, ({"form": 7.0},), None]
 
 
 def test_no_number_that_json_does_not_have_is_written(tmp_path: Path) -> None:
