@@ -30,7 +30,8 @@ class SampledGroup:
     samples: tuple[Sample, ...]
     transcript: Transcript | None
     timings: dict[str, float]
-    """`generate_s`, `score_s` (time that verifiers worked) and `tokens` that were sampled."""
+    """`generate_s`, `score_s` (time that verifiers worked), `wait_s` (how long the group then waited for its verdicts), the number of
+    `verdicts`, and `tokens` that were sampled."""
     observed: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """By kind of shaping rule, what it saw of each completion; for the driver, and for nobody who remembers."""
 
@@ -93,6 +94,8 @@ class RolloutWorker:
             timings={
                 "generate_s": generate_s,
                 "score_s": sum(verdict.seconds for verdict in verdicts) + witnessed.judge_s,
+                "wait_s": time.perf_counter() - started - generate_s,
+                "verdicts": float(len(verdicts)),
                 "tokens": float(sum(sample.trained_tokens for sample in samples)),
             },
             observed=witnessed.observed,

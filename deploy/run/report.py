@@ -41,6 +41,7 @@ def step_row(
         "seconds": seconds,
         "phases": phases,
         "tokens_per_s": tally.tokens / seconds,
+        **tally.verifiers(seconds),
         "groups_redispatched": tally.redispatched,
         "groups_passed_by": tally.passed_by,
         **staleness_shares(batch, batch.step),

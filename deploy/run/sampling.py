@@ -32,10 +32,29 @@ class Tally:
     """Groups of equal rewards that were left out of the batch."""
     score_s: dict[int, float] = field(default_factory=dict)
     """Seconds in which each actor's verifiers worked."""
+    verdicts: int = 0
+    generate_s: float = 0.0
+    """Seconds in which groups were sampled, each by itself."""
+    wait_s: float = 0.0
+    """Seconds in which groups that had been sampled waited for verdicts, each by itself."""
 
     def add(self, actor: int, receipt: Receipt) -> None:
         self.tokens += int(receipt.timings["tokens"])
         self.score_s[actor] = self.score_s.get(actor, 0.0) + receipt.timings["score_s"]
+        self.verdicts += int(receipt.timings["verdicts"])
+        self.generate_s += receipt.timings["generate_s"]
+        self.wait_s += receipt.timings["wait_s"]
+
+    def verifiers(self, seconds: float) -> dict[str, float]:
+        """How fast verifiers were: verdicts a second of the `seconds` that the tally is of, mean seconds of work on each, and the share of
+        groups' time in which they were sampled and waited for verdicts. A group that waits keeps no engine from sampling others."""
+        worked = sum(self.score_s.values())
+        whole = self.generate_s + self.wait_s
+        return {
+            "verifier/verdicts_per_s": self.verdicts / seconds,
+            "verifier/seconds": worked / self.verdicts if self.verdicts else 0.0,
+            "verifier/waited": self.wait_s / whole if whole else 0.0,
+        }
 
 
 class Sampler:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -342,3 +343,29 @@ async def test_an_outlier_of_a_group_that_is_all_right_is_cut_for_the_learner_al
     assert found.header.truncated == (False,) * 6
     assert [sample.trained_tokens for sample in found.samples] == [2, 2, 2, 2, 2, 4]
     np.testing.assert_array_equal(found.observed["dot"], [np.nan] * 5 + [0.0])
+
+
+async def test_a_slow_verifier_holds_up_neither_sampling_nor_other_verdicts(
+    policy: str, engine: ScriptedEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits for the end of a group that is sampled and judged while it works."""
+    (tmp_path / "slow.py").write_text(
+        "def judge(prompt, completion):\n    return float(open(prompt.row['pipe']).read())\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    slow = ticket()
+    slow = replace(slow, prompt=replace(slow.prompt, verifier="slow:judge", row={"pipe": str(tmp_path / "pipe")}))
+    worker = make_worker(policy, rewards=RewardsConfig(timeout_s=60.0), verifiers=("slow:judge", "exact"))
+    engine.script = [completion([FOUR, STOP])]
+    try:
+        await worker.start()
+        waiting = asyncio.create_task(worker.rollout(replace(slow, group_size=1)))
+        others = await asyncio.gather(*(worker.rollout(ticket(number=number)) for number in range(1, 5)))
+        assert all(group.header.rewards == (1.0, 1.0) for group in others) and not waiting.done()
+        await asyncio.to_thread((tmp_path / "pipe").write_text, "0.5")
+        group = await waiting
+    finally:
+        await worker.close()
+    assert group.header.rewards == (0.5,) and group.timings["verdicts"] == 1
+    assert group.timings["wait_s"] > max(other.timings["wait_s"] for other in others)

@@ -86,7 +86,7 @@ class FaultyFleet:
         observed: dict[str, tuple[float, ...]] | None = None,
     ) -> None:
         _, future = self.running.pop(group_id)
-        timings = {"generate_s": 0.1, "score_s": 0.1, "tokens": 3.0}
+        timings = {"generate_s": 0.1, "score_s": 0.1, "wait_s": 0.3, "verdicts": 2.0, "tokens": 3.0}
         future.set_result(Receipt(group_id, status, timings, uniform, observed or {}))
 
     def kill(self, actor: int) -> list[str]:
@@ -162,6 +162,21 @@ async def test_a_group_without_any_reward_makes_room_for_another_prompt(fleet: F
         fleet.finish(group_id)
     await settle()
     assert set(others) < set(await work.take(0))
+    await sampling.close()
+
+
+async def test_a_tally_says_how_fast_verifiers_are_and_how_long_groups_wait(
+    fleet: FaultyFleet, moments: Moments
+) -> None:
+    _, sampling = sampler(fleet, moments)
+    nothing = {"verifier/verdicts_per_s": 0.0, "verifier/seconds": 0.0, "verifier/waited": 0.0}
+    assert sampling.take_tally().verifiers(2.0) == nothing
+    await settle()
+    for group_id in list(fleet.running):  # four of them
+        fleet.finish(group_id)
+    await settle()
+    found = sampling.take_tally().verifiers(2.0)
+    assert found == pytest.approx({"verifier/verdicts_per_s": 4.0, "verifier/seconds": 0.05, "verifier/waited": 0.75})
     await sampling.close()
 
 
