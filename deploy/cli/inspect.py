@@ -33,8 +33,9 @@ def explain(
         found = explain_group(config.moments, directory.moments, group_id)
     except (GroupNotFoundError, FileNotFoundError, LedgerDamagedError) as error:
         raise ConfigError(str(error)) from None
+    shaped_by = [rule.kind for rule in config.shaping]
     for one in found:
-        console.print(explanation(one, estimator_label(one.config)))
+        console.print(explanation(one, estimator_label(one.config), shaped_by))
 
 
 @inspect_app.command()

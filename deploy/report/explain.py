@@ -1,5 +1,6 @@
 """What `bvblend explain` prints."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from rich.console import Group, RenderableType
@@ -13,8 +14,8 @@ from moments_service.offline.explain import Explanation, Numbers
 _shown = partial(shown, form=".6g")
 
 
-def explanation(found: Explanation, estimator: str) -> RenderableType:
-    """One group for a person to read."""
+def explanation(found: Explanation, estimator: str, shaped_by: Sequence[str] = ()) -> RenderableType:
+    """One group for a person to read. shaped_by: what changed the advantages on their way to the learner."""
     group = found.group
     head = Text()
     head.append(f"group {one_line(group.group_id)}\n", style="bold")
@@ -37,6 +38,9 @@ def explanation(found: Explanation, estimator: str) -> RenderableType:
         if same
         else Text(f"recomputed from the ledger: NOT the same: {found.recomputed}", style="bold red")
     )
+    if shaped_by:
+        later = f"config.yaml has shaping by {' and '.join(shaped_by)}, which comes after this and before the learner"
+        parts.append(Text(later, style="yellow"))
     return Group(*parts)
 
 

@@ -91,7 +91,10 @@ async def test_an_explanation_recomputes_what_the_learner_was_given(tmp_path: Pa
         assert found.texts == TEXT
         with (console := Console(width=200, file=StringIO())).capture() as shown:
             console.print(explanation(found, "bv_blend"))
-        assert "[i]right 0.75" in shown.get() and "[b]4" in shown.get()
+        assert "[i]right 0.75" in shown.get() and "[b]4" in shown.get() and "shaping" not in shown.get()
+        with console.capture() as shown:
+            console.print(explanation(found, "bv_blend", ["kimi", "unlikeliness"]))
+        assert "shaping by kimi and unlikeliness" in shown.get()
     # Step 2 was done twice: once past the checkpoint, once again after the resume.
     twice = explain(CONFIG, tmp_path, group(8).group_id)
     assert [found.incarnation for found in twice] == [0, 1]
