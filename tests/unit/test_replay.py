@@ -1,6 +1,7 @@
 """Rebuilding, explaining and replaying: the same numbers from what was written down alone."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ from tests.unit.test_moments_service import CONFIG, EMBEDDINGS, PROMPTS, group, 
 
 pytestmark = pytest.mark.unit
 
-TEXT = Transcript("2+2=", ("[b]4",) * 4, ({"[i]right": 0.75, "form": 0.25}, None, None, None))
+TEXT = Transcript("2+2=", ("[b]4",) * 4)
+PARTS = ({"[i]right": 0.75, "form": 0.25}, None, None, None)
 
 
 async def a_run(directory: Path, config: MomentsConfig = CONFIG, then: MomentsConfig | None = None) -> MomentsService:
@@ -43,7 +45,8 @@ async def a_run(directory: Path, config: MomentsConfig = CONFIG, then: MomentsCo
     async def step(number: int) -> None:
         for sequence in range(4 * number, 4 * number + 4):
             rewards = (*generator.integers(0, 2, 3).astype(float).tolist(), None)[sequence % 2 :]
-            await service.submit(group(sequence, rewards, where=sequence % 3), "p", TEXT)
+            parts = PARTS[: len(rewards)]
+            await service.submit(group(sequence, rewards, where=sequence % 3, parts=parts), "p", TEXT)
         await service.draw(number, ids(*range(4 * number, 4 * number + 3)))
         await service.mark_lost((group(4 * number + 3).group_id,))
         await service.commit(number, number + 1, PolicyMove(0.01 * number, 0.1))
@@ -88,7 +91,8 @@ async def test_an_explanation_recomputes_what_the_learner_was_given(tmp_path: Pa
         (found,) = explain(CONFIG, tmp_path, group(sequence).group_id)
         assert found.recorded is not None and found.recomputed == found.recorded
         assert found.grpo is not None and found.past is not None
-        assert found.texts == TEXT
+        assert found.parts == PARTS[: len(found.group.rewards)]
+        assert found.texts == replace(TEXT, reward_parts=found.parts)
         with (console := Console(width=200, file=StringIO())).capture() as shown:
             console.print(explanation(found, "bv_blend"))
         assert "[i]right 0.75" in shown.get() and "[b]4" in shown.get() and "shaping" not in shown.get()
