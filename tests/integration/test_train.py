@@ -37,13 +37,16 @@ def files(directory: Path) -> dict[str, bytes]:
         [],
         pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
-        pytest.param(settings(shaping="[hapo]", learner__mask_truncated="true"), marks=pytest.mark.long),
+        pytest.param(
+            settings(shaping="[hapo, unlikeliness]", group_size=4, learner__mask_truncated="true"),
+            marks=pytest.mark.long,
+        ),
     ],
     ids=[
         "as shipped",
         "sampled by what the moments know",
         "sampled by how groups came out, equal rewards passed by",
-        "shaped by what was remembered, truncated completions left out",
+        "shaped by what was remembered and seen, truncated completions left out",
     ],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
