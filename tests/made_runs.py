@@ -150,12 +150,12 @@ class MadeRun:
             lengths=tuple(int(n) for n in self._random.integers(1, 10, size=size)),
             truncated=(False,) * size,
             policy_versions=(self.step, self.step),
+            parts=tuple({"right": 0.75 * reward, "<b>form</b>": 0.25 * reward} for reward in rewards),
             status=GroupStatus.SCORED,
         )
         self._sequence += 1
         prompt = f"{self.prompts.sources[row].replace('_', ' ').capitalize()}: what comes out of number {row}?"
-        parts = tuple({"right": 0.75 * reward, "<b>form</b>": 0.25 * reward} for reward in rewards)
-        return group, Transcript(prompt, tuple(completions), parts)
+        return group, Transcript(prompt, tuple(completions))
 
     def _metrics(self, batch: Batch) -> dict[str, Any]:
         jitter = self._random.normal(size=8)

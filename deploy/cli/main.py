@@ -26,6 +26,7 @@ from deploy.cli.options import (
     WithoutLostGroups,
     refuse_without_resume,
 )
+from deploy.cli.samples import samples_app
 from deploy.cli.train import train
 from deploy.cli.usage import wrong_usage
 from deploy.cluster.address import named_address
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.add_typer(clusters_app, name="clusters")
 app.add_typer(moments_app, name="moments")
 app.add_typer(inspect_app)
+app.add_typer(samples_app)
 app.command()(train)
 app.command()(export)
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from moments_service.ledger import FoldedGroup, LedgerReader
 from moments_service.ledger.parts import part_paths
+from moments_service.ledger.reader import GroupKey
 from moments_service.ledger.schema import Row, open_for_reading
 from moments_service.messages.groups import Transcript
 
@@ -36,6 +37,11 @@ class Place(NamedTuple):
     step: int
     sequence: int
     group_id: str
+
+    @classmethod
+    def of(cls, group: FoldedGroup) -> "Place":
+        """Where a group stands that was folded in."""
+        return cls(group.incarnation, group.step, group.group.sequence, group.group.group_id)
 
     @classmethod
     def parse(cls, text: str) -> "Place":
@@ -164,15 +170,28 @@ class RunGroups:
 
     def texts(self, group: FoldedGroup) -> tuple[Transcript | None, bool]:
         """The texts of a group, None where there are none; and whether they were kept once, and dropped later."""
-        key = group.incarnation, group.group.sequence, group.group.group_id
+        key = _key(group)
         with self._asking() as ledger:
             texts = ledger.transcript(*key)
             return texts, texts is None and ledger.texts_were_dropped(*key)
 
     def parts(self, group: FoldedGroup) -> tuple[dict[str, float] | None, ...] | None:
         """What the rewards of a group are made of; None where its verifier said nothing of it."""
+        return self.parts_of([group])[0]
+
+    def parts_of(self, groups: Sequence[FoldedGroup]) -> list[tuple[dict[str, float] | None, ...] | None]:
+        """The same of many groups, in their order."""
+        keys = [_key(group) for group in groups]
         with self._asking() as ledger:
-            return ledger.reward_parts(group.incarnation, group.group.sequence, group.group.group_id)
+            found = ledger.reward_parts(keys)
+        return [found.get(key) for key in keys]
+
+    def texts_of(self, groups: Sequence[FoldedGroup]) -> list[Transcript | None]:
+        """The texts of many groups, in their order; None where they were not kept."""
+        keys = [_key(group) for group in groups]
+        with self._asking() as ledger:
+            found = ledger.transcripts(keys)
+        return [found.get(key) for key in keys]
 
     def prompts(self, cluster: int, groups: int, tried: int, most: int) -> list[tuple[str, str]]:
         """(source, prompt) of up to `most` different prompts whose texts were kept.
@@ -224,6 +243,10 @@ class RunGroups:
 
     def _asking(self) -> LedgerReader:
         return LedgerReader(self._directory, QUERY_S)
+
+
+def _key(group: FoldedGroup) -> GroupKey:
+    return group.incarnation, group.group.sequence, group.group.group_id
 
 
 def _ends(ledger: LedgerReader, incarnation: int) -> tuple[int | None, int | None, int | None]:

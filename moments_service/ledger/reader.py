@@ -26,7 +26,11 @@ _COMMITTED = "cluster, prompt_id, rewards, lengths, oldest_version"
 _ORDER = "incarnation, step, sequence, group_id"
 _STEPS = "folds", "WHERE incarnation = ? AND step BETWEEN ? AND ?"
 _UNREADABLE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN)
+_KEY = "incarnation, sequence, group_id"
 _SAME = "incarnation = ? AND sequence = ? AND group_id = ?"
+
+GroupKey = tuple[int, int, str]
+"""Incarnation, sequence and id of a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,29 +214,42 @@ class LedgerReader:
 
     def transcript(self, incarnation: int, sequence: int, group_id: str) -> Transcript | None:
         """The texts of a group, if they were kept."""
-        query = f"SELECT prompt, completions FROM transcripts WHERE {_SAME}"
-        for prompt, completions in self.query(query, (incarnation, sequence, group_id)):
-            parts = self.reward_parts(incarnation, sequence, group_id)
-            return Transcript(prompt, tuple(json.loads(completions)), parts)
-        return None
+        key = incarnation, sequence, group_id
+        return self.transcripts([key]).get(key)
 
-    def reward_parts(
-        self, incarnation: int, sequence: int, group_id: str
-    ) -> tuple[dict[str, float] | None, ...] | None:
-        """What the rewards of a group are made of; None where its verifier said nothing of it."""
-        key = (incarnation, sequence, group_id)
+    def transcripts(self, keys: Sequence[GroupKey]) -> dict[GroupKey, Transcript]:
+        """The texts of those of these groups whose texts were kept."""
+        parts = self.reward_parts(keys)
+        return {
+            key: Transcript(prompt, tuple(json.loads(completions)), parts.get(key))
+            for path in part_paths(self.directory)
+            for key, (prompt, completions) in self._by_key(path, "transcripts", "prompt, completions", keys)
+        }
+
+    def reward_parts(self, keys: Sequence[GroupKey]) -> dict[GroupKey, tuple[dict[str, float] | None, ...]]:
+        """What the rewards of groups are made of, of those whose verifier said it."""
+        found: dict[GroupKey, tuple[dict[str, float] | None, ...]] = {}
         for path in part_paths(self.directory):
             known = self._ask(path, "SELECT 1 FROM sqlite_master WHERE name = 'reward_parts'", ())
-            found = self._ask(path, f"SELECT parts FROM reward_parts WHERE {_SAME}", key) if known else []
-            found = found or self._ask(path, f"SELECT reward_parts FROM transcripts WHERE {_SAME}", key)
-            if found and found[0][0] is not None:
-                return tuple(json.loads(found[0][0]))
-        return None
+            rows = self._by_key(path, "transcripts", "reward_parts", keys)
+            rows += self._by_key(path, "reward_parts", "parts", keys) if known else []
+            found |= {key: tuple(json.loads(parts)) for key, (parts,) in rows if parts is not None}
+        return found
 
     def texts_were_dropped(self, incarnation: int, sequence: int, group_id: str) -> bool:
         """Whether retention dropped the texts of what was written together with a group."""
         query = f"SELECT 1 FROM groups JOIN seals USING (seal) WHERE {_SAME} AND texts = ?"
         return bool(self.query(query, (incarnation, sequence, group_id, DROPPED)))
+
+    def _by_key(self, path: Path, table: str, columns: str, keys: Sequence[GroupKey]) -> list[tuple[GroupKey, Row]]:
+        """These columns of the rows of a part that belong to groups."""
+        if not keys:
+            return []
+        # Only so does SQLite look each of them up; with IN it reads the whole table.
+        wanted = f"(SELECT column1 incarnation, column2 sequence, column3 group_id FROM (VALUES {', '.join(['(?, ?, ?)'] * len(keys))}))"
+        query = f"SELECT {_KEY}, {columns} FROM {wanted} CROSS JOIN {table} USING ({_KEY})"
+        rows = self._ask(path, query, [value for key in keys for value in key])
+        return [((row[0], row[1], row[2]), row[3:]) for row in rows]
 
     def _ask(self, path: Path, sql: str, values: Sequence[Any]) -> list[Row]:
         try:

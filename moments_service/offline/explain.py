@@ -89,7 +89,8 @@ def _explain(
 ) -> Explanation:
     config = configured(reader, incarnation, config)
     own = (incarnation, group.sequence, group.group_id)
-    parts, texts, dropped = reader.reward_parts(*own), reader.transcript(*own), reader.texts_were_dropped(*own)
+    parts = reader.reward_parts([own]).get(own)
+    texts, dropped = reader.transcript(*own), reader.texts_were_dropped(*own)
     batch = [] if step is None else [entry for entry in reader.batch(incarnation, step) if entry.advantages is not None]
     row = next((row for row, entry in enumerate(batch) if entry.group.group_id == group.group_id), None)
     if row is None:

@@ -73,7 +73,9 @@ def test_the_death_of_a_part_that_cannot_be_replaced_is_one_sentence(
     pid = process_of(command, victim)
     os.kill(pid, signal.SIGKILL)
     *before, last = last_lines(command, 4)
-    assert words.replace("PID", str(pid)) in last and before[-1].startswith("step "), (before, last)
+    # A learner may die over a checkpoint: that this one is lost is said besides.
+    assert words.replace("PID", str(pid)) in last, (before, last)
+    assert before[-1].startswith(("step ", "the checkpoint of step ")), (before, last)
     run = RunDirectory(tmp_path / "latest")
     assert last.partition(": ")[2] in run.error.read_text() and "failed" in run.ending.read_text()
 
@@ -140,7 +142,10 @@ def test_a_terminal_that_goes_away_leaves_a_checkpoint(tmp_path: Path) -> None:
     try:
         seen = b""
         while b"step 2 of" not in seen:
-            seen += os.read(terminal, 2**16)
+            try:
+                seen += os.read(terminal, 2**16)
+            except OSError:  # nobody holds the other end any more
+                pytest.fail(f"it ended by itself, with {process.wait(60)}: {seen[-4000:].decode(errors='replace')}")
         os.close(terminal)
         assert process.wait(60) == 130
     finally:

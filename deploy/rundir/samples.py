@@ -1,0 +1,149 @@
+"""The samples of a run: found by what they are and what they say, and those of one prompt at two times or in two runs side by side."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from deploy.rundir.groups import Place, RunGroups, Wanted
+from moments_service.ledger import FoldedGroup
+from moments_service.messages.groups import Transcript
+
+SEARCH_S = 4.0
+"""How long one search looks back before it says how far it came."""
+_CHUNK = 400
+"""Groups that are read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSample:
+    """One completion of a group, with what became of it."""
+
+    group: FoldedGroup
+    index: int
+    """Its place in the group."""
+    texts: Transcript | None
+    """Of the group; None where they were not kept."""
+    group_parts: tuple[dict[str, float] | None, ...] | None
+    """What the rewards of the group are made of; None where its verifier said nothing of it."""
+
+    @property
+    def reward(self) -> float | None:
+        return self.group.group.rewards[self.index]
+
+    @property
+    def error(self) -> str | None:
+        return self.group.group.errors[self.index]
+
+    @property
+    def tokens(self) -> int:
+        return self.group.group.lengths[self.index]
+
+    @property
+    def truncated(self) -> bool:
+        return self.group.group.truncated[self.index]
+
+    @property
+    def advantage(self) -> float | None:
+        return None if self.group.advantages is None else self.group.advantages[self.index]
+
+    @property
+    def parts(self) -> dict[str, float] | None:
+        """What its reward is made of."""
+        return None if self.group_parts is None else self.group_parts[self.index]
+
+    @property
+    def completion(self) -> str | None:
+        """None where its text was not kept."""
+        kept = () if self.texts is None else self.texts.completions
+        return kept[self.index] if self.index < len(kept) else None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleFilter:
+    """What to look for; None and "" are for anything."""
+
+    groups: Wanted = field(default_factory=Wanted)
+    lowest: float | None = None
+    """Reward, at least."""
+    highest: float | None = None
+    """Reward, at most."""
+    shortest: int | None = None
+    """Trained tokens, at least."""
+    longest: int | None = None
+    """Trained tokens, at most."""
+    failed: bool | None = None
+    """Whether it has no reward."""
+    truncated: bool | None = None
+    """Whether a length limit ended it."""
+    text: str = ""
+    """Part of the prompt, the completion or the error, whatever the case of letters."""
+
+    def fits(self, sample: FoundSample) -> bool:
+        """Whether this is one of those that are looked for."""
+        rewarded = self.lowest is None and self.highest is None
+        return (
+            (rewarded or _within(sample.reward, self.lowest, self.highest))
+            and _within(sample.tokens, self.shortest, self.longest)
+            and self.failed in (None, sample.reward is None)
+            and self.truncated in (None, sample.truncated)
+            and (not self.text or self._says(sample))
+        )
+
+    def _says(self, sample: FoundSample) -> bool:
+        texts = (sample.error, sample.completion, sample.texts.prompt if sample.texts is not None else None)
+        return any(self.text.casefold() in text.casefold() for text in texts if text)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What one search found, newest first."""
+
+    samples: list[FoundSample]
+    next: Place | None
+    """Where an older page begins; None where nothing older is left."""
+    looked_at: int
+    """Groups that were read for it. Fewer samples than were asked for and a `next`: time was up."""
+
+
+def find_samples(run: RunGroups, wanted: SampleFilter, before: Place | None, limit: int) -> Page:
+    """The newest samples that fit, of groups older than `before`; whole groups, until there are `limit` or time is up.
+
+    Only groups that a commit has folded in are looked at. Raises as `RunGroups.search`.
+    """
+    deadline = time.monotonic() + SEARCH_S
+    found: list[FoundSample] = []
+    looked_at = 0
+    while True:
+        places = run.search(wanted.groups, before, _CHUNK)
+        for samples in _read(run, places):
+            looked_at += 1
+            found += filter(wanted.fits, samples)
+            before = Place.of(samples[0].group)
+            if len(found) >= limit:
+                return Page(found, before, looked_at)
+        if len(places) < _CHUNK:
+            return Page(found, None, looked_at)
+        if time.monotonic() > deadline:
+            return Page(found, before, looked_at)
+
+
+def same_prompt(run: RunGroups, samples: Sequence[FoundSample], step: int | None) -> list[list[FoundSample]]:
+    """For each of these, the newest group of the same prompt in a run, at a step if one is named; empty where there is none."""
+    groups: dict[str, list[FoundSample]] = {}
+    for prompt in {sample.group.group.prompt_id for sample in samples}:
+        newest = run.search(Wanted(id_prefix=f"{prompt}:", step=step), limit=1)
+        groups[prompt] = [sample for group in _read(run, newest) for sample in group]
+    return [groups[sample.group.group.prompt_id] for sample in samples]
+
+
+def _read(run: RunGroups, places: Sequence[Place]) -> list[list[FoundSample]]:
+    """The samples of each of these groups."""
+    groups = run.folded(places)
+    read = zip(groups, run.texts_of(groups), run.parts_of(groups), strict=True)
+    return [
+        [FoundSample(group, i, texts, parts) for i in range(len(group.group.rewards))] for group, texts, parts in read
+    ]
+
+
+def _within(value: float | None, low: float | None, high: float | None) -> bool:
+    return value is not None and (low is None or value >= low) and (high is None or value <= high)
