@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from actors.config import JsonlSource
 from actors.prompts.pool import PromptPool, SourceError, distinct, fill
 from actors.prompts.prompt import Prompt, prompt_id
-from actors.verifiers import refuse_gold
+from actors.verifiers.gold_checks import refusals
 from actors.verifiers.options import spec
 from moments_service.suggestions import nearest
 
@@ -24,7 +24,7 @@ def load_file(source: JsonlSource, base: Path, need_difficulty: bool) -> PromptP
             source, f"`path` {str(source.path)!r} is no file (looked at {path}); it counts from the recipe"
         )
     try:
-        prompts = distinct(_prompts(source, path, need_difficulty))
+        prompts = distinct(_checked(source, list(_prompts(source, path, need_difficulty))))
     except OSError as error:
         raise SourceError(source, f"{path} cannot be read: {error.strerror}") from None
     if not prompts:
@@ -58,6 +58,15 @@ def _prompts(source: JsonlSource, path: Path, need_difficulty: bool) -> Iterator
                 yield where, _prompt(source, _row(line), need_difficulty)
             except ValueError as error:
                 raise SourceError(source, f"{where}: {error}") from None
+
+
+def _checked(source: JsonlSource, found: list[tuple[str, Prompt]]) -> list[tuple[str, Prompt]]:
+    """The same. Raises SourceError for the first gold answer that the source's verifier cannot compare anything with."""
+    refused = refusals(spec(source.verifier or "numeric"), (prompt.answer or "" for _, prompt in found))
+    for where, prompt in found if refused else ():
+        if (why := refused.get(prompt.answer or "")) is not None:
+            raise SourceError(source, f"{where}: {why}")
+    return found
 
 
 def _row(line: bytes) -> dict[str, Any]:
@@ -94,7 +103,6 @@ def _prompt(source: JsonlSource, row: dict[str, Any], need_difficulty: bool) -> 
     answer = _field(source, row, "answer_field").rpartition("####")[2].strip()
     name = _field(source, row, "source_field") if source.source_field else source.name
     verifier = spec(source.verifier or "numeric")
-    refuse_gold(verifier, answer)
     text = fill(source.template, question)
     return Prompt(
         prompt_id=prompt_id(name, text),

@@ -58,7 +58,7 @@ def _create_task(source: ReasoningGymSource) -> Any:
         warnings.simplefilter("ignore", SyntaxWarning)  # of a package that reasoning-gym brings along
         from reasoning_gym.factory import DATASETS, create_dataset
 
-        from actors.verifiers.reasoning_gym import EVALUATING_TASKS
+        from actors.verifiers.reasoning_gym import EVALUATING_TASKS, MIXTURE
 
     if source.task not in DATASETS:
         raise SourceError(source, f"unknown reasoning-gym task `{source.task}`{nearest(source.task, DATASETS)}")
@@ -66,6 +66,10 @@ def _create_task(source: ReasoningGymSource) -> Any:
         raise SourceError(
             source,
             f"the scorer of task `{source.task}` runs model output as code; name a verifier of your own, or another task",
+        )
+    if source.verifier is None and source.task == MIXTURE:
+        raise SourceError(
+            source, f"task `{MIXTURE}` hides which tasks score; name each as a source of its own, they mix"
         )
     if "seed" in source.params:
         raise SourceError(source, "`params.seed` would be overridden; set the source's own `seed`")

@@ -29,11 +29,17 @@ EVALUATING_TASKS = frozenset(
 write code would run it. They are refused."""
 
 
+MIXTURE = "composite"
+"""A task made of others, among which could be those above; refused, too."""
+
+
 def task_score(prompt: Prompt, completion: str) -> float:
     """Score in [0, 1]; without partial credit 1 for a full score and 0 for anything less."""
     task = prompt.material["task"]
     if task in EVALUATING_TASKS:
         raise ValueError(f"reasoning-gym task `{task}` is refused: its scorer evaluates the completion as Python code")
+    if task == MIXTURE:
+        raise ValueError(f"reasoning-gym task `{task}` is refused: it hands completions to scorers that are refused")
     scorer = _scorer(task, json.dumps(prompt.material.get("params", {}), sort_keys=True))
     score = float(mended(task, scorer.score_answer)(completion.strip(), prompt.material["entry"]))
     return score if prompt.material.get("partial_credit", False) else float(score >= FULL_SCORE)

@@ -10,7 +10,7 @@ import pytest
 
 from actors.prompts.prompt import Prompt
 from actors.verifiers.mended_scorers import MENDED, WRONG_FORMS
-from actors.verifiers.reasoning_gym import EVALUATING_TASKS, task_score
+from actors.verifiers.reasoning_gym import EVALUATING_TASKS, MIXTURE, task_score
 
 pytestmark = pytest.mark.contract
 
@@ -61,7 +61,7 @@ def faults(task: str) -> list[str]:
 def accepted() -> list[str]:
     from reasoning_gym.factory import DATASETS
 
-    return sorted(set(DATASETS) - EVALUATING_TASKS - {"composite"})  # that one is made of the others
+    return sorted(set(DATASETS) - EVALUATING_TASKS - {MIXTURE})
 
 
 @pytest.mark.parametrize("task", sorted({*MENDED, *WRONG_FORMS}))

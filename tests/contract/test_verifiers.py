@@ -13,6 +13,7 @@ from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt, Verdict
 from actors.verifiers import get_verifier, refuse_gold
 from actors.verifiers.numbers import read_number
+from tests.hostile_completions import HOSTILE
 
 pytestmark = pytest.mark.contract
 
@@ -67,38 +68,6 @@ def test_every_gold_answer_of_gsm8k_is_read_and_recognised() -> None:
         )
         assert [verdict.reward for verdict in judged("numeric", gold, *texts)] == [1.0] * len(texts)
         assert [verdict.reward for verdict in judged("numeric", gold, f"{number + 1}", "none", f"1{gold}")] == [0.0] * 3
-
-
-HOSTILE = {
-    "nothing": "",
-    "spaces": " " * 50_000,
-    "open boxes": r"\boxed{" * 20_000,
-    "closed boxes": r"\boxed{}" * 20_000,
-    "braces": "{" * 100_000,
-    "brackets": "(" * 50_000 + ")" * 50_000,
-    "a box of brackets": r"\boxed{" + "(" * 20_000 + ")" * 20_000 + "}",
-    "fractions": r"\boxed{" + r"\frac{" * 10_000 + "1" + "}{2}" * 10_000 + "}",
-    "digits": "9" * 200_000,
-    "a box of digits": r"\boxed{" + "9" * 200_000 + "}",
-    "markers": "####" * 20_000,
-    "answers": "the answer is " * 10_000,
-    "commas": "1," * 50_000,
-    "a tower": r"\boxed{9^{9^{9^{9^9}}}}",
-    "a factorial": r"\boxed{99999999!}",
-    "a power of a sum": r"\boxed{(x+y+z)^{500}}",
-    "a sum": r"\boxed{\sum_{n=1}^{10^{9}} \frac{1}{n^2}}",
-    "an exponent": "1e999999999",
-    "not a number": "nan",
-    "infinity": r"\boxed{\infty}",
-    "undefined": r"\boxed{\frac{0}{0}}",
-    "code": r"\boxed{__import__('os').system('touch paid')}",
-    "dunders": "().__class__.__bases__[0].__subclasses__()",
-    "nul": "\x00" * 1000,
-    "half a character": "\ud800",
-    "other scripts": "العربية 中文 😀" * 1000,
-    "all choices": "A B C D E F G H I J",
-    "all of it": "12 or 13, blue or red, (A) or (B)",
-}
 
 
 @pytest.mark.parametrize("verifier", GOLDS)

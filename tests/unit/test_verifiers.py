@@ -5,7 +5,10 @@ import re
 
 import pytest
 
+from actors.config import ReasoningGymSource
+from actors.prompts.pool import SourceError
 from actors.prompts.prompt import Prompt
+from actors.prompts.tasks import load_task
 from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict, as_verifier
 from actors.verifiers import BUILT_IN, UnknownVerifierError, get_verifier, refuse_gold
 from actors.verifiers.exact import exact
@@ -121,6 +124,11 @@ def test_every_installed_task_that_evaluates_completions_is_refused() -> None:
     assert found - gold_only == EVALUATING_TASKS
     with pytest.raises(ValueError, match="evaluates the completion"):
         task_score(prompt("1", task="puzzle24", entry={}), "__import__('os').getpid()")
+    with pytest.raises(ValueError, match="`composite` is refused"):
+        task_score(prompt("1", task="composite", entry={}), "1")
+    for task in ("puzzle24", "composite"):
+        with pytest.raises(SourceError, match=f"`{task}`"):
+            load_task(ReasoningGymSource(name="x", task=task, limit=1))
 
 
 async def test_a_function_is_a_verifier_sync_or_async() -> None:
