@@ -38,7 +38,12 @@ def files(directory: Path) -> dict[str, bytes]:
         pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
         pytest.param(
-            settings(shaping="[hapo, unlikeliness]", group_size=4, learner__mask_truncated="true"),
+            settings(
+                shaping="[{kind: laser_d, every: 1}, unlikeliness]",
+                group_size=4,
+                sampling__max_tokens=3,
+                learner__mask_truncated="true",
+            ),
             marks=pytest.mark.long,
         ),
     ],
