@@ -9,10 +9,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from actors.prompts.sources import load_prompts
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, dump_config, load_recipe, models_in
 from docs.config_reference import reference
 from tests.conftest import ROOT
+from tests.word_problems import write_word_problems
 
 pytestmark = pytest.mark.unit
 
@@ -36,6 +38,16 @@ def recipe(tmp_path: Path) -> Path:
 def test_every_shipped_recipe_loads(path: Path) -> None:
     config = load_recipe(path)
     assert Path(config.policy).is_absolute()
+
+
+def test_gsm8k_is_ten_lines_and_its_file_reads_as_it_is(tmp_path: Path) -> None:
+    lines = (RECIPES / "gsm8k.yaml").read_text(encoding="utf-8").splitlines()
+    assert len([line for line in lines if not line.startswith("#")]) <= 10
+    path = write_word_problems(tmp_path / "train.jsonl", 300)
+    pool = load_prompts(load_recipe(RECIPES / "gsm8k.yaml", [f"prompts.sources.0.path={path}"]).prompts, tmp_path)
+    assert len(pool.train) == 236 and len(pool.held_out) == 64
+    assert {prompt.verifier for prompt in pool.train} == {"math"}
+    assert all(prompt.answer and int(prompt.answer.replace(",", "")) > 0 for prompt in pool.train)
 
 
 def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from actors.config import JsonlSource, PromptConfig
@@ -15,6 +17,7 @@ from actors.prompts.sources import load_prompts
 from actors.rewards.protocol import Attempt, FunctionVerifier, Unscored, Verdict, as_verifier
 from actors.verifiers import BUILT_IN, WITH_OPTIONS, get_verifier
 from actors.verifiers.options import AnyVerifier, spec
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -73,6 +76,23 @@ def test_every_verifier_with_options_has_a_model() -> None:
 def test_what_cannot_be_is_refused(written: Any, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         ANY.validate_python(written)
+
+
+def shown() -> list[Any]:
+    """What the docs of verifiers and sandboxes write in YAML."""
+    pages = [ROOT / "docs" / name for name in ("verifiers.md", "sandbox.md")]
+    blocks = [
+        re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL) for page in pages
+    ]
+    return [yaml.safe_load(block) for of_page in blocks for block in of_page]
+
+
+@pytest.mark.parametrize("written", shown(), ids=lambda written: next(iter(written)))
+def test_what_the_docs_write_is_what_a_recipe_may(written: dict[str, Any]) -> None:
+    if "prompts" in written:
+        assert PromptConfig.model_validate(written["prompts"]).sources
+    else:
+        assert spec(ANY.validate_python(written["verifier"]))
 
 
 CHOICES = {
