@@ -1,5 +1,6 @@
-"""The verifier `weighted`: several verifiers make one reward."""
+"""The verifier `weighted`: several verifiers make one reward. Those that wait for something do so at once."""
 
+import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,15 +39,13 @@ class _OfCompletions(FunctionVerifier):
 
     def __init__(self, members: Sequence[_Member]) -> None:
         self._members = members
-        functions = [each.verifier for each in members if isinstance(each.verifier, FunctionVerifier)]
-        self.waits = any(function.waits for function in functions)
-        self.concurrent = min((each.concurrent for each in functions if each.concurrent is not None), default=None)
+        self._functions = [each.verifier for each in members if isinstance(each.verifier, FunctionVerifier)]
+        self.waits = any(function.waits for function in self._functions)
+        bounds = [each.concurrent for each in self._functions if each.concurrent is not None]
+        self.concurrent = min(bounds, default=None)
 
     async def judge_one(self, prompt: Prompt, attempt: Attempt) -> Verdict:
-        said = []
-        for member in self._members:
-            assert isinstance(member.verifier, FunctionVerifier)
-            said.append(await member.verifier.judge_one(prompt, attempt))
+        said = await asyncio.gather(*(function.judge_one(prompt, attempt) for function in self._functions))
         return _sum(self._members, said)
 
 
@@ -58,7 +57,7 @@ class _OfGroups:
         self.waits = any(getattr(member.verifier, "waits", True) for member in members)
 
     async def judge(self, prompt: Prompt, attempts: Sequence[Attempt]) -> list[Verdict]:
-        by_member = [await member.verifier.judge(prompt, attempts) for member in self._members]
+        by_member = await asyncio.gather(*(member.verifier.judge(prompt, attempts) for member in self._members))
         return [_sum(self._members, said) for said in zip(*by_member, strict=True)]
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actors.rewards.process import pid_namespace_allowed
+from actors.sandbox.probe import probe
 from deploy.cluster.address import named_address, ray_to_join
 from deploy.cluster.environment import PackageCheck
 
@@ -44,6 +45,7 @@ def check_machine() -> list[MachineCheck]:
         _clock(),
         _gpus(),
         _verifiers(),
+        programs(),
         _ray(),
     ]  # fmt: skip
     shared = Path("/dev/shm")
@@ -119,6 +121,17 @@ def _verifiers() -> MachineCheck:
     if pid_namespace_allowed():
         return MachineCheck("verifiers", "a pid namespace for each: the kernel ends all that one started")
     return MachineCheck("verifiers", "no pid namespace allowed here: a supervisor ends all that one started")
+
+
+def programs() -> MachineCheck:
+    """No problem where they cannot be isolated: only the verifier `code` runs any, and refuses to."""
+    found = probe()
+    if found.missing is not None:
+        return MachineCheck("sandbox", found.missing)
+    return MachineCheck(
+        "sandbox",
+        "programs are isolated; memory of all their processes is bounded by looking at it, as no cgroup is used",
+    )
 
 
 def _ray() -> MachineCheck:

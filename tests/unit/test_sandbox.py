@@ -19,6 +19,7 @@ from actors.sandbox import namespaces, system_calls
 from actors.sandbox.local import LocalSandbox
 from actors.sandbox.probe import Probe, probe
 from actors.sandbox.program import Outcome, Program, SandboxError
+from deploy.cluster.doctor import programs
 from tests.conftest import ROOT
 from tests.hostile_programs import ENDED, HELD, MARK, bounds_of, source_of
 
@@ -180,8 +181,8 @@ def within(seconds: float, condition) -> bool:  # type: ignore[no-untyped-def]
 def test_a_machine_that_cannot_is_refused_in_one_sentence() -> None:
     """A seccomp filter like a container's: this process's children may make no namespace."""
     code = (
-        "import os; from actors.sandbox import system_calls, libc; from actors.sandbox.probe import probe\n"
-        "libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1); system_calls.install(); print(probe().missing)"
+        "from actors.sandbox import system_calls, libc; from deploy.cluster.doctor import programs\n"
+        "libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1); system_calls.install(); print(programs().found)"
     )
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.startswith("this machine cannot isolate programs (unshare: Operation not permitted); ")
@@ -190,6 +191,7 @@ def test_a_machine_that_cannot_is_refused_in_one_sentence() -> None:
 
 def test_this_machine_can() -> None:
     assert probe() == Probe(True, None)
+    assert programs().found.startswith("programs are isolated")
 
 
 @pytest.mark.parametrize("machine", system_calls.AUDIT_ARCHITECTURE)

@@ -243,3 +243,24 @@ async def test_a_function_of_attempts_judges_whole_groups_sync_or_async() -> Non
         verifier = as_verifier(function)
         assert not isinstance(verifier, FunctionVerifier) and verifier.waits is waits  # type: ignore[attr-defined]
         assert await verifier.judge(prompt(), group) == said
+
+
+BOTH = asyncio.Barrier(2)
+"""Passed by two at once, or by nobody."""
+
+
+async def once_both_are_asked(prompt: Prompt, completion: str) -> float:
+    async with asyncio.timeout(20), BOTH:
+        return 0.5
+
+
+async def group_once_both_are_asked(prompt: Prompt, attempts: Sequence[Attempt]) -> list[float]:
+    async with asyncio.timeout(20), BOTH:
+        return [0.5] * len(attempts)
+
+
+@pytest.mark.parametrize("other", ["once_both_are_asked", "group_once_both_are_asked"])
+def test_members_that_wait_do_so_at_once(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}.BOTH", asyncio.Barrier(2))  # of one event loop
+    members = {"one": {"verifier": f"{__name__}:once_both_are_asked"}, "other": {"verifier": f"{__name__}:{other}"}}
+    assert rewards({"kind": "weighted", "of": members}, ["any"]) == [1.0]
