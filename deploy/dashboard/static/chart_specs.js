@@ -3,6 +3,7 @@
 import { fixed, number, percent } from "/static/format.js";
 
 const SHARE = [0, 1];
+const PART = "reward_part/", MOST_PARTS = 8;
 const share = () => SHARE;
 
 export const CHARTS = [
@@ -27,6 +28,7 @@ export const CHARTS = [
   { title: "Shaping", format: (value) => fixed(value), lines: [
     { name: "shaping/mean", label: "mean part" }, { name: "shaping/touched", label: "share touched", other: true, format: percent }] },
   { title: "Completions without a reward", range: (_, low, high) => [0, Math.max(high ?? 0, 0.05)], format: percent, lines: [{ name: "reward/errors", label: "share" }] },
+  { title: "Groups that wait for verdicts", range: share, format: percent, lines: [{ name: "verifier/waited", label: "share of their time" }] },
   { title: "Speed", lines: [{ name: "tokens_per_s", label: "tokens / s" }] },
   { title: "Seconds a step", lines: [{ name: "seconds", label: "seconds" }] },
 ];
@@ -36,12 +38,18 @@ const SHOWN_APART = /^(step|incarnation|policy_version|phases\/.*|pass_at_1\/.*|
 /** The charts of a run that has these series, with only the lines that it has. */
 export function chartsFor(names) {
   const known = new Set(names);
-  return CHARTS.map((chart) => ({ ...chart, lines: chart.lines.filter((line) => known.has(line.name)) })).filter((chart) => chart.lines.length);
+  return [...CHARTS, partsOf(names)].map((chart) => ({ ...chart, lines: chart.lines.filter((line) => known.has(line.name)) })).filter((chart) => chart.lines.length);
+}
+
+/** What rewards are made of, where verifiers name it: the first of them, as many as there are colours for. */
+function partsOf(names) {
+  const parts = names.filter((name) => name.startsWith(PART)).sort().slice(0, MOST_PARTS);
+  return { title: "Parts of the reward", format: (value) => fixed(value), lines: parts.map((name) => ({ name, label: name.slice(PART.length) })) };
 }
 
 /** Series that no chart shows: each gets one when it is asked for. */
 export function otherSeries(names) {
-  const drawn = new Set(CHARTS.flatMap((chart) => chart.lines.map((line) => line.name)));
+  const drawn = new Set(chartsFor(names).flatMap((chart) => chart.lines.map((line) => line.name)));
   return names.filter((name) => !drawn.has(name) && !["step", "incarnation"].includes(name) && !/^(pass_at_1|staleness|learner\/mismatch_share)\//.test(name));
 }
 
