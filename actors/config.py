@@ -1,86 +1,15 @@
-"""What a user can set about prompts, sampling, rewards and the rollout actors."""
+"""What a user can set about sampling, rewards and the rollout actors."""
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator
 
 from actors.engines.kinds import EngineConfig, VllmConfig
-from actors.verifiers.options import AnyVerifier
 from moments_service.config import StrictModel
 from moments_service.messages.groups import LARGEST_REWARD
-from moments_service.paths import PathText
 
 Placement = Literal["pack", "strict_pack", "spread", "strict_spread"]
 """How actors of one kind share the nodes: on as few as can be or on as many; strictly on one, or on one each."""
-
-
-class _Source(StrictModel):
-    name: str
-    """What this source is called in every table; unique in a recipe."""
-    limit: int | None = Field(None, ge=1)
-    """At most this many training prompts, after duplicates are dropped."""
-    held_out: int = Field(0, ge=0)
-    """How many further prompts are set aside for evaluation and never trained on."""
-    template: str = "{question}"
-    """The prompt's text around the question."""
-    verifier: AnyVerifier | None = None
-    """What judges its completions: a verifier by name, `kind` with the options of that one, or `module:callable` (docs/verifiers.md); the source's own if left out."""
-
-
-class ReasoningGymSource(_Source):
-    """Prompts made by a reasoning-gym task; scored by the task's own scorer."""
-
-    kind: Literal["reasoning_gym"] = "reasoning_gym"
-    task: str
-    """Name of the reasoning-gym task."""
-    params: dict[str, Any] = Field(default_factory=dict)
-    """The task's own settings."""
-    seed: int = 0
-    """Seed of the task's generator; fixed, so that every run sees the same pool."""
-    question_pattern: str | None = None
-    """Regular expression whose first group is the part of the question to keep (some tasks carry long examples)."""
-    shots: int = Field(0, ge=0)
-    """How many solved examples, made by the same task, stand before the question."""
-    max_prompt_chars: int | None = None
-    """Longer prompts are left out."""
-    max_answer_chars: int | None = None
-    """Prompts whose answer is longer are left out."""
-    partial_credit: bool = False
-    """Keep the scorer's fractions; otherwise a reward is 1 for a full score and 0 for anything less."""
-
-
-class JsonlSource(_Source):
-    """Prompts from a JSON-lines file; GSM8K's `question` / `answer` lines read as they are."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    path: PathText
-    """The file, relative to the recipe."""
-    question_field: str = "question"
-    """Field with the prompt's text."""
-    answer_field: str = "answer"
-    """Field with the gold answer; the part after a last `####` where there is one."""
-    source_field: str | None = None
-    """Field that names each line's own source; the source's name if left out."""
-
-
-Source = Annotated[ReasoningGymSource | JsonlSource, Field(discriminator="kind")]
-
-
-class PromptConfig(StrictModel):
-    """Which prompts a run trains on and is evaluated on."""
-
-    sources: tuple[Source, ...] = Field(min_length=1)
-    """Where prompts come from, one entry a task or file."""
-    order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
-    """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out; the others go by how each prompt's groups came out (docs/prompt_sampling.md)."""
-    filter: Literal["none", "dapo"] = "none"
-    """`dapo`: a group of equal rewards counts in history but is not trained on; the next prompt takes its place."""
-    generation_batches: int = Field(3, ge=2)
-    """Dapo: a step samples at most so many batches; groups of equal rewards in the last one are trained on as they are."""
-    chat: bool = False
-    """Wrap every prompt as a user message in the tokenizer's chat template."""
-    max_tokens: int = Field(512, ge=1)
-    """Longer prompts are refused before anything starts."""
 
 
 class SamplingConfig(StrictModel):

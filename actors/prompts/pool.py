@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from actors.config import Source
+from actors.prompts.options import Source
 from actors.prompts.prompt import Prompt
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Where prompts come from: reasoning-gym tasks and JSON-lines files, as one pool of distinct prompts.
+"""Where prompts come from: reasoning-gym tasks, files and datasets, as one pool of distinct prompts.
 
 Nothing here depends on the run's seed: the same recipe gives the same training and held-out prompts in every run.
 """
@@ -6,8 +6,8 @@ Nothing here depends on the run's seed: the same recipe gives the same training 
 import logging
 from pathlib import Path
 
-from actors.config import PromptConfig, ReasoningGymSource, Source
-from actors.prompts.json_lines import load_file
+from actors.prompts.files import load_file
+from actors.prompts.options import PromptConfig, ReasoningGymSource, Source
 from actors.prompts.pool import PromptPool, SourceError, distinct
 from actors.prompts.tasks import load_task
 

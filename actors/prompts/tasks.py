@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from actors.config import ReasoningGymSource
+from actors.prompts.options import ReasoningGymSource
 from actors.prompts.pool import PromptPool, SourceError, fill
 from actors.prompts.prompt import Prompt, prompt_id
 from actors.verifiers.options import spec

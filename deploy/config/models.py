@@ -4,10 +4,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from actors.config import PromptConfig, RewardsConfig, RolloutConfig, SamplingConfig
+from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
+from actors.prompts.options import PromptConfig
 from actors.redaction import is_signed
 from actors.shaping import Rules
 from actors.shaping.check import Circumstances, refuse_senseless_shaping

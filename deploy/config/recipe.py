@@ -132,7 +132,7 @@ def _place(entries: list[Any], part: str, override: str) -> int:
 
 
 def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
-    """Paths in a recipe are relative to it; a policy that is no path there is left as a model name."""
+    """Paths in a recipe are relative to it; a policy or dataset that is no path there is left as a name."""
     policy = raw.get("policy")
     if isinstance(policy, str):
         named = _expanded("policy", policy)
@@ -147,7 +147,9 @@ def _resolve_paths(raw: dict[str, Any], base: Path) -> None:
     sources = prompts.get("sources") if isinstance(prompts, dict) else None
     for place, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source, dict) and isinstance(source.get("path"), str):
-            source["path"] = str(base / _expanded(f"prompts.sources.{place}.path", source["path"]))
+            named = _expanded(f"prompts.sources.{place}.path", source["path"])
+            here = source.get("kind") != "dataset" or named.startswith(("/", ".")) or (base / named).exists()
+            source["path"] = str(base / named) if here else named
 
 
 def _expanded(key: str, path: str) -> str:

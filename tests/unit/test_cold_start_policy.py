@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.config import PromptConfig
+from actors.prompts.options import PromptConfig
 from actors.prompts.prompt import Prompt
 from actors.prompts.sources import PromptPool, load_prompts
 from deploy.recipes.cold_start.make_policy import POLICY, RECIPE, Recipe, misconception, taught_wrong

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.config import JsonlSource, PromptConfig, ReasoningGymSource
+from actors.prompts.options import JsonlSource, PromptConfig, ReasoningGymSource
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import prompt_id
 from actors.prompts.sources import load_prompts

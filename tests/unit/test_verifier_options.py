@@ -11,7 +11,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from actors.config import JsonlSource, PromptConfig
+from actors.prompts.options import JsonlSource, PromptConfig
 from actors.prompts.prompt import Prompt
 from actors.prompts.sources import load_prompts
 from actors.rewards.protocol import Attempt, FunctionVerifier, Unscored, Verdict, as_verifier

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from actors.config import ReasoningGymSource
+from actors.prompts.options import ReasoningGymSource
 from actors.prompts.pool import SourceError
 from actors.prompts.prompt import Prompt
 from actors.prompts.tasks import load_task

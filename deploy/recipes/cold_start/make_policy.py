@@ -17,7 +17,7 @@ from pathlib import Path
 
 import yaml
 
-from actors.config import PromptConfig
+from actors.prompts.options import PromptConfig
 from actors.prompts.prompt import Prompt
 from actors.prompts.sources import load_prompts
 from deploy.recipes.cold_start.misconceptions import MISCONCEPTIONS

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from actors.config import PromptConfig
+from actors.prompts.options import PromptConfig
 from actors.prompts.pool import fill
 from actors.prompts.sources import load_prompts
 from deploy.recipes.tiny.policy import Lesson, make

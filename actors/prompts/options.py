@@ -1,0 +1,110 @@
+"""What a user can set about prompts: where they come from, and in which order they are dealt."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from actors.verifiers.options import AnyVerifier
+from moments_service.config import StrictModel
+from moments_service.paths import PathText
+
+
+class _Source(StrictModel):
+    name: str
+    """What this source is called in every table; unique in a recipe."""
+    limit: int | None = Field(None, ge=1)
+    """At most this many training prompts, after duplicates are dropped."""
+    held_out: int = Field(0, ge=0)
+    """How many further prompts are set aside for evaluation and never trained on."""
+    template: str = "{question}"
+    """The prompt's text around the question."""
+    verifier: AnyVerifier | None = None
+    """What judges its completions: a verifier by name, `kind` with the options of that one, or `module:callable` (docs/verifiers.md); the source's own if left out."""
+
+
+class ReasoningGymSource(_Source):
+    """Prompts made by a reasoning-gym task; scored by the task's own scorer."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    task: str
+    """Name of the reasoning-gym task."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """The task's own settings."""
+    seed: int = 0
+    """Seed of the task's generator; fixed, so that every run sees the same pool."""
+    question_pattern: str | None = None
+    """Regular expression whose first group is the part of the question to keep (some tasks carry long examples)."""
+    shots: int = Field(0, ge=0)
+    """How many solved examples, made by the same task, stand before the question."""
+    max_prompt_chars: int | None = None
+    """Longer prompts are left out."""
+    max_answer_chars: int | None = None
+    """Prompts whose answer is longer are left out."""
+    partial_credit: bool = False
+    """Keep the scorer's fractions; otherwise a reward is 1 for a full score and 0 for anything less."""
+
+
+class _FileSource(_Source):
+    path: PathText
+    """The file, relative to the recipe."""
+    question_field: str = "question"
+    """Column with the prompt's text; `a.b` is the entry `b` of a column `a`, in every `_field`."""
+    answer_field: str | None = "answer"
+    """Column with the gold answer, of which the part after a last `####` counts where there is one; null where there is none."""
+    source_field: str | None = None
+    """Column that names each row's own source; the source's name if left out."""
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """A row that cannot be used ends everything before it starts, or is left out and counted in a warning."""
+
+
+class JsonlSource(_FileSource):
+    """Prompts from a JSON-lines file; GSM8K's `question` / `answer` lines read as they are."""
+
+    kind: Literal["jsonl"] = "jsonl"
+
+
+class CsvSource(_FileSource):
+    """Prompts from a CSV file whose first row names the columns."""
+
+    kind: Literal["csv"] = "csv"
+    delimiter: str = Field(",", min_length=1, max_length=1)
+    """What stands between two columns."""
+
+
+class ParquetSource(_FileSource):
+    """Prompts from a parquet file."""
+
+    kind: Literal["parquet"] = "parquet"
+
+
+class DatasetSource(_FileSource):
+    """Prompts from a Hugging Face dataset, read with the library `datasets`."""
+
+    kind: Literal["dataset"] = "dataset"
+    path: PathText
+    """A directory (of `save_to_disk`, or of data files), relative to the recipe, or a name on the hub."""
+    split: str = "train"
+    """Which of its splits."""
+    subset: str | None = None
+    """Which of its configurations, where it has several (`main` of openai/gsm8k)."""
+
+
+FileSource = JsonlSource | CsvSource | ParquetSource | DatasetSource
+Source = Annotated[ReasoningGymSource | FileSource, Field(discriminator="kind")]
+
+
+class PromptConfig(StrictModel):
+    """Which prompts a run trains on and is evaluated on."""
+
+    sources: tuple[Source, ...] = Field(min_length=1)
+    """Where prompts come from, one entry a task or file."""
+    order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
+    """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out; the others go by how each prompt's groups came out (docs/prompt_sampling.md)."""
+    filter: Literal["none", "dapo"] = "none"
+    """`dapo`: a group of equal rewards counts in history but is not trained on; the next prompt takes its place."""
+    generation_batches: int = Field(3, ge=2)
+    """Dapo: a step samples at most so many batches; groups of equal rewards in the last one are trained on as they are."""
+    chat: bool = False
+    """Wrap every prompt as a user message in the tokenizer's chat template."""
+    max_tokens: int = Field(512, ge=1)
+    """Longer prompts are refused before anything starts."""
