@@ -12,6 +12,7 @@ import ray
 
 from actors.engines.protocol import EngineDeadError
 from actors.prompts.prompt import Prompt, Ticket
+from actors.rollout.evaluated import EvaluatedGroup, EvaluationDraw
 from actors.rollout.sender import GroupSender
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
@@ -98,11 +99,11 @@ class RolloutActor:
         return Receipt(header.group_id, header.status, group.timings, header.uniform, group.observed)
 
     @ray.method(max_task_retries=0)
-    async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:
+    async def evaluate(self, prompts: Sequence[Prompt], how: EvaluationDraw) -> list[EvaluatedGroup]:
         """See `RolloutWorker.evaluate`; nothing of it reaches the moments service."""
         worker = await self._serving_worker()
         with self._ending_with_the_engine():
-            return await worker.evaluate(prompts, temperature, n)
+            return await worker.evaluate(prompts, how)
 
     @ray.method(max_task_retries=0)
     async def live(self) -> None:

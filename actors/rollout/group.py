@@ -30,6 +30,9 @@ class Draw:
     """Of the engine's requests; no other draw that runs has it."""
     n: int
     temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
     seed: int
 
 
@@ -52,7 +55,7 @@ class GroupSampler:
             await asyncio.gather(
                 *(episode.open(prompt, derive_seed(draw.seed, "environment", episode.index)) for episode in episodes)
             )
-            self._refuse_long(prompt, episodes)
+            self._refuse_long(prompt, episodes, draw.max_tokens)
             alike: dict[tuple[int, ...], list[Episode]] = defaultdict(list)
             for episode in episodes:
                 if episode.verdict is None:
@@ -76,27 +79,26 @@ class GroupSampler:
             episode.say(completion)
 
     def _request(self, name: str, episode: Episode, n: int, draw: Draw) -> GenerationRequest:
-        sampling = self._spec.sampling
         return GenerationRequest(
             request_id=name,
             token_ids=tuple(episode.tokens),
             n=n,
-            max_tokens=min(sampling.max_tokens, self._spec.rollout.max_model_len - len(episode.tokens)),
+            max_tokens=min(draw.max_tokens, self._spec.rollout.max_model_len - len(episode.tokens)),
             temperature=draw.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
+            top_p=draw.top_p,
+            top_k=draw.top_k,
             stop_token_ids=self.renderer.stop_ids,
             seed=draw.seed,
         )
 
-    def _refuse_long(self, prompt: Prompt, episodes: Sequence[Episode]) -> None:
-        rollout, sampling = self._spec.rollout, self._spec.sampling
-        room = rollout.max_model_len - sampling.max_tokens
+    def _refuse_long(self, prompt: Prompt, episodes: Sequence[Episode], max_tokens: int) -> None:
+        rollout = self._spec.rollout
+        room = rollout.max_model_len - max_tokens
         longest = max(len(episode.tokens) for episode in episodes)
         if longest > room:
             raise PromptTooLongError(
                 f"prompt {prompt.prompt_id} of source `{prompt.source}` has {longest} tokens; rollout.max_model_len "
-                f"{rollout.max_model_len} less sampling.max_tokens {sampling.max_tokens} leaves {room}"
+                f"{rollout.max_model_len} less the {max_tokens} tokens of a completion leaves {room}"
             )
 
 

@@ -13,6 +13,7 @@ from actors.rewards.protocol import Attempt, Verdict
 from actors.rewards.range import within
 from actors.rewards.thread import RewardThread
 from actors.rollout.episode import Episode
+from actors.rollout.evaluated import EvaluatedGroup, EvaluationDraw, given_answer
 from actors.rollout.group import Draw, GroupSampler, header, transcript
 from actors.rollout.sample import Sample
 from actors.rollout.spec import RolloutSpec
@@ -73,7 +74,8 @@ class RolloutWorker:
         engine, sampler = self._started()
         ticket = self._witness.told(ticket)
         seed = derive_seed(spec.seed, "sample", ticket.group_id)
-        draw = Draw(ticket.group_id, ticket.group_size, spec.sampling.temperature, seed)
+        how = spec.sampling
+        draw = Draw(ticket.group_id, ticket.group_size, how.temperature, how.top_p, how.top_k, how.max_tokens, seed)
         started = time.perf_counter()
         episodes = await sampler.episodes(ticket.prompt, draw)
         generate_s = time.perf_counter() - started
@@ -101,12 +103,12 @@ class RolloutWorker:
             observed=witnessed.observed,
         )
 
-    async def evaluate(self, prompts: Sequence[Prompt], temperature: float, n: int) -> list[list[float | None]]:
-        """Rewards of `n` fresh samples of each prompt; None where there is no reward. Temperature 0 is greedy.
+    async def evaluate(self, prompts: Sequence[Prompt], how: EvaluationDraw) -> list[EvaluatedGroup]:
+        """Fresh samples of each prompt, judged.
 
         The prompts must be distinct. Every call samples the same noise, so that two policies are compared in pairs.
         """
-        return await asyncio.gather(*(self._evaluate(prompt, temperature, n) for prompt in prompts))
+        return await asyncio.gather(*(self._evaluate(prompt, how) for prompt in prompts))
 
     async def take(self, offer: WeightOffer) -> None:
         """Take new weights whole or not at all, see `Engine.take_weights`. offer: fetched."""
@@ -143,10 +145,21 @@ class RolloutWorker:
         judged = await self._pool.judge(prompt, attempts)
         return [within(verdict, self._spec.rewards.range) for verdict in judged]
 
-    async def _evaluate(self, prompt: Prompt, temperature: float, n: int) -> list[float | None]:
+    async def _evaluate(self, prompt: Prompt, how: EvaluationDraw) -> EvaluatedGroup:
         # All greedy completions of a prompt are the same one.
-        distinct = n if temperature > 0 else 1
+        distinct = how.samples if how.temperature > 0 else 1
         seed = derive_seed(self._spec.seed, "evaluate", prompt.prompt_id)
-        draw = Draw(f"evaluate:{prompt.prompt_id}", distinct, temperature, seed)
+        name = f"evaluate:{prompt.prompt_id}"
+        draw = Draw(name, distinct, how.temperature, how.top_p, how.top_k, how.max_tokens, seed)
         episodes = await self._started()[1].episodes(prompt, draw)
-        return [verdict.reward for verdict in await self._judge(prompt, episodes)] * (n // distinct)
+        verdicts = await self._judge(prompt, episodes)
+        samples = [episode.sample(name, how.temperature) for episode in episodes]
+        times = how.samples // distinct
+        return EvaluatedGroup(
+            rewards=tuple(verdict.reward for verdict in verdicts) * times,
+            errors=tuple(verdict.error for verdict in verdicts) * times,
+            lengths=tuple(sample.trained_tokens for sample in samples) * times,
+            truncated=tuple(sample.truncated for sample in samples) * times,
+            answers=tuple(given_answer(episode.replies[-1]) if episode.replies else None for episode in episodes)
+            * times,
+        )

@@ -13,6 +13,7 @@ import typer
 from deploy.cli.clusters import clusters_app
 from deploy.cli.console import console
 from deploy.cli.ending import exit_code, say
+from deploy.cli.evaluate import evaluate
 from deploy.cli.export import export
 from deploy.cli.inspect import inspect_app
 from deploy.cli.lasting_output import nobody_reads
@@ -50,6 +51,7 @@ app.add_typer(inspect_app)
 app.add_typer(samples_app)
 app.command()(train)
 app.command()(export)
+app.command("eval")(evaluate)
 
 
 @app.command()

@@ -31,6 +31,12 @@ class EvaluationConfig(StrictModel):
     """Completions per prompt; pass@1 is their mean."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 decodes greedily."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Nucleus mass; as in training if left out."""
+    top_k: int | None = Field(None, ge=0)
+    """Sample among this many most likely tokens, 0 for all; as in training if left out."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Most tokens a completion may have; as in training if left out."""
     train_prompts: int = Field(256, ge=0)
     """How many training prompts are evaluated at the start and the end."""
 
@@ -126,6 +132,12 @@ class RunConfig(StrictModel):
         if longest > self.rollout.max_model_len:
             raise ValueError(
                 f"prompts.max_tokens + sampling.max_tokens = {longest} is more than "
+                f"rollout.max_model_len = {self.rollout.max_model_len}; raise the latter or lower one of the former"
+            )
+        evaluated = self.prompts.max_tokens + (self.evaluation.max_tokens or 0)
+        if evaluated > self.rollout.max_model_len:
+            raise ValueError(
+                f"prompts.max_tokens + evaluation.max_tokens = {evaluated} is more than "
                 f"rollout.max_model_len = {self.rollout.max_model_len}; raise the latter or lower one of the former"
             )
         if not can_teach(self.moments, self.group_size):

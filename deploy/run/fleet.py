@@ -14,10 +14,12 @@ from actors.deadline import LateError, within
 from actors.placement import addresses, alive_nodes, give_back, no_room, reserve
 from actors.prompts.prompt import Prompt, Ticket
 from actors.rollout.actor import Receipt
+from actors.rollout.evaluated import EvaluatedGroup
 from actors.rollout.spawn import rollout_part, spawn_rollout_actors
-from actors.rollout.spec import RolloutSpec
 from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.config.models import RunConfig
+from deploy.config.rollout_spec import rollout_spec
+from deploy.evaluation.draw import evaluation_draw
 from deploy.run.errors import ServiceDiedError, in_a_sentence
 
 logger = logging.getLogger(__name__)
@@ -55,21 +57,7 @@ class RolloutFleet:
         """Reserve places, start the actors in them and wait until every one serves. Raises NoRoomError, TimeoutError."""
         config = self._config
         self._places = await reserve(self._part, config.start_timeout_s)
-        spec = RolloutSpec(
-            rollout=config.rollout,
-            sampling=config.sampling,
-            rewards=config.rewards,
-            environment=config.environment,
-            weights=config.weights,
-            policy=config.policy,
-            chat=config.prompts.chat,
-            seed=config.seed,
-            text_share=config.transcripts.share,
-            text_chars=config.transcripts.max_chars,
-            verifiers=tuple(self._verifiers),
-            shaping=config.shaping,
-            start_timeout_s=config.start_timeout_s,
-        )
+        spec = rollout_spec(config, self._verifiers)
         self.actors = spawn_rollout_actors(spec, self._places)
         await asyncio.gather(*(self._started(actor) for actor in range(len(self.actors))))
 
@@ -187,17 +175,16 @@ class RolloutFleet:
                     f"rollout actor {actor} failed while taking policy version {offer.version}: {in_a_sentence(error)}"
                 ) from error
 
-    async def evaluate(self, prompts: Sequence[Prompt]) -> list[list[float | None]]:
-        """Rewards of fresh completions, [len(prompts)][evaluation.samples]; None where there is no reward.
+    async def evaluate(self, prompts: Sequence[Prompt]) -> list[EvaluatedGroup]:
+        """`evaluation.samples` fresh completions of each prompt, judged.
 
         What an actor did not finish before it died is sampled again by the others.
         """
-        rewards: list[list[float | None]] = [[] for _ in prompts]
-        left = list(range(len(prompts)))
-        while left:
+        found: dict[int, EvaluatedGroup] = {}
+        while left := [place for place in range(len(prompts)) if place not in found]:
             await self._somebody_serves.wait()
-            left = await self._evaluate(prompts, left, rewards)
-        return rewards
+            await self._evaluate(prompts, left, found)
+        return [found[place] for place in range(len(prompts))]
 
     async def close(self, timeout_s: float) -> None:
         """End engines and verifiers, then the actors, and give their places back."""
@@ -212,30 +199,26 @@ class RolloutFleet:
             await give_back(self._places)
 
     async def _evaluate(
-        self, prompts: Sequence[Prompt], places: Sequence[int], rewards: list[list[float | None]]
-    ) -> list[int]:
-        """Fill `rewards` at `places`; returns the places that died with their actor."""
-        how = (self._config.evaluation.temperature, self._config.evaluation.samples)
+        self, prompts: Sequence[Prompt], places: Sequence[int], found: dict[int, EvaluatedGroup]
+    ) -> None:
+        """Add what actors find at these places; nothing of those that die over it."""
+        how = evaluation_draw(self._config)
         serving = self._now_serving()
         shares = [places[start :: len(serving)] for start in range(len(serving))]
         results = await asyncio.gather(
             *(
-                self._answer_while_alive(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], *how))
+                self._answer_while_alive(actor, self.actors[actor].evaluate.remote([prompts[i] for i in share], how))
                 for actor, share in zip(serving, shares, strict=True)
             ),
             return_exceptions=True,
         )
-        died: list[int] = []
         for actor, share, result in zip(serving, shares, results, strict=True):
             if isinstance(result, RayActorError):
                 self.on_death(actor)
-                died.extend(share)
             elif isinstance(result, BaseException):
                 raise result
             else:
-                for place, found in zip(share, result, strict=True):
-                    rewards[place] = found
-        return sorted(died)
+                found |= dict(zip(share, result, strict=True))
 
     async def _answer(self, actor: int, call: ray.ObjectRef) -> Any:
         """What an actor that serves answers. Raises RayActorError where it dies before that.

@@ -10,10 +10,10 @@ from actors.prompts.feed import PromptFeed
 from actors.prompts.prompt import Prompt
 from actors.shaping.shaper import Shaper
 from deploy.config.models import RunConfig
+from deploy.evaluation.measure import measure
 from deploy.mirror.mirror import Mirror
 from deploy.run.checkpoints import Checkpoints
 from deploy.run.clock import Clock
-from deploy.run.evaluation import measure
 from deploy.run.health import HealthGuard, HealthStopError
 from deploy.run.report import Reporter, step_row
 from deploy.run.sampling import Sampler

@@ -1,6 +1,6 @@
 """What an evaluation of a policy says, as evaluations.jsonl has it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,3 +15,11 @@ class Evaluation:
     sources: dict[str, float]
     prompts: int
     errors: int
+    half_width: float | None = None
+    """Of the interval of pass@1 at 95 %, were other prompts asked; None for fewer than two."""
+    pass_at_k: dict[str, float] = field(default_factory=dict)
+    """By k, for powers of two from 2 on and for all samples, of prompts with so many rewards."""
+    length: float | None = None
+    """Mean tokens of a completion."""
+    truncated: float | None = None
+    """Share of completions that a length limit ended."""

@@ -21,6 +21,8 @@ _CHECKPOINT = re.compile(r"step-([0-9]{6,})")
 _PARTIAL = ".partial-"
 _TAIL_BYTES = 2**18
 _EVALUATED = {"split", *(field.name for field in fields(Evaluation))}
+_ALWAYS_EVALUATED = {"split", "pass_at_1", "sources", "prompts", "errors"}
+"""What lines of older versions have, too."""
 
 
 class RunDirectory:
@@ -124,7 +126,9 @@ class RunDirectory:
     def read_evaluations(self, step: int) -> dict[str, Evaluation]:
         """The evaluations after `step` policy steps, by split."""
         here = [row for row in lines.read(self.evaluations) if row.pop("step", None) == step]
-        return {str(row.pop("split")): Evaluation(**row) for row in here if row.keys() == _EVALUATED}
+        return {
+            str(row.pop("split")): Evaluation(**row) for row in here if _ALWAYS_EVALUATED <= row.keys() <= _EVALUATED
+        }
 
     def checkpoint_steps(self) -> list[int]:
         """Steps that a complete checkpoint was written after, oldest first. Whatever else lies there is none."""

@@ -8,10 +8,12 @@ import pytest
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors.prompts.prompt import Prompt, Ticket
+from actors.rollout.evaluated import EvaluatedGroup, EvaluationDraw
 from actors.weights.offer import WeightOffer, WeightsReleasedError
 from deploy.run import fleet as fleet_module
 from deploy.run.errors import ServiceDiedError
 from deploy.run.fleet import RolloutFleet
+from tests.made_evaluations import judged
 from tests.unit.test_placement import recipe
 
 pytestmark = pytest.mark.unit
@@ -62,10 +64,10 @@ class FakeActor:
         await self.may_answer.wait()
         return "answer"
 
-    async def _evaluate(self, prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
+    async def _evaluate(self, prompts: list[Prompt], how: EvaluationDraw) -> list[EvaluatedGroup]:
         if self.dead:
             raise RayActorError
-        return [[float(prompt.prompt_id)] * n for prompt in prompts]
+        return [judged(*[float(prompt.prompt_id)] * how.samples) for prompt in prompts]
 
     def die(self) -> None:
         self.dead = True
@@ -211,7 +213,7 @@ async def test_an_evaluation_gives_the_share_of_a_dead_actor_to_the_others(
 ) -> None:
     actors[1].die()
     samples = recipe().evaluation.samples
-    assert await fleet.evaluate(PROMPTS) == [[float(i)] * samples for i in range(5)]
+    assert [one.rewards for one in await fleet.evaluate(PROMPTS)] == [(float(i),) * samples for i in range(5)]
     assert not fleet.serving(1)
 
 
@@ -252,7 +254,7 @@ async def test_an_actor_that_hangs_in_an_evaluation_is_killed_and_the_others_tak
     actors[1].up.clear()  # nor does it say that it is alive
     actors[1].evaluate = Method(lambda *_: stopped.wait())
     rewards = await fleet.evaluate(PROMPTS)
-    assert [row[0] for row in rewards] == [float(prompt.prompt_id) for prompt in PROMPTS]
+    assert [one.rewards[0] for one in rewards] == [float(prompt.prompt_id) for prompt in PROMPTS]
     assert killed == [actors[1]] and not fleet.serving(1)
     assert "does not answer in 0.05 s (rollout.update_timeout_s) when it is asked whether it is alive" in caplog.text
 
@@ -269,9 +271,9 @@ async def test_an_actor_that_evaluates_for_long_and_says_that_it_lives_is_left_a
             asked.set()
         return 0
 
-    async def evaluate(prompts: list[Prompt], temperature: float, n: int) -> list[list[float]]:
+    async def evaluate(prompts: list[Prompt], how: EvaluationDraw) -> list[EvaluatedGroup]:
         await asked.wait()
-        return [[1.0] * n for _ in prompts]
+        return [judged(*[1.0] * how.samples) for _ in prompts]
 
     actors[1].ready, actors[1].evaluate = Method(ready), Method(evaluate)
     assert len(await fleet.evaluate(PROMPTS)) == len(PROMPTS) and fleet.serving(1)

@@ -14,9 +14,9 @@ from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import check_packages
 from deploy.cluster.plan import arithmetic_table, plan_rows, policy_parameters
 from deploy.config.recipe import load_recipe
+from deploy.evaluation.measure import measure
 from deploy.report.live import LiveDisplay, PlainDisplay, create_display, sparkline
 from deploy.report.summary import summarise
-from deploy.run.evaluation import measure
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import OpenRun
@@ -24,6 +24,7 @@ from moments_service.clusters.labels import LabelClusters
 from moments_service.clusters.versions import LOG_FILE, ClusterVersions
 from moments_service.health import Alarm
 from tests.conftest import ROOT
+from tests.made_evaluations import judged
 from tests.unit.test_work import PROMPTS
 
 pytestmark = pytest.mark.unit
@@ -87,8 +88,13 @@ def test_sparklines_span_zero_to_one() -> None:
 
 
 def test_pass_at_1_leaves_errors_out() -> None:
-    found = measure(PROMPTS[:3], [[1.0, 0.0], [1.0, None], [None, None]])
-    assert found == Evaluation(pass_at_1=0.75, sources={"sums": 0.75}, prompts=3, errors=3)
+    groups = [judged(1.0, 0.0, lengths=(2, 4)), judged(1.0, None, lengths=(3, 7)), judged(None, None, lengths=(1, 1))]
+    found = measure(PROMPTS[:3], groups)
+    assert (found.pass_at_1, found.sources, found.prompts, found.errors) == (0.75, {"sums": 0.75}, 3, 3)
+    # Two prompts are judged, .5 and 1: a t interval with one degree of freedom.
+    assert found.half_width == pytest.approx(12.7062 * 0.25, rel=1e-5)
+    # Only the first has two samples with a reward, and one of them is right.
+    assert found.pass_at_k == {"2": 1.0} and found.length == 3.0 and found.truncated == pytest.approx(4 / 6)
 
 
 def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
@@ -118,8 +124,8 @@ def test_a_run_without_held_out_prompts_writes_strict_json(tmp_path: Path) -> No
     """`held_out: 0` is the default: what was not measured is null, and a number that JSON does not have is never written."""
     run = RunDirectory.create(tmp_path, "test", "config")
     run.append_metrics(row(0, **{"learner/entropy": float("nan"), "reward/mean": np.float64(0.5)}))
-    nothing = measure(PROMPTS[:1], [[None, None]])
-    assert nothing == Evaluation(pass_at_1=None, sources={}, prompts=1, errors=2)
+    nothing = measure(PROMPTS[:1], [judged(None, None)])
+    assert nothing == Evaluation(pass_at_1=None, sources={}, prompts=1, errors=2, length=1.0, truncated=0.0)
     run.append_evaluation(0, "train", nothing)
     summarise(run, {"train": nothing}, {"train": Evaluation(0.6, {"sums": 0.6}, 4, 0)}, "bv_blend")
     strict = partial(json.loads, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

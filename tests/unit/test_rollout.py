@@ -22,6 +22,7 @@ from actors.rewards.protocol import Verdict
 from actors.rewards.range import within
 from actors.rollout import worker as rollout_module
 from actors.rollout.actor import RolloutActor
+from actors.rollout.evaluated import EvaluationDraw
 from actors.rollout.group import PromptTooLongError
 from actors.rollout.spec import RolloutSpec
 from actors.rollout.worker import RolloutWorker
@@ -213,6 +214,10 @@ async def test_a_group_without_any_reward_is_an_error(worker: RolloutWorker, eng
     assert (await worker.rollout(ticket())).header.policy_versions == (3, 3)
 
 
+def how(samples: int, temperature: float) -> EvaluationDraw:
+    return EvaluationDraw(samples, temperature, top_p=1.0, top_k=0, max_tokens=3)
+
+
 async def test_a_prompt_that_is_too_long_is_refused_before_sampling(
     worker: RolloutWorker, engine: ScriptedEngine
 ) -> None:
@@ -220,20 +225,24 @@ async def test_a_prompt_that_is_too_long_is_refused_before_sampling(
     with pytest.raises(PromptTooLongError, match=r"prompt p0 of source `sums` has 6 tokens.* leaves 5"):
         await worker.rollout(long)
     with pytest.raises(PromptTooLongError):
-        await worker.evaluate([long.prompt], 1.0, 2)
+        await worker.evaluate([long.prompt], how(2, 1.0))
     assert engine.requests == []
 
 
 async def test_evaluation_samples_at_its_own_temperature(worker: RolloutWorker, engine: ScriptedEngine) -> None:
     engine.script = [completion([FOUR, EOS]), completion([FIVE, EOS]), completion([FOUR], "abort")]
     prompts = [ticket().prompt, replace(ticket(number=1).prompt, answer="5")]
-    assert await worker.evaluate(prompts, 0.3, 3) == [[1.0, 0.0, None], [0.0, 1.0, None]]
-    assert {request.temperature for request in engine.requests} == {0.3}
+    found = await worker.evaluate(prompts, replace(how(3, 0.3), top_p=0.9, top_k=7, max_tokens=2))
+    assert [one.rewards for one in found] == [(1.0, 0.0, None), (0.0, 1.0, None)]
+    assert found[0].errors[2] == "aborted" and found[0].lengths == (2, 2, 1) and found[0].answers[:2] == ("4", "5")
+    asked = {(one.temperature, one.top_p, one.top_k, one.max_tokens) for one in engine.requests}
+    assert asked == {(0.3, 0.9, 7, 2)}
 
 
 async def test_greedy_evaluation_decodes_once(worker: RolloutWorker, engine: ScriptedEngine) -> None:
     engine.script = [completion([FOUR, EOS])]
-    assert await worker.evaluate([ticket().prompt], 0.0, 3) == [[1.0, 1.0, 1.0]]
+    (found,) = await worker.evaluate([ticket().prompt], how(3, 0.0))
+    assert found.rewards == (1.0, 1.0, 1.0) and found.lengths == (2, 2, 2)
     assert [(request.n, request.temperature) for request in engine.requests] == [(1, 0.0)]
 
 

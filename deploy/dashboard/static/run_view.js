@@ -148,8 +148,8 @@ class RunPage {
   showEvaluations(rows) {
     this.evaluations.hidden = rows.length === 0;
     const label = "Evaluations";
-    fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["Count", "num"], ["Without reward", "num"]],
-      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), count(row.prompts), count(row.errors)])));
+    fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["95 %", "num"], ["Count", "num"], ["Without reward", "num"]],
+      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), row.half_width === null || row.half_width === undefined ? "–" : `± ${fixed(row.half_width, 3)}`, count(row.prompts), count(row.errors)])));
   }
 
   /** What the rewards of a finished run say of the next one. */
