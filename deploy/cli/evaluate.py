@@ -31,9 +31,7 @@ def evaluate(
         int | None, typer.Option(min=0, help="Of the run's checkpoint after so many steps; 0 before training", **_ANY)
     ] = None,
     split: Annotated[Literal["held_out", "train"], typer.Option(help="Which prompts of the recipe")] = "held_out",
-    data: Annotated[
-        Path | None, typer.Option(help="JSON lines of a benchmark instead: GSM8K, MATH-500, AIME, …", **_ANY)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="A benchmark's JSON lines, CSV or parquet instead", **_ANY)] = None,
     verifier: Annotated[str, typer.Option(help="Of --data")] = "math",
     template: Annotated[str | None, typer.Option(help="Of --data; the recipe's first if left out", **_ANY)] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Most prompts", **_ANY)] = None,
@@ -93,7 +91,7 @@ class _Asked:
         if self.data is None:
             return config
         template = config.prompts.sources[0].template if self.template is None else self.template
-        source = file_source(self.data, self.verifier, template, None)
+        source = file_source(self.data, self.verifier, template)
         return config.model_copy(update={"prompts": config.prompts.model_copy(update={"sources": (source,)})})
 
     @property

@@ -1,13 +1,15 @@
 """What `bvblend eval` evaluates: the policy of a run, of one of its checkpoints or of a directory, and the prompts that it is asked."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from actors.config import JsonlSource
+from actors.prompts.options import CsvSource, FileSource, JsonlSource, ParquetSource
+from actors.prompts.pool import SourceError
 from actors.prompts.prompt import Prompt
+from actors.prompts.readers import READERS
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.rundir.layout import RunDirectory
@@ -15,6 +17,9 @@ from deploy.rundir.layout import RunDirectory
 QUESTIONS = ("question", "problem", "Problem", "Question", "prompt", "query")
 """Columns that benchmark files have their questions in: GSM8K, MATH-500, AIME, …"""
 ANSWERS = ("answer", "Answer", "expected_answer", "final_answer", "solution")
+
+KINDS: dict[str, type[JsonlSource | CsvSource | ParquetSource]] = {".csv": CsvSource, ".parquet": ParquetSource}
+"""By the end of a file's name; everything else is JSON lines."""
 
 
 @contextmanager
@@ -56,25 +61,23 @@ def policy_of_run(directory: RunDirectory, config: RunConfig, step: int | None) 
         yield str(exported), f"{directory.path.name}, after {after} steps"
 
 
-def file_source(path: Path, verifier: str, template: str, limit: int | None) -> JsonlSource:
-    """A source of all lines of a benchmark's file, whose columns go by their usual names. Raises ConfigError."""
+def file_source(path: Path, verifier: str, template: str) -> FileSource:
+    """A source of all rows of a benchmark's file, whose columns go by their usual names. Raises ConfigError."""
+    kind = KINDS.get(path.suffix, JsonlSource)
+    if not path.is_file():
+        raise ConfigError(f"--data {path}: no such file")
+    source = kind(name=path.stem, path=str(path.resolve()))
     try:
-        with path.open("rb") as lines:
-            first = json.loads(next(line for line in lines if line.strip()))
-    except OSError as error:
-        raise ConfigError(f"--data {path}: {error.strerror}") from None
-    except (StopIteration, ValueError):
-        raise ConfigError(f"--data {path}: its first line is no JSON object; one object a line is read") from None
-    columns = list(first) if isinstance(first, dict) else []
-    return JsonlSource(
-        name=path.stem,
-        path=str(path.resolve()),
-        question_field=_column(path, columns, QUESTIONS, "question"),
-        answer_field=_column(path, columns, ANSWERS, "gold answer"),
-        verifier=verifier,
-        template=template,
-        limit=limit,
-    )
+        row = next((row for _, row in READERS[source.kind](source, path)), None)
+    except (SourceError, OSError) as error:
+        raise ConfigError(f"--data {path}: {error}") from None
+    if not isinstance(row, dict):
+        raise ConfigError(f"--data {path}: {'it has no rows' if row is None else f'its first row: {row}'}")
+    columns = {
+        "question_field": _column(path, row, QUESTIONS, "question"),
+        "answer_field": _column(path, row, ANSWERS, "gold answer"),
+    }
+    return source.model_copy(update={**columns, "verifier": verifier, "template": template})
 
 
 def asked(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
@@ -83,10 +86,10 @@ def asked(prompts: Sequence[Prompt], limit: int | None) -> tuple[Prompt, ...]:
     return tuple(prompt for prompt in prompts if prompt.prompt_id in chosen)
 
 
-def _column(path: Path, columns: Sequence[str], names: Sequence[str], what: str) -> str:
+def _column(path: Path, columns: Mapping[str, Any], names: Sequence[str], what: str) -> str:
     found = next((name for name in names if name in columns), None)
     if found is None:
         raise ConfigError(
-            f"--data {path}: no column for the {what} (there are {', '.join(map(repr, columns[:8]))}; one of {', '.join(names)} is taken)"
+            f"--data {path}: no column for the {what} (there are {', '.join(map(repr, list(columns)[:8]))}; one of {', '.join(names)} is taken)"
         )
     return found

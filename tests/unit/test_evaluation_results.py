@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.prompts.json_lines import load_file
+from actors.prompts.files import load_file
 from actors.prompts.prompt import Prompt
 from actors.rollout.evaluated import EvaluationDraw, given_answer
 from deploy.config.recipe import ConfigError
@@ -140,7 +140,15 @@ def test_files_of_benchmarks_are_read_by_their_usual_columns(
 ) -> None:
     path = tmp_path / "bench.jsonl"
     path.write_text(json.dumps(row) + "\n")
-    (prompt,) = load_file(file_source(path, "math", "Q: {question}", None), Path(), need_difficulty=False).train
+    (prompt,) = load_file(
+        file_source(
+            path,
+            "math",
+            "Q: {question}",
+        ),
+        Path(),
+        need_difficulty=False,
+    ).train
     assert (prompt.text, prompt.answer, prompt.source) == (f"Q: {question}", gold, "bench")
 
 
@@ -155,9 +163,9 @@ def test_files_of_benchmarks_are_read_by_their_usual_columns(
 def test_a_file_without_them_is_refused_by_name(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "bench.jsonl").write_text(text)
     with pytest.raises(ConfigError, match=words):
-        file_source(tmp_path / "bench.jsonl", "math", "{question}", None)
-    with pytest.raises(ConfigError, match="No such file"):
-        file_source(ROOT / "nowhere.jsonl", "math", "{question}", None)
+        file_source(tmp_path / "bench.jsonl", "math", "{question}")
+    with pytest.raises(ConfigError, match="no such file"):
+        file_source(ROOT / "nowhere.jsonl", "math", "{question}")
 
 
 def test_a_limit_takes_the_same_prompts_in_whatever_order_they_come() -> None:
