@@ -155,7 +155,8 @@ def test_files_of_benchmarks_are_read_by_their_usual_columns(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "its first line is no JSON object"),
+        ("", "it has no rows"),
+        ("no", "its first row: not JSON"),
         ('{"a": 1}', "no column for the question"),
         ('{"question": "?"}', "gold"),
     ],
