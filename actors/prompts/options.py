@@ -2,11 +2,30 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from actors.verifiers.options import AnyVerifier
 from moments_service.config import StrictModel
 from moments_service.paths import PathText
+
+OURS = frozenset(
+    [
+        "conversation",
+        "messages",
+        "chat_template",
+        "add_generation_prompt",
+        "continue_final_message",
+        "tokenize",
+        "tokenizer_kwargs",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+    ]
+)
+"""Of what a tokenizer's `apply_chat_template` can be told: what this project says, or relies on being left alone."""
 
 
 class _Source(StrictModel):
@@ -17,7 +36,9 @@ class _Source(StrictModel):
     held_out: int = Field(0, ge=0)
     """How many further prompts are set aside for evaluation and never trained on."""
     template: str = "{question}"
-    """The prompt's text around the question."""
+    """The prompt's text around the question; `{row.NAME}` is another column of the row."""
+    system: str | None = None
+    """What the system says before the prompt, where its conversation has no such message; needs `prompts.chat`."""
     verifier: AnyVerifier | None = None
     """What judges its completions: a verifier by name, `kind` with the options of that one, or `module:callable` (docs/verifiers.md); the source's own if left out."""
 
@@ -48,7 +69,7 @@ class _FileSource(_Source):
     path: PathText
     """The file, relative to the recipe."""
     question_field: str = "question"
-    """Column with the prompt's text; `a.b` is the entry `b` of a column `a`, in every `_field`."""
+    """Column with the prompt's text, or with a conversation, a list of `role` and `content`; `a.b` is the entry `b` of a column `a`, in every `_field`."""
     answer_field: str | None = "answer"
     """Column with the gold answer, of which the part after a last `####` counts where there is one; null where there is none."""
     source_field: str | None = None
@@ -106,5 +127,27 @@ class PromptConfig(StrictModel):
     """Dapo: a step samples at most so many batches; groups of equal rewards in the last one are trained on as they are."""
     chat: bool = False
     """Wrap every prompt as a user message in the tokenizer's chat template."""
+    chat_options: dict[str, Any] = Field(default_factory=dict)
+    """What the chat template is told besides: `enable_thinking: false`, or whatever else it knows."""
     max_tokens: int = Field(512, ge=1)
     """Longer prompts are refused before anything starts."""
+    too_long: Literal["refuse", "skip"] = "refuse"
+    """`skip` leaves prompts of more than `max_tokens` out instead, and a warning says how many."""
+
+    @field_validator("chat_options")
+    @classmethod
+    def _options_are_the_templates(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OURS & value.keys()):
+            raise ValueError(f"{taken[0]} is set for every run; name only what the template itself knows")
+        return value
+
+    @model_validator(mode="after")
+    def _a_system_needs_a_chat(self) -> "PromptConfig":
+        if self.chat:
+            return self
+        if self.chat_options:
+            raise ValueError("chat_options are for the chat template; set prompts.chat to true")
+        for source in self.sources:
+            if source.system is not None:
+                raise ValueError(f"source `{source.name}` has a `system`, which needs prompts.chat: true")
+        return self

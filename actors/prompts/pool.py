@@ -1,13 +1,17 @@
 """Every prompt of a run, each of them once."""
 
 import logging
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from actors.prompts.options import Source
 from actors.prompts.prompt import Prompt
 
 log = logging.getLogger(__name__)
+
+PLACES = re.compile(r"\{question\}|\{row\.([^{}]+)\}")
+"""What a template may hold for others to fill in."""
 
 
 class SourceError(ValueError):
@@ -46,7 +50,9 @@ def distinct(prompts: Iterable[tuple[str, Prompt]]) -> tuple[Prompt, ...]:
     return tuple(prompt for _, prompt in first.values())
 
 
-def fill(template: str, question: str) -> str:
-    """The question in its place in the template."""
+def fill(template: str, question: str, column: Callable[[str], str] | None = None) -> str:
+    """The question in its place in the template, and columns of its row in theirs, `{row.NAME}`. column: gives one as text."""
     # Not str.format: questions and templates may carry braces of their own (JSON, LaTeX).
-    return template.replace("{question}", question)
+    if column is None or "{row." not in template:
+        return template.replace("{question}", question)
+    return PLACES.sub(lambda place: question if place[1] is None else column(place[1]), template)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 
-def prompt_id(source: str, text: str) -> str:
-    """Content hash of a prompt: the same prompt has the same id in every run."""
-    return hashlib.sha256(f"{source}\x1f{text}".encode()).hexdigest()[:16]
+def prompt_id(source: str, text: str, before: tuple[tuple[str, str], ...] = ()) -> str:
+    """Content hash of a prompt: the same prompt has the same id in every run. before: of its conversation."""
+    whole = "".join(f"{role}\x1f{content}\x1e" for role, content in before) + text
+    return hashlib.sha256(f"{source}\x1f{whole}".encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,13 @@ class Prompt:
     """Every column of the line that it was read from, by name; empty where it was not."""
     question: str = ""
     """What its source asks, without the template and solved examples around it; "" where the text is all there is."""
+    before: tuple[tuple[str, str], ...] = ()
+    """What stands before the text in its conversation, as (role, content); the text is what the user says last."""
+
+    @property
+    def asked(self) -> str:
+        """All that is asked, turn by turn, without what the system says: prompts that are alike in it are one question."""
+        return "\n\n".join([*(content for role, content in self.before if role != "system"), self.text])
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """Between texts and the token ids that the policy reads and writes, exactly: what was sampled is never tokenised again."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
+Before = tuple[tuple[str, str], ...]
+"""Role and content of each message that comes before a prompt's text."""
 OPENINGS_KEPT = 4096
 """Openings whose token ids are remembered."""
 _SAID = "\N{SYMBOL FOR RECORD SEPARATOR}"
@@ -14,23 +16,25 @@ _SAID = "\N{SYMBOL FOR RECORD SEPARATOR}"
 class Renderer:
     """One tokenizer, for one way of asking: bare texts, or as a user in the tokenizer's chat template."""
 
-    def __init__(self, tokenizer: Any, chat: bool, stop: Sequence[str]) -> None:
-        """stop: texts that end a completion. Raises ValueError for one that is not a single token, or without a template."""
+    def __init__(
+        self, tokenizer: Any, chat: bool, stop: Sequence[str], options: Mapping[str, Any] | None = None
+    ) -> None:
+        """stop: texts that end a completion.    options: what the chat template is told besides. Raises ValueError for one that is not a single token, or without a template."""
         if chat and not tokenizer.chat_template:
             raise ValueError(f"prompts.chat: the tokenizer of {tokenizer.name_or_path} has no chat template")
-        self._tokenizer, self._chat = tokenizer, chat
+        self._tokenizer, self._chat, self._options = tokenizer, chat, dict(options or {})
         # Every sample of a group begins with the same text, and prompts come again.
-        self._opening = lru_cache(OPENINGS_KEPT)(partial(prompt_ids, tokenizer, chat=chat))
+        self._opening = lru_cache(OPENINGS_KEPT)(partial(prompt_ids, tokenizer, chat=chat, options=self._options))
         self.stop_ids = stop_token_ids(tokenizer, stop)
 
     @classmethod
-    def load(cls, policy: str, chat: bool, stop: Sequence[str]) -> "Renderer":
+    def load(cls, policy: str, chat: bool, stop: Sequence[str], options: Mapping[str, Any] | None = None) -> "Renderer":
         """With the tokenizer of a policy: a Hugging Face directory or model name."""
-        return cls(load_tokenizer(policy), chat, stop)
+        return cls(load_tokenizer(policy), chat, stop, options)
 
-    def opening_ids(self, text: str) -> tuple[int, ...]:
-        """What the policy is given before it speaks for the first time."""
-        return self._opening(text)
+    def opening_ids(self, text: str, before: Before = ()) -> tuple[int, ...]:
+        """What the policy is given before it speaks for the first time. before: of the conversation, a chat's only."""
+        return self._opening(text, before=before)
 
     def answer_ids(self, text: str, last: int) -> tuple[int, ...]:
         """What follows what the policy said when its environment answers `text`, up to where it speaks again.
@@ -45,7 +49,9 @@ class Renderer:
             {"role": "assistant", "content": _SAID},
             {"role": "user", "content": text},
         ]
-        whole: str = self._tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        whole: str = self._tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=True, tokenize=False, **self._options
+        )
         _, said, after = whole.partition(_SAID)
         if not said:
             raise ValueError("the chat template drops what the policy said before; it cannot take several turns")
@@ -78,12 +84,30 @@ def load_tokenizer(policy: str) -> Any:
     return tokenizer
 
 
-def prompt_ids(tokenizer: Any, text: str, chat: bool) -> tuple[int, ...]:
-    """What the engine is given of a prompt. chat: wrap it as a user message in the tokenizer's chat template."""
+def prompt_ids(
+    tokenizer: Any, text: str, chat: bool, before: Before = (), options: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
+    """What the engine is given of a prompt. chat: wrap it as a user message, after those before it, in the tokenizer's chat
+    template, which is told the options. Raises ValueError for a conversation without a chat."""
+    (ids,) = all_prompt_ids(tokenizer, [(text, before)], chat, options)
+    return ids
+
+
+def all_prompt_ids(
+    tokenizer: Any, openings: Sequence[tuple[str, Before]], chat: bool, options: Mapping[str, Any] | None = None
+) -> list[tuple[int, ...]]:
+    """The same for many, (text, before) each: several times as fast."""
     if not chat:
-        return tuple(tokenizer(text)["input_ids"])
-    message = [{"role": "user", "content": text}]
-    return tuple(tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=True)["input_ids"])
+        if any(before for _, before in openings):
+            raise ValueError("a conversation needs the tokenizer's chat template; set prompts.chat to true")
+        return [tuple(ids) for ids in tokenizer([text for text, _ in openings])["input_ids"]]
+    conversations = [
+        [{"role": role, "content": content} for role, content in (*before, ("user", text))] for text, before in openings
+    ]
+    rendered = tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, return_dict=True, **(options or {})
+    )
+    return [tuple(ids) for ids in rendered["input_ids"]]
 
 
 def stop_token_ids(tokenizer: Any, stop: Sequence[str]) -> tuple[int, ...]:

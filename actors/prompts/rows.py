@@ -1,33 +1,48 @@
 """From a row of a file or dataset to a prompt."""
 
-import math
 from typing import Any
 
+from actors.prompts.conversations import conversation, whole_text
 from actors.prompts.options import FileSource
 from actors.prompts.pool import fill
 from actors.prompts.prompt import Prompt, prompt_id
+from actors.prompts.renderer import Before
 from actors.verifiers.options import spec
 from moments_service.suggestions import nearest
 
 
 def prompt_of(source: FileSource, row: dict[str, Any], need_difficulty: bool) -> Prompt:
     """Raises ValueError for a row that lacks what the source names, or has it in a form that is no text."""
-    question = _field(row, source.question_field, "question_field").strip()
+    question, before = _asked(source, row)
     answer = (
         _field(row, source.answer_field, "answer_field").rpartition("####")[2].strip() if source.answer_field else None
     )
     name = _field(row, source.source_field, "source_field") if source.source_field else source.name
-    text = fill(source.template, question)
+    text = fill(source.template, question, lambda column: _field(row, column, "template"))
     return Prompt(
-        prompt_id=prompt_id(name, text),
+        prompt_id=prompt_id(name, text, before),
         source=name,
         text=text,
         question=question,
+        before=before,
         answer=answer,
         verifier=spec(source.verifier or "numeric"),
         difficulty=_difficulty(row, need_difficulty),
         row=row,
     )
+
+
+def _asked(source: FileSource, row: dict[str, Any]) -> tuple[str, Before]:
+    """What the user asks last, and what stands before it. What follows, an answer mostly, is no part of a prompt."""
+    field = source.question_field
+    value = _value(row, field, "question_field")
+    if isinstance(value, list):
+        before, question = conversation(field, value)
+    else:
+        before, question = (), _field(row, field, "question_field").strip()
+    if source.system is not None and not any(role == "system" for role, _ in before):
+        before = (("system", source.system), *before)
+    return question, before
 
 
 def _difficulty(row: dict[str, Any], need_difficulty: bool) -> str:
@@ -41,7 +56,7 @@ def _difficulty(row: dict[str, Any], need_difficulty: bool) -> str:
         if need_difficulty:
             raise ValueError(f"the difficulty must be a text or a number, found {value!r:.80}")
         return ""
-    return _whole_text("difficulty", value).strip()
+    return whole_text("difficulty", value).strip()
 
 
 def _field(row: dict[str, Any], field: str, key: str) -> str:
@@ -49,7 +64,7 @@ def _field(row: dict[str, Any], field: str, key: str) -> str:
     value = _value(row, field, key)
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
         raise ValueError(f"field `{field}` must be a text or a number, found {value!r:.80}")
-    return _whole_text(field, value)
+    return whole_text(field, value)
 
 
 def _value(row: dict[str, Any], field: str, key: str) -> Any:
@@ -60,16 +75,3 @@ def _value(row: dict[str, Any], field: str, key: str) -> Any:
         return _value(below, inner, key)
     remedy = nearest(field, row) if row else "; the line is empty"
     raise ValueError(f"no field `{field}` (from `{key}`){remedy}")
-
-
-def _whole_text(field: str, value: str | float) -> str:
-    """A text, or a number as one. Raises ValueError for what no file can hold again."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"field `{field}` holds a number that is too large")
-    text = str(value)
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = ascii(text[error.start])[1:-1]
-        raise ValueError(f"field `{field}` holds half a character, {half} (a lone surrogate); write it whole") from None
-    return text

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from actors.prompts.files import load_file
 from actors.prompts.options import PromptConfig, ReasoningGymSource, Source
-from actors.prompts.pool import PromptPool, SourceError, distinct
+from actors.prompts.pool import PLACES, PromptPool, SourceError, distinct
 from actors.prompts.tasks import load_task
 
 log = logging.getLogger(__name__)
@@ -28,10 +28,10 @@ def load_prompts(config: PromptConfig, base: Path, need_difficulty: bool = False
     named = [(f"source `{source.name}`", pool) for source, pool in zip(config.sources, pools, strict=True)]
     held_out = distinct((where, prompt) for where, pool in named for prompt in pool.held_out)
     # Two sources may read the same file under two names: then ids differ, but the text must still not be trained on.
-    kept_back = {prompt.text for prompt in held_out}
-    train = distinct((where, prompt) for where, pool in named for prompt in pool.train if prompt.text not in kept_back)
+    kept_back = {prompt.asked for prompt in held_out}
+    train = distinct((where, prompt) for where, pool in named for prompt in pool.train if prompt.asked not in kept_back)
     for where, pool in named:
-        overlap = sum(prompt.text in kept_back for prompt in pool.train)
+        overlap = sum(prompt.asked in kept_back for prompt in pool.train)
         if overlap:
             log.warning("%s: %d prompts are held out by another source and not trained on", where, overlap)
     if not train:
@@ -40,7 +40,9 @@ def load_prompts(config: PromptConfig, base: Path, need_difficulty: bool = False
 
 
 def _load(source: Source, base: Path, need_difficulty: bool) -> PromptPool:
-    if "{question}" not in source.template:
+    if "{question}" not in source.template and (
+        isinstance(source, ReasoningGymSource) or not PLACES.search(source.template)
+    ):
         raise SourceError(source, f"template {source.template!r} has no place for the question; put {{question}} in it")
     pool = load_task(source) if isinstance(source, ReasoningGymSource) else load_file(source, base, need_difficulty)
     if not pool.train:

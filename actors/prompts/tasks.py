@@ -147,11 +147,13 @@ def _task_prompt(
         return None
     if source.max_prompt_chars is not None and len(text) > source.max_prompt_chars:
         return None
+    before = () if source.system is None else (("system", source.system),)
     return Prompt(
-        prompt_id=prompt_id(source.name, text),
+        prompt_id=prompt_id(source.name, text, before),
         source=source.name,
         text=text,
         question=question,
+        before=before,
         # Some tasks have no single gold answer: their scorer judges from the metadata.
         answer=None if item["answer"] is None else str(item["answer"]),
         verifier=spec(source.verifier or "reasoning_gym"),

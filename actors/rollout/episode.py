@@ -58,7 +58,7 @@ class Episode:
             text = (await self._ask(self.environment.reset(prompt, seed))).text
         except EnvironmentFailedError as error:
             text, self.verdict = prompt.text, Verdict(None, str(error))
-        self._read(self.renderer.opening_ids(text))
+        self._read(self.renderer.opening_ids(text, prompt.before))
 
     def say(self, completion: Completion) -> None:
         """Add what the policy sampled."""

@@ -1,6 +1,7 @@
 """Everything that a rollout actor is made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
 from actors.environments.protocol import EnvironmentKind
@@ -34,3 +35,5 @@ class RolloutSpec:
     """Rules that may want to know of completions, or tell the policy something."""
     start_timeout_s: float = 300.0
     """How long a rollout waits for `ready`."""
+    chat_options: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is told besides."""

@@ -129,7 +129,7 @@ def _made(config: RunConfig) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]
             [*tokenizer.encode(prompt.answer, add_special_tokens=False), end][: config.sampling.max_tokens]
             for prompt in prompts
         ]
-        tokens = [prompt_ids(tokenizer, prompt.text, config.prompts.chat) for prompt in prompts]
+        tokens = [prompt_ids(tokenizer, prompt.text, config.prompts.chat, prompt.before) for prompt in prompts]
         about[side] = json.dumps([asdict(prompt) | {"material": {}} for prompt in prompts])
         arrays |= _packed(f"{side}/tokens", tokens) | _packed(f"{side}/answers", answers)
     return about, arrays

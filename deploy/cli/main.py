@@ -72,7 +72,7 @@ def plan(
     with PolicyCheck() as policy_check:
         pool = read_pool(config)
         refuse_unusable_verifiers(config, pool)
-        policy_check.refuse_unfit(config, pool)
+        pool = policy_check.refuse_unfit(config, pool)
     console.print(processes_table(config))
     if (held := learner_table(config)) is not None:
         console.print(held)

@@ -192,10 +192,10 @@ def _usable_prompts(
     if directory is not None and point is not None:
         refuse_what_cannot_go_on(config, directory, point)
     pool = read_pool(config)
+    refuse_unusable_verifiers(config, pool)
+    pool = policy_check.refuse_unfit(config, pool)
     if point is not None and (new := refuse_other_prompts(config, pool, point)):
         _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
-    refuse_unusable_verifiers(config, pool)
-    policy_check.refuse_unfit(config, pool)
     refuse_unwritable_mirror(config)
     return pool
 

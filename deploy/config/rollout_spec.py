@@ -16,6 +16,7 @@ def rollout_spec(config: RunConfig, verifiers: Sequence[str]) -> RolloutSpec:
         weights=config.weights,
         policy=config.policy,
         chat=config.prompts.chat,
+        chat_options=config.prompts.chat_options,
         seed=config.seed,
         text_share=config.transcripts.share,
         text_chars=config.transcripts.max_chars,

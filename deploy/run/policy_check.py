@@ -26,8 +26,11 @@ _REACH_ALREADY_SCALED = {"su", "longrope", "llama3", "yarn", "deepseek_yarn", "d
 """Kinds of rope whose config gives the reach after scaling."""
 
 
-def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
-    """Raise ConfigError for a policy whose files, length or tokenizer cannot serve this run and its prompts."""
+def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> frozenset[str]:
+    """Raise ConfigError for a policy whose files, length or tokenizer cannot serve this run and its prompts.
+
+    Returns the ids of prompts that are to be left out, see `refuse_unfit_prompts`.
+    """
     refuse_nowhere(config.policy)
     # Imported here: it takes seconds, and a recipe with a mistake in it is refused without them.
     from actors.engines.policy_files import UnfitPolicyError, here, read_config, read_policy_files
@@ -50,7 +53,7 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> None:
             "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
     refuse_unfit_reference(config, model_config)
-    refuse_unfit_prompts(config, pool, text.vocab_size)
+    return refuse_unfit_prompts(config, pool, text.vocab_size)
 
 
 def refuse_nowhere(policy: str) -> None:

@@ -1,5 +1,7 @@
 """The check of a policy in a process of its own: what it imports takes seconds and 400 MiB that the driver never needs again."""
 
+import json
+import logging
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.run.policy_check import refuse_nowhere, refuse_unfit_policy
 
+log = logging.getLogger(__name__)
+
 _UNFIT = 2
 _QUESTION = TypeAdapter(tuple[RunConfig, PromptPool])
 """As JSON: nothing is unpickled, here neither."""
-_FOR_VERIFIERS = {"__all__": {"material"}}
+_FOR_VERIFIERS = {"__all__": {"material", "row"}}
 """Of prompts: what may be of any kind, and is never looked at here."""
 
 
@@ -48,8 +52,11 @@ class PolicyCheck:
         self._child.kill()
         self._child.communicate()
 
-    def refuse_unfit(self, config: RunConfig, pool: PromptPool) -> None:
-        """As `refuse_unfit_policy`. Raises PolicyCheckDiedError where the child ends in any other way. Asked once."""
+    def refuse_unfit(self, config: RunConfig, pool: PromptPool) -> PromptPool:
+        """As `refuse_unfit_policy`; returns the prompts that are left. Asked once.
+
+        Raises PolicyCheckDiedError where the child ends in any other way.
+        """
         refuse_nowhere(config.policy)  # at once, without waiting for the imports
         left_out = {1: {"train": _FOR_VERIFIERS, "held_out": _FOR_VERIFIERS}}
         answer, noise = self._child.communicate(_QUESTION.dump_json((config, pool), exclude=left_out))
@@ -62,6 +69,21 @@ class PolicyCheck:
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise PolicyCheckDiedError(f"the process that looks at policy {config.policy} {how}: {last}")
         sys.stderr.write(said)
+        return _without(pool, frozenset(json.loads(answer.splitlines()[-1])), config)
+
+
+def _without(pool: PromptPool, too_long: frozenset[str], config: RunConfig) -> PromptPool:
+    if not too_long:
+        return pool
+    most = config.prompts.max_tokens
+    log.warning("%d prompts of more than prompts.max_tokens (%d) are left out", len(too_long), most)
+    left = PromptPool(
+        train=tuple(prompt for prompt in pool.train if prompt.prompt_id not in too_long),
+        held_out=tuple(prompt for prompt in pool.held_out if prompt.prompt_id not in too_long),
+    )
+    if not left.train:
+        raise ConfigError(f"prompts.max_tokens: all training prompts have more than {most} tokens; raise it")
+    return left
 
 
 def main() -> None:
@@ -71,10 +93,11 @@ def main() -> None:
     if not (asked := sys.stdin.buffer.read()):
         return  # whoever asks ended first
     try:
-        refuse_unfit_policy(*_QUESTION.validate_json(asked))
+        too_long = refuse_unfit_policy(*_QUESTION.validate_json(asked))
     except ConfigError as error:
         sys.stdout.buffer.write(str(error).encode())
         sys.exit(_UNFIT)
+    sys.stdout.buffer.write(b"\n" + json.dumps(sorted(too_long)).encode())
 
 
 if __name__ == "__main__":

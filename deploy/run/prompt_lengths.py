@@ -1,20 +1,24 @@
 """Prompts that the policy cannot be given as they are, are found before anything starts."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
-from actors.prompts.renderer import load_tokenizer, prompt_ids, stop_token_ids
+from actors.prompts.renderer import all_prompt_ids, load_tokenizer, prompt_ids, stop_token_ids
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 
+AT_ONCE = 1024
+"""Prompts; what a fast tokenizer takes together, it takes on all cores."""
 
-def refuse_unfit_prompts(config: RunConfig, pool: PromptPool, vocabulary: int) -> None:
+
+def refuse_unfit_prompts(config: RunConfig, pool: PromptPool, vocabulary: int) -> frozenset[str]:
     """Raise ConfigError for a policy without a tokenizer, and for a prompt or stop text that does not become what it should.
 
     That is: 1 to `prompts.max_tokens` tokens, all of which have embeddings, with one beginning of sequence at most.
-    vocabulary: rows of the policy's embeddings.
+    vocabulary: rows of the policy's embeddings.    Returns the ids of prompts that are too long, where they are to be left out.
     """
     tokenizer = _tokenizer(config)
     try:
@@ -22,23 +26,31 @@ def refuse_unfit_prompts(config: RunConfig, pool: PromptPool, vocabulary: int) -
     except ValueError as error:
         raise ConfigError(str(error)) from None
     _refuse_unembedded(tokenizer, stops, vocabulary, "sampling.stop names")
-    longest, at = 0, None
-    for prompt in (*pool.train, *pool.held_out):
-        ids = _ids(tokenizer, prompt, config.prompts.chat)
-        if not ids:
-            raise ConfigError(f"prompts: {_named(prompt)} is no token at all; give it a text, or filter it out")
-        _refuse_unembedded(tokenizer, ids, vocabulary, f"{_named(prompt)} has")
-        if tokenizer.bos_token_id is not None and list(ids[:2]) == [tokenizer.bos_token_id] * 2:
-            raise ConfigError(
-                f"prompts: {_named(prompt)} begins with {tokenizer.bos_token!r} twice, once of its own and once of the tokenizer's; "
-                "leave it out of the text, or let prompts.chat apply the template"
-            )
-        if len(ids) > longest:
+    most = config.prompts.max_tokens
+    longest, at, skipped = 0, None, set()
+    for prompt, ids in _openings(tokenizer, (*pool.train, *pool.held_out), config):
+        _refuse_odd(tokenizer, prompt, ids, vocabulary)
+        if len(ids) > most and config.prompts.too_long == "skip":
+            skipped.add(prompt.prompt_id)
+        elif len(ids) > longest:
             longest, at = len(ids), prompt
-    if at is not None and longest > config.prompts.max_tokens:
+    if at is not None and longest > most:
         raise ConfigError(
-            f"prompts.max_tokens: {config.prompts.max_tokens} is less than the {longest} tokens of {_named(at)}; raise it or "
-            "filter the source"
+            f"prompts.max_tokens: {most} is less than the {longest} tokens of {_named(at)}; raise it, filter the source, or "
+            "leave such prompts out with prompts.too_long: skip"
+        )
+    return frozenset(skipped)
+
+
+def _refuse_odd(tokenizer: Any, prompt: Prompt, ids: Sequence[int], vocabulary: int) -> None:
+    if not ids:
+        raise ConfigError(f"prompts: {_named(prompt)} is no token at all; give it a text, or filter it out")
+    if max(ids) >= vocabulary:
+        _refuse_unembedded(tokenizer, ids, vocabulary, f"{_named(prompt)} has")
+    if tokenizer.bos_token_id is not None and list(ids[:2]) == [tokenizer.bos_token_id] * 2:
+        raise ConfigError(
+            f"prompts: {_named(prompt)} begins with {tokenizer.bos_token!r} twice, once of its own and once of the tokenizer's; "
+            "leave it out of the text, or let prompts.chat apply the template"
         )
 
 
@@ -52,12 +64,31 @@ def _tokenizer(config: RunConfig) -> Any:
         ) from None
     if config.prompts.chat and not tokenizer.chat_template:
         raise ConfigError(f"prompts.chat: the tokenizer of {config.policy} has no chat template")
+    for option in config.prompts.chat_options:
+        # Jinja passes over what a template does not ask for; here it is a mistake that nobody would see.
+        if not re.search(rf"\b{re.escape(option)}\b", str(tokenizer.chat_template)):
+            raise ConfigError(f"prompts.chat_options: the chat template of {config.policy} knows no `{option}`")
     return tokenizer
 
 
-def _ids(tokenizer: Any, prompt: Prompt, chat: bool) -> Sequence[int]:
+def _openings(tokenizer: Any, prompts: Sequence[Prompt], config: RunConfig) -> Iterator[tuple[Prompt, Sequence[int]]]:
+    """Each prompt with its tokens, many at a time; one by one only to say which of them a template fails for."""
+    chat, options = config.prompts.chat, config.prompts.chat_options
+    for start in range(0, len(prompts), AT_ONCE):
+        some = prompts[start : start + AT_ONCE]
+        try:
+            found = all_prompt_ids(tokenizer, [(prompt.text, prompt.before) for prompt in some], chat, options)
+        # As below: whatever a template raises.
+        except Exception:
+            found = [_ids(tokenizer, prompt, chat, options) for prompt in some]
+        yield from zip(some, found, strict=True)
+
+
+def _ids(tokenizer: Any, prompt: Prompt, chat: bool, options: Mapping[str, Any]) -> tuple[int, ...]:
+    if prompt.before and not chat:
+        raise ConfigError(f"prompts: {_named(prompt)} is a conversation, which needs prompts.chat: true")
     try:
-        return prompt_ids(tokenizer, prompt.text, chat)
+        return prompt_ids(tokenizer, prompt.text, chat, prompt.before, options)
     # A template is a program that came with the policy, and may raise anything.
     except Exception as error:
         if not chat:

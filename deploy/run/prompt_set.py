@@ -24,11 +24,16 @@ def prompt_set(config: RunConfig, prompts: Sequence[Prompt], progress: Progress 
     if config.moments.clusters.by != "embedding":
         return PromptSet(ids, sources, difficulties)
     whole = config.moments.clusters.embed == "prompt"
-    texts = [prompt.text if whole else prompt.question or prompt.text for prompt in prompts]
+    texts = [prompt.asked if whole else question_of(prompt) for prompt in prompts]
     embeddings = PromptEncoder(config.moments.clusters).encode(texts, progress)
     for sentence in blur([f"of source `{source}`" for source in sources], texts, embeddings):
         log.warning("%s", sentence)
     return PromptSet(ids, sources, difficulties, embeddings, encoder_fingerprint(config))
+
+
+def question_of(prompt: Prompt) -> str:
+    """What its source asks, as far as it is known apart; of a conversation all of it."""
+    return prompt.question if prompt.question and prompt.asked == prompt.text else prompt.asked
 
 
 def encoder_fingerprint(config: RunConfig) -> str:
