@@ -8,10 +8,11 @@ import typer
 
 from deploy.cli.console import console, errors
 from deploy.cli.options import Overrides
-from deploy.cli.places import writing
+from deploy.cli.places import refuse_unwritable, writing
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.evaluation.result import EvaluationResult
+from deploy.rundir.layout import RunDirectory
 
 _ANY = {"show_default": False}
 PAIR = 2
@@ -66,6 +67,8 @@ def evaluate(
     if power is not None:
         console.print(shown_power(prompts_for(read_result(Path(what[0])), power, (1, 2, 4, 8, 16))))
         return
+    if out is not None:
+        _refuse_out(out)
     changes = [*(override or ()), f"evaluation.samples={samples}"]
     changes += [] if temperature is None else [f"evaluation.temperature={temperature}"]
     changes += [] if max_tokens is None else [f"evaluation.max_tokens={max_tokens}"]
@@ -76,6 +79,12 @@ def evaluate(
             write_result(result, out)
             draw_result(result, out.with_suffix(".png"))
         console.print(f"{out}, {out.with_suffix('.png').name}", soft_wrap=True)
+
+
+def _refuse_out(out: Path) -> None:
+    if out.suffix == ".png":
+        raise ConfigError(f"--out {out}: the JSON goes there and the picture beside it; name a file that ends in .json")
+    refuse_unwritable(out)
 
 
 class _Asked:
@@ -104,13 +113,12 @@ class _Asked:
 def _evaluated(what: str, recipe: Path | None, step: int | None, changes: list[str], asked: _Asked) -> EvaluationResult:
     from deploy.evaluation.what import policy_of_run
     from deploy.rundir.find import find_run, load_run_config
-    from deploy.rundir.layout import RunDirectory
 
     if RunDirectory(Path(what)).config.is_file():
         directory = find_run(Path(what))
         own = load_run_config(directory, changes)
         with policy_of_run(directory, own, step) as (policy, name):
-            return _of(own if recipe is None else load_recipe(recipe, changes), policy, name, asked)
+            return _of(own if recipe is None else load_recipe(recipe, changes), policy, name, asked, (directory, own))
     if step is not None:
         raise ConfigError(f"--step {step}: {what} is no run")
     if recipe is None:
@@ -120,14 +128,18 @@ def _evaluated(what: str, recipe: Path | None, step: int | None, changes: list[s
     return _of(load_recipe(recipe, changes), policy, name, asked)
 
 
-def _of(config: RunConfig, policy: str, name: str, asked: _Asked) -> EvaluationResult:
+def _of(
+    config: RunConfig, policy: str, name: str, asked: _Asked, run: tuple[RunDirectory, RunConfig] | None = None
+) -> EvaluationResult:
+    """run: whose clusters the prompts are shown by, with its own configuration."""
     from deploy.evaluation.draw import evaluation_draw
     from deploy.evaluation.here import evaluate_here
     from deploy.evaluation.result import with_clusters
     from deploy.evaluation.what import asked as chosen
-    from deploy.report.progress import bar
+    from deploy.report.progress import EMBEDDING, bar
     from deploy.run.launch import read_pool
     from deploy.run.policy_check import refuse_unfit_policy
+    from deploy.run.prompt_clusters import clusters_of_run
     from deploy.run.verifier_check import refuse_unusable_verifiers
 
     config = asked.config(config).model_copy(update={"policy": policy})
@@ -139,6 +151,10 @@ def _of(config: RunConfig, policy: str, name: str, asked: _Asked) -> EvaluationR
         )
     refuse_unusable_verifiers(config, pool)
     refuse_unfit_policy(config, pool)
+    clusters = {}
+    if run is not None:
+        with bar(errors, EMBEDDING) as advance:
+            clusters = clusters_of_run(*run, prompts, advance)
     with bar(errors, "prompts") as advance:
         groups = asyncio.run(evaluate_here(config, prompts, lambda done: advance(done, len(prompts))))
-    return EvaluationResult(name, asked.name, evaluation_draw(config), with_clusters(prompts, groups, {}))
+    return EvaluationResult(name, asked.name, evaluation_draw(config), with_clusters(prompts, groups, clusters))

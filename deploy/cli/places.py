@@ -1,13 +1,25 @@
 """Where a command writes, and what is said of a place that cannot be written."""
 
+import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from deploy.cluster.environment import EnvironmentProblemError
 from deploy.config.models import RunConfig
 from deploy.config.recipe import dump_config
 from deploy.rundir.layout import RunDirectory
+
+
+def refuse_unwritable(out: Path) -> None:
+    """Raise EnvironmentProblemError where no file `out` can be written, before work that takes long."""
+    with writing(out):
+        if out.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with TemporaryFile(dir=out.parent):
+            pass
 
 
 @contextmanager

@@ -52,9 +52,11 @@ def bootstrap_interval(values: Sequence[float], draws: int = 10_000, seed: int =
     """The same by resampling prompts: the quantiles of the means of `draws` resamples; None of fewer than two."""
     if len(values) < 2:
         return None
-    random, array = np.random.default_rng(seed), np.asarray(values, dtype=np.float64)
-    counts = random.multinomial(len(array), np.full(len(array), 1 / len(array)), size=draws)
-    low, high = np.quantile(counts @ array / len(array), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    random, count = np.random.default_rng(seed), len(values)
+    # Prompts of one value are drawn as one: the same distribution, at the cost of the values that there are.
+    levels, times = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    drawn = random.multinomial(count, times / count, size=draws)
+    low, high = np.quantile(drawn @ levels / count, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(math.fsum(values) / len(values), float(low), float(high))
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -75,6 +76,23 @@ def test_intervals_hold_the_truth_as_often_as_they_say(interval: Callable[[list[
         found = interval([float(np.mean(row)) for row in drawn(random, 40, 4)])
         held += found.low <= 1 / 3 <= found.high  # type: ignore[attr-defined]
     assert 0.92 < held / 400 < 0.98
+
+
+def test_the_bootstrap_draws_prompts_with_replacement() -> None:
+    values = np.random.default_rng(2).binomial(3, 0.4, 30) / 3
+    drawn = np.random.default_rng(3).choice(values, (200_000, 30)).mean(axis=1)
+    found = bootstrap_interval(values.tolist(), draws=200_000)
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=1 / 90 + 1e-9)
+
+
+def test_the_bootstrap_of_many_prompts_is_as_large_as_their_different_values() -> None:
+    values = (np.random.default_rng(4).binomial(8, 0.4, 200_000) / 8).tolist()
+    tracemalloc.start()
+    bootstrap_interval(values)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 50e6
 
 
 def test_an_interval_of_one_prompt_is_none() -> None:
