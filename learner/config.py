@@ -5,7 +5,8 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from actors.config import Placement
-from learner.adapters import AnyAdapter, NoAdapter
+from actors.engines.adapter_plan import AdapterPlan
+from learner.adapters import AnyAdapter, LowRank, NoAdapter
 from learner.aggregations import AnyAggregation, SeqMeanTokenMean
 from learner.corrections import AnyCorrection, NoCorrection
 from learner.losses import AnyLoss, PpoClip
@@ -173,6 +174,13 @@ class LearnerConfig(StrictModel):
     def average(self) -> Average | None:
         """How a moving average of the policy is kept, where one is."""
         return self.old_logprobs if isinstance(self.old_logprobs, Average) else None
+
+    @property
+    def published_adapter(self) -> AdapterPlan | None:
+        """What engines must know where they are sent adapters alone."""
+        if isinstance(self.adapter, LowRank) and self.adapter.publish == "adapter":
+            return AdapterPlan(self.adapter.rank, self.adapter.targets)
+        return None
 
     @property
     def compares(self) -> bool:

@@ -1,6 +1,7 @@
 """One FSDP rank of the learner. Plain Python: no Ray; every method but the constructor and `listen` is collective."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from actors.weights.block import Layout, own_room
 from actors.weights.offer import Blob, WeightOffer
 from actors.weights.transport import Room
 from learner import rendezvous
+from learner.adapters.layers import Adapter
 from learner.checkpoint import Captured, capture, load_checkpoint
 from learner.config import START, LearnerConfig
 from learner.export import export_directory, file_layout, full_tensors
@@ -135,20 +137,27 @@ class LearnerRank:
         return changing
 
     def export_weights(self, version: int, room: Room = own_room) -> tuple[WeightOffer, Blob] | None:
-        """The whole policy at `version` as an offer without an address, and its bytes; None on every rank but 0.
+        """The policy at `version` as an offer without an address, and its bytes: all of it, or its adapter alone; None on every rank but 0.
 
         room: gives the memory that they are written into.
         """
         self.position.note(f"packing version {version}")
         dtype = getattr(torch, self.job.export_dtype)
-        tensors = full_tensors(self.policy, dtype)
+        adapter = None if self.config.published_adapter is None else self.policy.adapter
+        tensors = full_tensors(self.policy, dtype) if adapter is None else adapter.tensors()
         if self.rank == 0:
-            self._layout = self._layout or file_layout(self.policy, dtype)
+            self._layout = self._layout or self._new_layout(adapter, dtype)
             blob = room(self._layout.size)
-            return self._layout.write(tensors, blob, version), blob
-        for _ in tensors:  # nothing is yielded here, but the gathers inside are collective
+            offer = self._layout.write(tensors, blob, version)
+            return (offer if adapter is None else replace(offer, kind="adapter", base_version=0)), blob
+        for _ in tensors:  # the gathers inside are collective
             pass
         return None
+
+    def _new_layout(self, adapter: Adapter | None, dtype: torch.dtype) -> Layout:
+        if adapter is None:
+            return file_layout(self.policy, dtype)
+        return Layout((name, dtype, shape) for name, shape in adapter.shapes())
 
     def capture(self) -> None:
         """Copy what a checkpoint holds of this rank into host memory, for `write`; then steps may go on."""

@@ -4,6 +4,7 @@ import importlib
 import os
 
 from actors.config import RolloutConfig
+from actors.engines.adapter_plan import AdapterPlan
 from actors.engines.protocol import Engine
 from actors.import_path import put_own_packages_first
 from moments_service.seeding import derive_seed
@@ -35,15 +36,19 @@ def engine_environment(config: RolloutConfig) -> dict[str, str]:
     return CPU_ENGINE_ENV | {"OMP_NUM_THREADS": str(max(1, int(config.cpus)))}
 
 
-def create_engine(config: RolloutConfig, policy: str, seed: int, index: int) -> Engine:
+def create_engine(
+    config: RolloutConfig, policy: str, seed: int, index: int, adapter: AdapterPlan | None = None
+) -> Engine:
     """The engine that `config` names, not yet started. May take seconds.
 
     policy: directory or hub id of a Hugging Face checkpoint.    seed: the run's.    index: this engine's place among
-    the rollout actors.
+    the rollout actors.    adapter: where weights will come as adapters alone.
     """
     put_own_packages_first()  # vLLM's child processes get this process's path
     for name, value in engine_environment(config).items():
         os.environ.setdefault(name, value)
     module, _, name = config.engine.implementation.partition(":")
-    engine: Engine = getattr(importlib.import_module(module), name)(config, policy, derive_seed(seed, "engine", index))
+    beside = {} if adapter is None else {"adapter": adapter}
+    kind = getattr(importlib.import_module(module), name)
+    engine: Engine = kind(config, policy, derive_seed(seed, "engine", index), **beside)
     return engine

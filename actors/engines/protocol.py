@@ -52,7 +52,7 @@ class Engine(Protocol):
     """Contract of every engine; `tests/contract/test_engine.py` holds each implementation to it.
 
     Made by `create_engine` as `TheEngine(rollout, policy, seed)`: the section `rollout` with the engine's own options in
-    `rollout.engine`, a directory or hub id, and a seed of its own.
+    `rollout.engine`, a directory or hub id, and a seed of its own; `adapter=AdapterPlan` besides where weights come as adapters alone.
     """
 
     @property
@@ -73,7 +73,7 @@ class Engine(Protocol):
         """Take new weights whole or not at all; requests that arrive meanwhile wait.
 
         offer: whole, with its tensors in this process. After it returns, no token comes from the old weights and no cached
-        prefix survives. An engine that cannot change weights under a running request lets it end where `keep` is asked for.
+        prefix of them is used, but by requests that began with an adapter, which may end with it. An engine that cannot change weights under a running request lets it end where `keep` is asked for.
         Raises WeightError if a checksum or the tensors do not match; the engine must then not serve.
         """
         ...

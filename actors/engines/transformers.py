@@ -15,6 +15,8 @@ from transformers import (
 )
 
 from actors.config import RolloutConfig
+from actors.engines.adapter_plan import AdapterPlan
+from actors.engines.adapters import opened_pairs, verify_adapter
 from actors.engines.gate import Gate
 from actors.engines.policy_files import LM_HEAD, PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
@@ -32,9 +34,9 @@ class TransformersEngine:
     lands on changes what is sampled. `generate` keeps the scores of a request: n * T * vocabulary * 4 bytes.
     """
 
-    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
-        """seed: without meaning here, where every request brings its own."""
-        self._config, self._policy = config, policy
+    def __init__(self, config: RolloutConfig, policy: str, seed: int, adapter: AdapterPlan | None = None) -> None:
+        """seed: without meaning here, where every request brings its own.    adapter: where weights come as adapters alone."""
+        self._config, self._policy, self._adapter = config, policy, adapter
         self._device = torch.device("cuda" if config.gpus > 0 else "cpu")
         self._version = 0
         self._gate = Gate()
@@ -44,6 +46,8 @@ class TransformersEngine:
         self._abort: threading.Event | None = None
         self._model: PreTrainedModel | None = None
         self._files: PolicyFiles | None = None
+        # Weights of adapted layers as they were at the start.
+        self._base: dict[str, torch.Tensor] = {}
 
     @property
     def policy_version(self) -> int:
@@ -89,7 +93,7 @@ class TransformersEngine:
             if running == "abort" and self._abort is not None:
                 self._abort.set()
             async with self._turn:
-                await asyncio.to_thread(self._replace_weights, offer)
+                await asyncio.to_thread(self._replace_weights if self._adapter is None else self._merge, offer)
                 self._version = offer.version
 
     async def close(self) -> None:
@@ -173,6 +177,17 @@ class TransformersEngine:
                 f"weights of policy version {offer.version} were loaded in part: "
                 f"missing {result.missing_keys[:3]}, unknown {result.unexpected_keys[:3]}"
             )
+
+    @torch.no_grad()
+    def _merge(self, offer: WeightOffer) -> None:
+        """Add an adapter to the weights of the start. Holds those of its layers a second time."""
+        assert self._model is not None and self._files is not None
+        verify_adapter(offer, self._files.shapes)
+        for layer, (a, b) in opened_pairs(offer).items():
+            weight = cast(torch.Tensor, self._model.get_submodule(layer).weight)
+            base = self._base.setdefault(layer, weight.clone())
+            change = b.to(weight.device, torch.float32) @ a.to(weight.device, torch.float32)
+            weight.copy_(base.float() + change)
 
     def _as_in_memory(self, tensors: dict[str, torch.Tensor], version: int) -> dict[str, torch.Tensor]:
         """Tensors by their names in files as the model joins and names them. Holds the policy a second time."""

@@ -20,10 +20,13 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError as VllmEngineDeadError
 
 from actors.config import RolloutConfig
+from actors.engines.adapter_plan import AdapterPlan
+from actors.engines.adapters import adapted_layers, verify_adapter
 from actors.engines.gate import Gate
 from actors.engines.kinds import VllmConfig
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
+from actors.engines.vllm_adapters import SLOTS, lora_request, room_for
 from actors.engines.vllm_lifetime import EngineLifetime
 from actors.engines.vllm_weight_transfer import BACKEND
 from actors.weights.memory_file import MemoryFile
@@ -37,13 +40,14 @@ class VllmEngine:
     Waits for: its gate, which an update closes. Ended by: `close`, which fails what is still running.
     """
 
-    def __init__(self, config: RolloutConfig, policy: str, seed: int) -> None:
-        """seed: of this engine alone; two with the same one would sample alike."""
-        self._args = engine_args(config, policy, seed % 2**31)
-        self._policy = policy
+    def __init__(self, config: RolloutConfig, policy: str, seed: int, adapter: AdapterPlan | None = None) -> None:
+        """seed: of this engine alone; two with the same one would sample alike.    adapter: where weights come as adapters alone."""
+        self._args = engine_args(config, policy, seed % 2**31, adapter)
+        self._policy, self._adapter = policy, adapter
         self._version = 0
         self._gate = Gate()
-        self._running: set[str] = set()
+        self._running: dict[str, int | None] = {}
+        """Requests by id: the version that each began with, None while it waits at the gate."""
         self._llm: AsyncLLM | None = None
         self._lifetime: EngineLifetime | None = None
         self._files: PolicyFiles | None = None
@@ -61,6 +65,8 @@ class VllmEngine:
         self._lifetime = EngineLifetime(llm, self._gate.refuse)
         with _our_errors():
             await self._lifetime.during(_prepare(llm, self._version))
+            if self._adapter is not None:
+                await self._lifetime.during(_refuse_unadaptable(llm, self._policy, self._adapter))
         self._gate.open()
 
     async def generate(self, request: GenerationRequest) -> tuple[Completion, ...]:
@@ -71,26 +77,30 @@ class VllmEngine:
         """
         if request.request_id in self._running:
             raise ValueError(f"request {request.request_id} is already running")
-        self._running.add(request.request_id)
+        self._running[request.request_id] = None
         try:
             await self._gate.enter()
-            output = await self._final_output(request)
+            began = self._running[request.request_id] = self._version
+            output = await self._final_output(request, began)
             self._gate.raise_if_refusing()
             samples = sorted(output.outputs, key=lambda each: each.index)
             # Greedy decoding has one outcome, and vLLM refuses to be asked for more.
-            return tuple(_completion(each) for each in (samples if len(samples) == request.n else samples * request.n))
+            all_of_it = None if self._adapter is None else began
+            samples = samples if len(samples) == request.n else samples * request.n
+            return tuple(_completion(each, all_of_it) for each in samples)
         finally:
-            self._running.discard(request.request_id)
+            del self._running[request.request_id]
 
     async def take_weights(self, offer: WeightOffer, running: Running) -> None:
         """Swap the whole policy between two tokens. With `keep`, running requests go on with the new weights, prefixes recomputed.
+        An adapter comes beside the one before it, which running requests end with; those of a still older one end first.
 
         Raises `WeightError` if the offer is damaged, incomplete or cannot be loaded, `EngineDeadError` if vLLM
         died. The engine then never serves again: running and later requests raise too.
         """
         try:
             async with self._gate.update(offer.version):
-                await self._replace_weights(offer, running)
+                await (self._replace_weights if self._adapter is None else self._add_adapter)(offer, running)
         finally:
             if self._gate.refusing:
                 await self._wake_running()
@@ -114,13 +124,14 @@ class VllmEngine:
         if self._llm is not None:
             await self._llm.abort(list(self._running))
 
-    async def _final_output(self, request: GenerationRequest) -> RequestOutput:
+    async def _final_output(self, request: GenerationRequest, version: int) -> RequestOutput:
         assert self._llm is not None and self._files is not None
         prompt = tokens_input(list(request.token_ids))
         final: RequestOutput | None = None
         with _our_errors():
             params = sampling_params(request, self._files.eos_token_ids)
-            async for output in self._llm.generate(prompt, params, request.request_id):
+            lora = None if self._adapter is None else lora_request(version)
+            async for output in self._llm.generate(prompt, params, request.request_id, lora_request=lora):
                 final = output
         if final is None or len(final.outputs) != params.n:
             raise RuntimeError(f"vLLM returned {len(final.outputs) if final else 0} of {params.n} completions")
@@ -139,6 +150,22 @@ class VllmEngine:
             self._version = offer.version
             await lifetime.during(llm.resume_generation())
 
+    async def _add_adapter(self, offer: WeightOffer, running: Running) -> None:
+        llm, lifetime, blob = self._llm, self._lifetime, offer.address
+        assert llm is not None and lifetime is not None and self._files is not None
+        await asyncio.to_thread(verify_adapter, offer, self._files.shapes)
+        path = offer.path or await asyncio.to_thread(self._copied, blob)
+        tensors = [asdict(entry) for entry in offer.manifest]
+        older = set(self._running.values()) - {None, 0, self._version}  # version 0 needs no slot
+        mode: Running = "wait" if running == "keep" and older else running
+        with _our_errors():
+            if mode != "keep":
+                await lifetime.during(llm.pause_generation(mode=mode, clear_cache=False))
+            await lifetime.during(_hold(llm, (offer.version, path, blob.nbytes, tensors, [self._version])))
+            self._version = offer.version
+            if mode != "keep":
+                await lifetime.during(llm.resume_generation())
+
     def _copied(self, blob: Blob) -> str:
         """Where vLLM's process reads bytes that lie in this one's memory alone. They stay there until the next version."""
         if self._copy is None or len(self._copy.bytes) != len(blob):
@@ -147,7 +174,7 @@ class VllmEngine:
         return self._copy.path
 
 
-def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineArgs:
+def engine_args(rollout: RolloutConfig, policy: str, seed: int, adapter: AdapterPlan | None = None) -> AsyncEngineArgs:
     """Everything that makes vLLM an RL sampler: log-probs of what was really sampled, nothing taken from files."""
     config = rollout.engine
     assert isinstance(config, VllmConfig)
@@ -161,6 +188,8 @@ def engine_args(rollout: RolloutConfig, policy: str, seed: int) -> AsyncEngineAr
             "block_size": 32,
             "kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30),
         }
+    if adapter is not None:
+        device |= {"enable_lora": True, "max_lora_rank": room_for(adapter.rank), "max_loras": SLOTS}
     return AsyncEngineArgs(
         model=policy,
         skip_tokenizer_init=True,
@@ -208,6 +237,25 @@ async def _prepare(llm: AsyncLLM, version: int) -> None:
     await llm.update_weight_version(str(version))
 
 
+async def _refuse_unadaptable(llm: AsyncLLM, policy: str, plan: AdapterPlan) -> None:
+    layers = await asyncio.to_thread(adapted_layers, policy, plan)
+    if refused := (await llm.collective_rpc("unadaptable", args=(list(layers),)))[0]:
+        raise ValueError(
+            f"learner.adapter.publish: vLLM cannot put an adapter on {len(refused)} layers of {policy} ({', '.join(refused[:3])}); "
+            "leave them out of learner.adapter.targets, or publish merged"
+        )
+
+
+async def _hold(llm: AsyncLLM, adapter: tuple[Any, ...]) -> None:
+    try:
+        await llm.collective_rpc("take_adapter", args=adapter)
+    except VllmEngineDeadError:
+        raise
+    except Exception as error:
+        # vLLM reports what its worker raised as a bare Exception.
+        raise WeightError(f"vLLM could not take the adapter of policy version {adapter[0]}: {error}") from error
+
+
 async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) -> None:
     try:
         await llm.start_weight_update()
@@ -242,11 +290,12 @@ def _our_errors() -> Iterator[None]:
         raise ValueError(f"vLLM refuses the request: {error}") from error
 
 
-def _completion(output: CompletionOutput) -> Completion:
+def _completion(output: CompletionOutput, version: int | None) -> Completion:
+    """version: that sampled all of it; None where vLLM knows it token by token."""
     token_ids = np.asarray(output.token_ids, dtype=np.int32)
     logprobs = np.asarray(cast(FlatLogprobs, output.logprobs).logprobs, dtype=np.float32)
-    versions = np.full(token_ids.shape, -1, dtype=np.int32)
-    for span in output.weight_versions or ():
+    versions = np.full(token_ids.shape, -1 if version is None else version, dtype=np.int32)
+    for span in (output.weight_versions or ()) if version is None else ():
         versions[span.start : span.end] = int(span.version)
     if logprobs.shape != token_ids.shape or (versions < 0).any():
         raise RuntimeError(f"vLLM returned {len(token_ids)} tokens with {len(logprobs)} log-probs, versions {versions}")

@@ -1,4 +1,4 @@
-"""What vLLM imports inside its worker: it registers our weight transport, and ends the worker with its rollout actor."""
+"""What vLLM imports inside its worker: it registers our weight transport, takes adapters, and ends the worker with its rollout actor."""
 
 import multiprocessing
 import os
@@ -7,11 +7,12 @@ from multiprocessing.process import BaseProcess
 
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
+from actors.engines.vllm_adapters import AdapterHolder
 from actors.engines.vllm_weight_transfer import BACKEND, FileWeightTransferEngine
 
 
-class WorkerExtension:
-    """Named in `worker_extension_cls` so that vLLM imports this module; adds no methods."""
+class WorkerExtension(AdapterHolder):
+    """Named in `worker_extension_cls`, so that vLLM imports this module and its worker has these methods."""
 
 
 def _end_with(parent: BaseProcess) -> None:

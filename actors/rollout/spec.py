@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
+from actors.engines.adapter_plan import AdapterPlan
 from actors.environments.protocol import EnvironmentKind
 from actors.shaping.protocol import ShapingOptions
 from actors.weights.transport import TransportKind
@@ -25,6 +26,8 @@ class RolloutSpec:
     """Whether prompts are wrapped in the tokenizer's chat template."""
     seed: int
     """The run's."""
+    adapter: AdapterPlan | None = None
+    """Where weights come as adapters alone."""
     text_share: float = 1.0
     """Of how many groups the texts are kept."""
     text_chars: int = 2000

@@ -124,7 +124,7 @@ class RolloutWorker:
     async def _start_engine(self) -> None:
         spec = self._spec
         renderer = await asyncio.to_thread(Renderer.load, spec.policy, spec.chat, spec.sampling.stop, spec.chat_options)
-        engine = await asyncio.to_thread(create_engine, spec.rollout, spec.policy, spec.seed, self._index)
+        engine = await asyncio.to_thread(create_engine, spec.rollout, spec.policy, spec.seed, self._index, spec.adapter)
         # Known before it starts, so that a start that fails half-way is closed.
         self._engine = engine
         await engine.start()

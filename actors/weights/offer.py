@@ -25,7 +25,8 @@ class TensorEntry:
 class WeightOffer:
     """The policy at one version, for whoever samples with it. Small; the tensors stay behind `address` until a sink takes them.
 
-    `full` holds every tensor; `adapter` and `delta` what changed since `base_version`.
+    `full` holds every tensor; `adapter` the pairs of `actors.engines.adapters` to add to `base_version`, which is 0, the policy that
+    engines load at their start; `delta` what changed since `base_version`.
     """
 
     version: int

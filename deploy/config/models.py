@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator, model_validator
 
 from actors.config import RewardsConfig, RolloutConfig, SamplingConfig
+from actors.engines.adapter_plan import LARGEST_RANK
+from actors.engines.kinds import VllmConfig
 from actors.environments.registry import EnvironmentConfig
 from actors.environments.single_turn import SingleTurnConfig
 from actors.prompts.group_sizes import SMALLEST
@@ -153,6 +155,12 @@ class RunConfig(StrictModel):
 
     @model_validator(mode="after")
     def _the_learner_goes_with_the_sampler(self) -> "RunConfig":
+        adapter = self.learner.published_adapter
+        if adapter is not None and isinstance(self.rollout.engine, VllmConfig) and adapter.rank > LARGEST_RANK:
+            raise ValueError(
+                f"learner.adapter.rank = {adapter.rank} is more than the {LARGEST_RANK} that vLLM takes as an adapter; set "
+                "learner.adapter.publish = merged"
+            )
         if self.sampling.is_cut:
             refuse_ratios_to_a_cut_sampler(self.learner)
         refuse_uncorrected_staleness(self.learner, self.max_staleness)

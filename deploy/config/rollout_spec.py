@@ -14,6 +14,7 @@ def rollout_spec(config: RunConfig, verifiers: Sequence[str]) -> RolloutSpec:
         rewards=config.rewards,
         environment=config.environment,
         weights=config.weights,
+        adapter=config.learner.published_adapter,
         policy=config.policy,
         chat=config.prompts.chat,
         chat_options=config.prompts.chat_options,

@@ -1,6 +1,7 @@
 """An evaluation on this machine: one engine and its verifiers, without Ray, moments or learner."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from actors.prompts.prompt import Prompt
 from actors.rollout.evaluated import EvaluatedGroup
@@ -17,7 +18,9 @@ async def evaluate_here(
     config: RunConfig, prompts: Sequence[Prompt], progress: Callable[[int], None]
 ) -> list[EvaluatedGroup]:
     """`evaluation.samples` of each prompt by `policy`, judged. progress: told how many prompts are done."""
-    worker = RolloutWorker(rollout_spec(config, sorted({prompt.verifier for prompt in prompts})), index=0)
+    spec = rollout_spec(config, sorted({prompt.verifier for prompt in prompts}))
+    # No weights will come: what is evaluated is whole.
+    worker = RolloutWorker(replace(spec, adapter=None), index=0)
     await worker.start()
     try:
         found: list[EvaluatedGroup] = []

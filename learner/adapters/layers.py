@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.tensor import DTensor, Replicate
 
+from actors.engines.adapters import linear_layers, named_pair, pair_names
 from learner.adapters.options import LowRank
 from learner.patterns import matching
 from moments_service.seeding import derive_seed
@@ -30,10 +31,7 @@ class Adapter:
 
         self.options, self.seed = options, seed
         self.experts = options.experts()
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        linear = {
-            name: each for name, each in model.named_modules() if isinstance(each, nn.Linear) and each is not head
-        }
+        linear = linear_layers(model)
         self.targets = matching(options.targets, linear, "learner.adapter.targets", "linear layer")
         narrow = next((name for name in self.targets if linear[name].in_features < options.rank), None)
         if options.orthogonal and narrow is not None:
@@ -108,6 +106,19 @@ class Adapter:
         a = [_whole(module.lora_A[expert.name].weight) for expert in self.experts]
         b = [_whole(module.lora_B[expert.name].weight) * expert.scale for expert in self.experts]
         return torch.cat(a), torch.cat(b, dim=1)
+
+    @torch.no_grad()
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The whole pairs of all layers, by the names that an adapter travels under, every scale in B. Collective."""
+        for layer in self.layers:
+            yield from named_pair(layer, self._pair(layer))
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Of `tensors`. Not collective."""
+        for layer, module in self.layers.items():
+            a, b = pair_names(layer)
+            yield a, (self.options.rank, module.in_features)
+            yield b, (module.out_features, self.options.rank)
 
     def add_penalty(self) -> torch.Tensor | None:
         """Add the gradient of `options.penalty` * overlap to the parameters and return that product, on their device. Collective.

@@ -1,6 +1,7 @@
 """What every low-rank adapter can be told."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import Field
 
@@ -26,6 +27,9 @@ class LowRank(StrictModel):
     """What is added is scaled by alpha / rank."""
     targets: Pattern = ".*"
     """Regular expression: linear layers whose name matches it get an adapter; the output head never does."""
+
+    publish: Literal["merged", "adapter"] = "merged"
+    """What engines are sent: the policy with the adapter merged, or the adapter alone, megabytes that go beside the policy they loaded."""
 
     @property
     def scale(self) -> float:

@@ -105,6 +105,10 @@ def test_a_resolved_config_is_a_recipe_again(recipe: Path, tmp_path: Path) -> No
         ("max_group_size=8", "max_group_size = 8 with group_size = 8 leaves nothing to adapt: sizes go from 2 to"),
         ("max_group_size=2", "max_group_size: Input should be greater than or equal to 3 (value 2)"),
         ("sampling.max_tokens=5000", "raise the latter or lower one of the former"),
+        (
+            "learner.adapter={kind: lora, rank: 600, publish: adapter}",
+            "learner.adapter.rank = 600 is more than the 512 that vLLM takes as an adapter; set learner.adapter.publish = merged",
+        ),
     ],
 )
 def test_a_bad_key_or_value_is_named_with_the_remedy(recipe: Path, override: str, expected: str) -> None:

@@ -1,5 +1,6 @@
 """LoRA and its static orthogonal kind in a learner rank: what is trained, drawn, published, saved and shared out."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from actors.engines.adapters import opened_pairs, verify_adapter
+from actors.engines.policy_files import read_policy_files
 from actors.weights.block import open_tensors
 from learner.adapters import Lora, LowRank, SosLora
 from learner.config import LearnerConfig
@@ -73,6 +76,26 @@ def test_only_the_adapter_is_trained_and_what_is_published_is_the_merged_policy(
     loaded = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").merge_and_unload()
     state = loaded.state_dict()
     assert all(torch.allclose(state[name], value, atol=1e-6) for name, value in after.items())
+
+
+@pytest.mark.parametrize("adapter", KINDS, ids=lambda kind: kind.kind)
+def test_an_adapter_published_alone_makes_the_merged_policy_of_the_base(policy_path: str, adapter: LowRank) -> None:
+    base = load_file(f"{policy_path}/model.safetensors")
+    config = config_with(adapter.model_copy(update={"publish": "adapter"}))
+    with running_rank(policy_path, config) as rank:
+        trained_rank(rank)
+        offer, blob = rank.export_weights(version=5)
+        rank.config, rank._layout = config_with(adapter), None
+        merged = weights_of(rank)
+    assert (offer.kind, offer.base_version, offer.version) == ("adapter", 0, 5)
+    offer = replace(offer, address=blob)
+    verify_adapter(offer, read_policy_files(policy_path).shapes)
+    pairs = opened_pairs(offer)
+    assert all(len(a) == b.shape[1] == adapter.rank for a, b in pairs.values()), "experts are joined"
+    changed = {name for name in base if not torch.equal(base[name], merged[name])}
+    assert changed == {f"{layer}.weight" for layer in pairs}
+    for layer, (a, b) in pairs.items():
+        torch.testing.assert_close(base[f"{layer}.weight"] + b @ a, merged[f"{layer}.weight"], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
