@@ -49,16 +49,14 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a policy: pass@k and more, with intervals. Example: bvblend eval runs/latest --samples 16 --out eval.json"""
-    from deploy.evaluation.comparison import differences
     from deploy.evaluation.comparison import power as prompts_for
     from deploy.evaluation.result import read_result, write_result
-    from deploy.report.evaluation import draw_result, shown_differences, shown_power, shown_result
+    from deploy.report.evaluation import draw_result, shown_power, shown_result
 
+    if out is not None:
+        _refuse_out(out)
     if compare:
-        if len(what) != PAIR:
-            raise ConfigError(f"--compare: {len(what)} results; name two that `bvblend eval --out` wrote")
-        first, second = (read_result(Path(path)) for path in what)
-        console.print(shown_differences(first.policy, second.policy, differences(first, second)))
+        _compare(what, out)
         return
     if len(what) != 1:
         raise ConfigError(
@@ -67,8 +65,6 @@ def evaluate(
     if power is not None:
         console.print(shown_power(prompts_for(read_result(Path(what[0])), power, (1, 2, 4, 8, 16))))
         return
-    if out is not None:
-        _refuse_out(out)
     changes = [*(override or ()), f"evaluation.samples={samples}"]
     changes += [] if temperature is None else [f"evaluation.temperature={temperature}"]
     changes += [] if max_tokens is None else [f"evaluation.max_tokens={max_tokens}"]
@@ -78,6 +74,25 @@ def evaluate(
         with writing(out):
             write_result(result, out)
             draw_result(result, out.with_suffix(".png"))
+        console.print(f"{out}, {out.with_suffix('.png').name}", soft_wrap=True)
+
+
+def _compare(what: list[str], out: Path | None) -> None:
+    from deploy.evaluation.comparison import differences, remarks, write_differences
+    from deploy.evaluation.result import read_result
+    from deploy.report.evaluation import draw_differences, shown_differences
+
+    if len(what) != PAIR:
+        raise ConfigError(f"--compare: {len(what)} results; name two that `bvblend eval --out` wrote")
+    first, second = (read_result(Path(path)) for path in what)
+    found = differences(first, second)
+    console.print(shown_differences(first.policy, second.policy, found))
+    for remark in remarks(first, second):
+        console.print(remark, soft_wrap=True, markup=False)
+    if out is not None:
+        with writing(out):
+            write_differences(first, second, out)
+            draw_differences(first.policy, second.policy, found, out.with_suffix(".png"))
         console.print(f"{out}, {out.with_suffix('.png').name}", soft_wrap=True)
 
 

@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from deploy.config.recipe import ConfigError
 from deploy.evaluation.intervals import Interval, difference_variance, prompts_to_see, t_interval
 from deploy.evaluation.measure import solved
 from deploy.evaluation.result import EvaluationResult
+from moments_service import durable
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,32 @@ def differences(first: EvaluationResult, second: EvaluationResult) -> dict[str, 
             f"{first.policy} and {second.policy} were evaluated on no common prompt; evaluate both on the same file"
         )
     return {name: _difference(found) for name, found in sorted(pairs.items())}
+
+
+def remarks(first: EvaluationResult, second: EvaluationResult) -> list[str]:
+    """What else is different between two evaluations: how they were drawn, and what is in no difference."""
+    one, other = asdict(first.how), asdict(second.how)
+    differ = [f"{name} {one[name]:g} and {other[name]:g}" for name in one if one[name] != other[name]]
+    said = [f"not drawn alike, which is part of the difference: {', '.join(differ)}"] if differ else []
+    judged = [{of.prompt_id for of in result.prompts if solved(of.group)} for result in (first, second)]
+    both = judged[0] & judged[1]
+    for name, result in (("first", first), ("second", second)):
+        if left := len(result.prompts) - len(both):
+            said.append(
+                f"{left} of {len(result.prompts)} prompts of the {name} are in no difference: the other has no verdict on them, or it none"
+            )
+        if unscored := result.unscored():
+            said.append(
+                f"{unscored} of {result.samples()} samples of the {name} have no reward and are in no difference"
+            )
+    return said
+
+
+def write_differences(first: EvaluationResult, second: EvaluationResult, path: Path) -> None:
+    """Write `differences` and `remarks` as strict JSON; "" is all sources."""
+    found = {name: asdict(one) for name, one in differences(first, second).items()}
+    value = {"first": first.policy, "second": second.policy, "remarks": remarks(first, second), "differences": found}
+    durable.write_json(path, value, indent=1)
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,27 @@ def draw_result(result: EvaluationResult, path: Path) -> None:
     durable.write_bytes(path, png(figure))
 
 
+def draw_differences(first: str, second: str, found: Mapping[str, Difference], path: Path) -> None:
+    """A picture of paired differences with their intervals: all sources above, each one below."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.4 + 0.32 * len(found)), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(found.values()):
+        axes.plot(one.second - one.first, place, "o", color=_INK, ms=5)
+        if one.interval is not None:
+            axes.plot([one.interval.low, one.interval.high], [place, place], color=_INK, lw=1.6)
+    names = [f"{name or 'all sources'} ({one.prompts})" for name, one in found.items()]
+    axes.set_yticks(range(len(found)), [picture_text(name) for name in names], fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xlabel("difference of pass@1 by source (common prompts), 95 %")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    figure.suptitle(picture_text(f"{second} less {first}"), fontsize=11)
+    durable.write_bytes(path, png(figure))
+
+
 def _measures(result: EvaluationResult) -> Table:
     table = Table(
         box=SIMPLE_HEAD, title=Text(f"{one_line(result.policy)} on {one_line(result.of)}"), title_justify="left"

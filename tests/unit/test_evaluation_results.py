@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from actors.prompts.files import load_file
 from actors.prompts.prompt import Prompt
 from actors.rollout.evaluated import EvaluationDraw, given_answer
 from deploy.config.recipe import ConfigError
-from deploy.evaluation.comparison import differences, power
+from deploy.evaluation.comparison import differences, power, remarks, write_differences
 from deploy.evaluation.measure import depths, measures
 from deploy.evaluation.result import EvaluationResult, read_result, with_clusters, write_result
 from deploy.evaluation.what import asked, file_source
-from deploy.report.evaluation import draw_result, notes, shown_result
+from deploy.report.evaluation import draw_differences, draw_result, notes, shown_result
 from tests.conftest import ROOT
 from tests.made_evaluations import judged
 
@@ -95,6 +96,22 @@ def test_differences_are_paired_by_prompt() -> None:
     assert found["gcd"].interval is None and found["gcd"].prompts == 1
     unjudged = differences(result("a", (judged(None, None), *GROUPS[1:])), result("b"))
     assert unjudged[""].prompts == 2
+
+
+def test_a_comparison_says_what_is_not_in_it_and_what_else_differs(tmp_path: Path) -> None:
+    first, second = result("a", (judged(None, 1.0), judged(None), *GROUPS[2:])), result("$b_{", GROUPS[:2])
+    assert remarks(result(groups=GROUPS[::2]), result(groups=GROUPS[::2])) == []
+    said = remarks(first, replace(second, how=replace(HOW, temperature=0.5, max_tokens=20)))
+    assert said[0] == "not drawn alike, which is part of the difference: temperature 1 and 0.5, max_tokens 9 and 20"
+    assert said[1].startswith("2 of 3 prompts of the first are in no difference")
+    assert said[2].startswith("2 of 7 samples of the first have no reward")
+    assert said[3].startswith("1 of 2 prompts of the second") and said[4].startswith("1 of 8 samples of the second")
+    write_differences(first, second, tmp_path / "change.json")
+    found = json.loads((tmp_path / "change.json").read_text(encoding="utf-8"))
+    assert found["differences"][""]["prompts"] == 1 and found["differences"]["sums"]["interval"] is None
+    draw_differences("a", "$b_{", differences(first, second), tmp_path / "change.png")
+    draw_differences("a", "b", differences(result(), result()), tmp_path / "same.png")
+    assert (tmp_path / "change.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_nothing_in_common_is_refused() -> None:
