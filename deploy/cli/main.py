@@ -61,11 +61,16 @@ def plan(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to plan for; without it RAY_ADDRESS, else this machine")
     ] = None,
+    near: Annotated[
+        bool,
+        typer.Option("--near", help="Embed all questions, and count held-out ones that are near a training prompt"),
+    ] = False,
 ) -> None:
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.cluster.plan import arithmetic_table, learner_table, processes_table
     from deploy.run.launch import read_pool
     from deploy.run.policy_check_apart import PolicyCheck
+    from deploy.run.prompt_set import overlaps
     from deploy.run.verifier_check import refuse_unusable_verifiers
 
     config = load_recipe(recipe, override or ())
@@ -77,6 +82,8 @@ def plan(
     if (held := learner_table(config)) is not None:
         console.print(held)
     console.print(arithmetic_table(config, pool))
+    for sentence in overlaps(config, pool, near):
+        console.print(sentence, markup=False, soft_wrap=True)
     if named_address(address) is not None:
         _plan_places(config, address)
 
