@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from deploy.dashboard import group_view, system
+from deploy.dashboard import group_view, sample_view, system
 from deploy.dashboard.access import Guard
 from deploy.dashboard.answers import Answers
 from deploy.dashboard.clusters import ClusterViews
@@ -29,6 +29,7 @@ PATIENCE_S = 3.0
 
 RunName = Annotated[str, Query(max_length=255)]
 Step = Annotated[int, Query(ge=0, lt=2**62)]
+PLACE = r"^(\d{1,18}\.){3}.+$"
 GroupId = Annotated[str, Query(min_length=1, max_length=400)]
 
 
@@ -47,6 +48,7 @@ def create_app(
     _add_runs(app, catalog, answers, Streams(limits))
     _add_moments(app, catalog, answers)
     _add_groups(app, catalog, answers)
+    _add_samples(app, catalog, answers)
     add_problems(app)
     return Guard(app, token, hosts, limits.body_s)
 
@@ -135,7 +137,7 @@ def _add_groups(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
         step: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
         source: Annotated[str, Query(max_length=400)] = "",
         outcome: Annotated[str, Query(max_length=20)] = "",
-        before: Annotated[str | None, Query(max_length=500, pattern=r"^(\d{1,18}\.){3}.+$")] = None,
+        before: Annotated[str | None, Query(max_length=500, pattern=PLACE)] = None,
     ) -> Response:
         if outcome and outcome not in group_view.outcome_names():
             return problem(422, f"outcome: {outcome!r}; there are {', '.join(group_view.outcome_names())}")
@@ -171,6 +173,37 @@ def _add_groups(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
         stamp = (run.config_stamp, row.incarnation, row.step, run.ledger_stamp)
         key = (name, id, incarnation, patient)
         return _json(histories.get(key, stamp, lambda: group_view.recomputed(run, row, patient)))
+
+
+def _add_samples(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
+    @app.get("/api/samples")
+    def samples(
+        name: RunName,
+        id: Annotated[str, Query(max_length=400)] = "",
+        cluster: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+        step: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+        source: Annotated[str, Query(max_length=400)] = "",
+        text: Annotated[str, Query(max_length=400)] = "",
+        low: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        high: Annotated[float | None, Query(allow_inf_nan=False)] = None,
+        shortest: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+        longest: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+        state: Annotated[str, Query(pattern="^(failed|judged|cut|)$")] = "",
+        before: Annotated[str | None, Query(max_length=500, pattern=PLACE)] = None,
+    ) -> Response:
+        groups = Wanted(id.strip(), cluster, step, source)
+        wanted = sample_view.wanted_samples(groups, text, (low, high), (shortest, longest), state)
+        run = catalog.open(name)
+        key = ("samples", name, wanted, before)
+        return _json(answers.get(key, run.moments_stamp, lambda: sample_view.search(run, wanted, before)))
+
+    @app.get("/api/samples/prompt")
+    def prompt(
+        name: RunName,
+        prompt: Annotated[str, Query(min_length=1, max_length=200)],
+        step: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+    ) -> Response:
+        return answer(sample_view.of_prompt(catalog.open(name), prompt, step))
 
 
 def _opened(catalog: Catalog, name: str) -> OpenRun:

@@ -129,11 +129,15 @@ def find_samples(run: RunGroups, wanted: SampleFilter, before: Place | None, lim
 
 def same_prompt(run: RunGroups, samples: Sequence[FoundSample], step: int | None) -> list[list[FoundSample]]:
     """For each of these, the newest group of the same prompt in a run, at a step if one is named; empty where there is none."""
-    groups: dict[str, list[FoundSample]] = {}
-    for prompt in {sample.group.group.prompt_id for sample in samples}:
-        newest = run.search(Wanted(id_prefix=f"{prompt}:", step=step), limit=1)
-        groups[prompt] = [sample for group in _read(run, newest) for sample in group]
+    prompts = {sample.group.group.prompt_id for sample in samples}
+    groups = {prompt: samples_of_prompt(run, prompt, step) for prompt in prompts}
     return [groups[sample.group.group.prompt_id] for sample in samples]
+
+
+def samples_of_prompt(run: RunGroups, prompt_id: str, step: int | None) -> list[FoundSample]:
+    """The newest group of a prompt, at a step if one is named; empty where there is none."""
+    newest = run.search(Wanted(id_prefix=f"{prompt_id}:", step=step), limit=1)
+    return [sample for group in _read(run, newest) for sample in group]
 
 
 def _read(run: RunGroups, places: Sequence[Place]) -> list[list[FoundSample]]:

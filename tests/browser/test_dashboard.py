@@ -30,6 +30,8 @@ VIEWS = (
     "#/run?name=first",
     "#/moments?name=first&cluster=1",
     "#/groups?name=first",
+    "#/samples?name=first",
+    "#/samples?name=first&step=30&beside=second",
     "#/system?name=first",
     "#/compare?run=first&run=second",
 )
@@ -161,6 +163,23 @@ async def test_two_runs_are_laid_over_each_other(browser: Any, finished: Finishe
     assert not pages.complaints
 
 
+async def test_samples_are_searched_and_stand_beside_those_of_another_step(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/samples?name=first")
+    first_page = await page.locator(".sample").count()
+    assert first_page >= 40
+    await page.get_by_role("button", name="Older samples").click()
+    await until(page, f"document.querySelectorAll('.sample').length >= {first_page + 40}")
+    await page.locator(".of-low input").fill("1")
+    await page.locator(".of-source select").select_option("gcd")
+    await until(page, "document.querySelectorAll('.sample .reward').length > 0")
+    await until(page, "[...document.querySelectorAll('.sample .reward')].every((one) => one.textContent === '1')")
+    assert "source=gcd" in page.url and "low=1" in page.url
+    await page.locator(".of-beside select").select_option("first")
+    await until(page, "document.querySelectorAll('.sampled .pair').length > 0")
+    assert not pages.complaints
+
+
 async def test_hostile_completions_do_no_harm(browser: Any, finished: Finished) -> None:
     pages = Pages(browser, finished.address)
     page = await pages.open(f"#/group?name=first&id={finished.first.group_ids[0]}")
@@ -174,6 +193,9 @@ async def test_hostile_completions_do_no_harm(browser: Any, finished: Finished) 
     assert len(await texts.first.inner_text()) == 22_000
     assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it breaks, however long it is"
     assert await texts.nth(1).inner_text() == HOSTILE[3]
+    await pages.go(page, "#/samples?name=first&text=window.hacked")
+    assert await page.locator(".sample pre").first.inner_text() == SCRIPT
+    assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert await page.evaluate("window.hacked") is None
     assert await page.locator("main script, main img").count() == 0
     # A name of a run, a cluster or a group in the address is hostile as well.

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 TOKEN = "a-token-for-this-test-only"
 HOSTILE = {0: "<script>alert(1)</script>", 1: "\x1b[31mred\x1b[0m\u202e", 2: "x" * 1_000_000}
-ENDPOINTS = ("run", "system", "clusters", "groups", "series?series=reward/mean")
+ENDPOINTS = ("run", "system", "clusters", "groups", "samples", "series?series=reward/mean")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,27 @@ def test_pages_of_groups(client: TestClient) -> None:
     assert len(ids) == len(set(ids)) == 180
     places = [int(group_id.split(":")[2]) for group_id in ids]
     assert places == sorted(places, reverse=True)
+
+
+def test_samples_by_what_they_are_and_beside_those_of_the_same_prompt(client: TestClient) -> None:
+    pages, before = [], None
+    while True:
+        page = get(client, "samples", name="first", low=1, **({"before": before} if before else {}))
+        pages += page["groups"]
+        before = page["next"]
+        if before is None:
+            break
+    samples = [sample for group in pages for sample in group["samples"]]
+    assert len(pages) > 40 and {sample["reward"] for sample in samples} == {1.0}
+    assert samples[0]["parts"] == {"right": 0.75, "<b>form</b>": 0.25} and samples[0]["advantage"] is not None
+    one = pages[0]
+    assert "what comes out of number" in one["prompt"]["text"]
+    same = get(client, "samples/prompt", name="first", prompt=one["prompt_id"], step=one["step"])["group"]
+    assert same["id"] == one["id"] and len(same["samples"]) == 2
+    assert get(client, "samples/prompt", name="second", prompt="nobody's") == {"group": None}
+    assert get(client, "samples", name="first", text="nobody says this")["groups"] == []
+    assert client.get("/api/samples", params={"name": "first", "state": "good"}).status_code == 422
+    assert client.get("/api/samples", params={"name": "first", "low": "nan"}).status_code == 422
 
 
 def test_groups_by_what_they_are(client: TestClient) -> None:

@@ -10,10 +10,11 @@ import { address, showState } from "/static/head.js";
 import { listView } from "/static/list_view.js";
 import { momentsView } from "/static/moments_view.js";
 import { runView } from "/static/run_view.js";
+import { samplesView } from "/static/samples_view.js";
 import { systemView } from "/static/system_view.js";
 
-const TABS = [["run", "Run"], ["moments", "Moments"], ["groups", "Groups"], ["system", "System"]];
-const VIEWS = { "": listView, compare: compareView, run: runView, moments: momentsView, groups: groupsView, group: groupView, system: systemView };
+const TABS = [["run", "Run"], ["moments", "Moments"], ["groups", "Groups"], ["samples", "Samples"], ["system", "System"]];
+const VIEWS = { "": listView, compare: compareView, run: runView, moments: momentsView, groups: groupsView, group: groupView, samples: samplesView, system: systemView };
 
 const main = document.getElementById("main");
 const picker = document.getElementById("run-picker");

@@ -1,0 +1,84 @@
+"""What the page shows of samples: prompts and completions that were searched for, and those of the same prompt elsewhere."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from deploy.dashboard.shown_text import excerpt
+from deploy.rundir.groups import Place, Wanted
+from deploy.rundir.open_run import OpenRun
+from deploy.rundir.samples import FoundSample, SampleFilter, find_samples, samples_of_prompt
+
+PAGE = 40
+"""Samples a page, to whole groups."""
+PROMPT_CHARS = 600
+COMPLETION_CHARS = 1200
+
+
+def search(run: OpenRun, wanted: SampleFilter, before: str | None) -> dict[str, Any]:
+    """One page of samples by group, newest first: {groups, next, looked_at, step, sources}. before: `next` of the page before.
+
+    step: how far back was looked. Raises ValueError where `before` is nothing that a page said.
+    """
+    groups = run.groups()
+    page = find_samples(groups, wanted, None if before is None else Place.parse(before), PAGE)
+    return {
+        "groups": [_group(list(samples)) for _, samples in groupby(page.samples, key=lambda sample: id(sample.group))],
+        "next": None if page.next is None else str(page.next),
+        "looked_at": page.looked_at,
+        "step": None if page.next is None else page.next.step,
+        "sources": groups.sources(),
+    }
+
+
+def of_prompt(run: OpenRun, prompt_id: str, step: int | None) -> dict[str, Any]:
+    """{group}: the newest group of a prompt, at a step if one is named; null where there is none."""
+    samples = samples_of_prompt(run.groups(), prompt_id, step)
+    return {"group": _group(samples) if samples else None}
+
+
+def wanted_samples(
+    groups: Wanted,
+    text: str,
+    reward: Sequence[float | None],
+    tokens: Sequence[int | None],
+    state: str,
+) -> SampleFilter:
+    """What the page's form asks for. reward, tokens: least and most.    state: `failed`, `judged`, `cut` or "" for any."""
+    return SampleFilter(
+        groups=groups,
+        lowest=reward[0],
+        highest=reward[1],
+        shortest=tokens[0],
+        longest=tokens[1],
+        failed={"failed": True, "judged": False}.get(state),
+        truncated=True if state == "cut" else None,
+        text=text,
+    )
+
+
+def _group(samples: Sequence[FoundSample]) -> dict[str, Any]:
+    first = samples[0]
+    group = first.group
+    return {
+        "id": group.group.group_id,
+        "prompt_id": group.group.prompt_id,
+        "incarnation": group.incarnation,
+        "step": group.step,
+        "source": group.group.source,
+        "cluster": group.cluster,
+        "prompt": None if first.texts is None else excerpt(first.texts.prompt, limit=PROMPT_CHARS),
+        "samples": [
+            {
+                "index": sample.index,
+                "reward": sample.reward,
+                "parts": sample.parts,
+                "error": None if sample.error is None else excerpt(sample.error, limit=PROMPT_CHARS),
+                "advantage": sample.advantage,
+                "tokens": sample.tokens,
+                "truncated": sample.truncated,
+                "text": None if sample.completion is None else excerpt(sample.completion, limit=COMPLETION_CHARS),
+            }
+            for sample in samples
+        ],
+    }
