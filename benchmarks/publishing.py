@@ -4,7 +4,8 @@ usage: python -m benchmarks.publishing --out FILE [--rounds 7]
 
 Every round writes a new version, opens and checks it, and has the engine take it, once a transport. The first two rounds of each fill
 their memory and do not count. Figures are medians of wall seconds and of CPU seconds of this process and vLLM's together; both have one
-thread. `stopped` is the time from the pause of generation to its end.
+thread. `stopped` is the time from the pause of generation to its end. Then the same for a LoRA of rank 8 that is published alone, through
+shared memory, to an engine of its own that was started for adapters; it is not stopped.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from actors.weights.object_store import ObjectStoreConfig
 from actors.weights.shared_memory import SharedMemoryConfig
 from actors.weights.transport import Transport
 from benchmarks.figures import cpu_seconds_of, figure, resident_bytes, write_figures
+from learner.adapters import Lora
 from learner.config import LearnerConfig
 from learner.job import LearnerJob
 from learner.rank import LearnerRank
@@ -80,10 +82,10 @@ class Stopwatch:
 class Publication:
     """A learner of one rank and one engine in this process; vLLM's own is beside it."""
 
-    def __init__(self, policy: str) -> None:
+    def __init__(self, policy: str, learner: LearnerConfig) -> None:
         config = RolloutConfig(engine=VllmConfig(kv_cache_gib=0.25), max_model_len=256)
-        self.engine = VllmEngine(config, policy, seed=0)
-        self.rank = LearnerRank(LearnerConfig(), LearnerJob(policy, total_steps=100), 0, 1)
+        self.engine = VllmEngine(config, policy, 0, learner.published_adapter)
+        self.rank = LearnerRank(learner, LearnerJob(policy, total_steps=100), 0, 1)
         self.version = 0
 
     async def start(self) -> None:
@@ -154,13 +156,12 @@ def copies(size: int, rounds: int) -> float:
     return median(seconds)
 
 
-async def measured(policy: str, rounds: int) -> tuple[dict[str, Stopwatch], int, list[int]]:
+async def measured(
+    policy: str, rounds: int, learner: LearnerConfig, ends: dict[str, Transport]
+) -> tuple[dict[str, Stopwatch], int, list[int]]:
     """By transport its times; bytes of a version; resident bytes of vLLM after each round."""
-    publication = Publication(policy)
+    publication = Publication(policy, learner)
     await publication.start()
-    ends: dict[str, Transport] = {
-        config.kind: config.create() for config in (SharedMemoryConfig(), ObjectStoreConfig())
-    }
     pids = engine_processes()
     watches = {kind: Stopwatch(pids) for kind in ends}
     resident = []
@@ -187,16 +188,22 @@ def main() -> None:
     ray.init(num_cpus=1, include_dashboard=False, object_store_memory=3 * 2**30, log_to_driver=False)
     with tempfile.TemporaryDirectory() as policy:
         AutoModelForCausalLM.from_config(SHAPE, dtype=torch.float32).save_pretrained(policy)
-        watches, size, resident = asyncio.run(measured(policy, arguments.rounds))
+        ends: dict[str, Transport] = {each.kind: each.create() for each in (SharedMemoryConfig(), ObjectStoreConfig())}
+        watches, size, resident = asyncio.run(measured(policy, arguments.rounds, LearnerConfig(), ends))
+        alone = LearnerConfig(adapter=Lora(publish="adapter"))
+        ends = {"adapter": SharedMemoryConfig().create()}
+        adapter, adapter_size, _ = asyncio.run(measured(policy, arguments.rounds, alone, ends))
     ray.shutdown()
     figures = [figure("one copy", copies(size, arguments.rounds), "s")]
-    for kind, watch in watches.items():
+    for kind, watch in (watches | adapter).items():
         for phase, seconds in watch.medians().items():
             figures.append(figure(f"{kind} {phase}", seconds, "s"))
     figures.append(
         figure("memory of vLLM after the last round / after the first", resident[-1] / resident[FILLING], "1")
     )
-    write_figures(arguments.out, figures, bytes=size, rounds={kind: watch.rows for kind, watch in watches.items()})
+    figures.append(figure("bytes of an adapter / of the policy", adapter_size / size, "1"))
+    rounds = {kind: watch.rows for kind, watch in (watches | adapter).items()}
+    write_figures(arguments.out, figures, bytes=size, rounds=rounds, adapter_bytes=adapter_size)
 
 
 if __name__ == "__main__":
