@@ -80,6 +80,10 @@ class Power:
 
 def power(result: EvaluationResult, difference: float, drawn: Sequence[int]) -> list[Power]:
     """For policies that do about as well as this one, by the samples that are drawn of each prompt. Raises ConfigError."""
+    if result.how.temperature == 0:
+        raise ConfigError(
+            f"{result.policy}: greedy samples of a prompt are all the same, and say nothing of how much they differ; evaluate with --temperature 1"
+        )
     samples = [judged for group in result.groups if len(judged := solved(group)) >= 2]
     if len(samples) < 2:
         raise ConfigError(

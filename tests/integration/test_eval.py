@@ -56,6 +56,7 @@ def test_every_policy_of_a_run_is_evaluated_by_its_step(bvblend: Callable[..., C
         assert command.wait(120) == 0, command.output()
         results[step] = read_result(out)
     assert results[None].prompts == results[2].prompts
+    assert all(prompt.cluster is not None for prompt in results[1].prompts)
     assert results[0].policy.endswith("before training") and results[1].policy.endswith("after 1 steps")
     missing = bvblend("eval", tmp_path / "latest", "--step", 7)
     assert missing.wait(60) == 2 and "no policy after 7 steps is kept; --step takes 0, 1, 2" in missing.output()

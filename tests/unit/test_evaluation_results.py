@@ -125,6 +125,8 @@ def test_fewer_prompts_suffice_where_policies_are_alike_or_samples_many() -> Non
     assert power(result(), 0.2, (4,))[0].unlike < found[1].unlike
     with pytest.raises(ConfigError, match="--power 0: a difference of pass@1 lies between 0 and 1"):
         power(result(), 0.0, (1,))
+    with pytest.raises(ConfigError, match="greedy samples of a prompt are all the same"):
+        power(replace(result(), how=replace(HOW, temperature=0.0)), 0.1, (1,))
     with pytest.raises(ConfigError, match="evaluate with --samples 4"):
         power(result(groups=(judged(1.0), judged(0.0))), 0.1, (1,))
 
