@@ -14,6 +14,8 @@ from actors.prompts.options import PromptConfig
 from actors.redaction import is_signed
 from actors.shaping import Rules
 from actors.shaping.check import Circumstances, refuse_senseless_shaping
+from actors.verifiers.options import Code, Weighted
+from actors.verifiers.service_options import Http, Judge
 from actors.weights.registry import TransportConfig
 from actors.weights.shared_memory import SharedMemoryConfig
 from learner.config import LearnerConfig
@@ -151,6 +153,19 @@ class RunConfig(StrictModel):
             raise ValueError(
                 f"learner.updates_per_batch = {self.learner.updates_per_batch} is more than batch_groups = {self.batch_groups}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _verifiers_end_by_themselves(self) -> "RunConfig":
+        """Their own deadlines say why they were missed, which `rewards.timeout_s` does not."""
+        for source in self.prompts.sources:
+            whole = source.verifier
+            for each in (member.verifier for member in whole.of.values()) if isinstance(whole, Weighted) else (whole,):
+                if isinstance(each, Code | Http | Judge) and each.seconds >= self.rewards.timeout_s:
+                    raise ValueError(
+                        f"prompts.sources: source `{source.name}`: verifier `{each.kind}` takes up to {each.seconds:g} seconds, "
+                        f"rewards.timeout_s ends it after {self.rewards.timeout_s:g}; set that above its `seconds`"
+                    )
         return self
 
     @model_validator(mode="after")

@@ -13,8 +13,6 @@ from actors.prompts.prompt import Prompt
 from actors.rewards.pool import RewardPool, UnloadableVerifierError
 from actors.rewards.protocol import NOT_A_NUMBER, Attempt
 from actors.verifiers import BUILT_IN, WITH_OPTIONS, named
-from actors.verifiers.options import Code, Weighted
-from actors.verifiers.service_options import Http, Judge
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 
@@ -27,7 +25,6 @@ OUT_OF_REACH = ("ServiceError", "BudgetError", "SandboxError")
 def refuse_unusable_verifiers(config: RunConfig, pool: PromptPool) -> None:
     """Load each verifier of the user's own in a process as the run will have it, and ask it once: for its first prompt, about the
     gold answer. Raises ConfigError where it does not load, or returns what is no number; warns of any other error."""
-    _refuse_late(config)
     firsts: dict[str, Prompt] = {}
     for prompt in (*pool.train, *pool.held_out):
         if prompt.verifier not in BUILT_IN:
@@ -35,18 +32,6 @@ def refuse_unusable_verifiers(config: RunConfig, pool: PromptPool) -> None:
     if firsts:
         with _called_from_here():
             asyncio.run(_ask_each(config, firsts.values()))
-
-
-def _refuse_late(config: RunConfig) -> None:
-    """Verifiers whose own deadline says why it was missed, which `rewards.timeout_s` does not."""
-    for source in config.prompts.sources:
-        whole = source.verifier
-        for each in (member.verifier for member in whole.of.values()) if isinstance(whole, Weighted) else (whole,):
-            if isinstance(each, Code | Http | Judge) and each.seconds >= config.rewards.timeout_s:
-                raise ConfigError(
-                    f"prompts.sources: source `{source.name}`: verifier `{each.kind}` takes up to {each.seconds:g} seconds, "
-                    f"rewards.timeout_s ends it after {config.rewards.timeout_s:g}; set that above its `seconds`"
-                )
 
 
 @contextmanager
