@@ -16,6 +16,7 @@ from deploy.dashboard.clusters import ClusterViews
 from deploy.dashboard.connections import LIMITS, Limits
 from deploy.dashboard.events import changes, told
 from deploy.dashboard.problems import add_problems, answer, problem
+from deploy.dashboard.reward_view import spread
 from deploy.dashboard.streams import BoundedStream, Streams
 from deploy.rundir.catalog import Catalog
 from deploy.rundir.groups import Wanted
@@ -118,6 +119,11 @@ def _add_moments(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
     def clusters(name: RunName) -> Response:
         run = catalog.open(name)
         return _json(answers.get(("clusters", name), run.moments_stamp, lambda: views.overview(run)))
+
+    @app.get("/api/rewards")
+    def rewards(name: RunName) -> Response:
+        run = catalog.open(name)
+        return _json(answers.get(("rewards", name), run.moments_stamp, lambda: spread(run)))
 
     @app.get("/api/cluster")
     def cluster(name: RunName, cluster: Annotated[int, Query(ge=0, lt=2**31)]) -> Response:

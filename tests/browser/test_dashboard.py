@@ -92,6 +92,17 @@ async def test_a_run_is_followed_from_before_its_first_step_to_its_end(
     assert not pages.complaints
 
 
+async def test_rewards_are_spread_over_the_steps(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/run?name=first")
+    spread = page.locator(".reward-map svg")
+    await spread.wait_for()
+    label = await spread.get_attribute("aria-label")
+    assert label.startswith("Rewards by step. At step 40: 1 ") and "no reward" not in label
+    assert await spread.locator("rect").count() == 2 * 40
+    assert not pages.complaints
+
+
 async def test_a_cluster_and_a_group_are_opened(browser: Any, finished: Finished) -> None:
     pages = Pages(browser, finished.address)
     page = await pages.open()

@@ -6,8 +6,9 @@ import { chartsFor, otherSeries, single, SOURCE } from "/static/chart_specs.js";
 import { fill, h, setText, table } from "/static/dom.js";
 import { count, duration, fixed, number, percent } from "/static/format.js";
 import { showState } from "/static/head.js";
+import { rewardMap } from "/static/reward_map.js";
 
-const REFRESH_MS = 1000;
+const REFRESH_MS = 1000, REWARDS_MS = 30_000;
 
 export async function runView(place, values, visit) {
   const name = values.get("name");
@@ -35,6 +36,7 @@ class RunPage {
     this.phases = h("div", {});
     this.phasesCard = h("section", { class: "card section", hidden: true }, h("h2", {}, "A step's phases, mean of the last ten"), this.phases);
     this.histograms = h("div", { class: "pair" });
+    this.rewards = h("section", { class: "card section", hidden: true });
     this.evaluations = h("section", { class: "card section narrow", hidden: true });
     this.advice = h("section", { class: "card section narrow", hidden: true });
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
@@ -42,7 +44,8 @@ class RunPage {
     this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.problem, this.alarms,
       h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
-      this.grid, this.sourcesCard, this.phasesCard, this.histograms, this.evaluations, this.advice);
+      this.grid, this.sourcesCard, this.phasesCard, this.rewards, this.histograms, this.evaluations, this.advice);
+    this.spread = throttled(() => this.showRewards(), REWARDS_MS);
     this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
   }
 
@@ -50,10 +53,12 @@ class RunPage {
     this.closed = true;
     this.stop();
     this.refresh.cancel();
+    this.spread.cancel();
     for (const chart of this.charts) chart.destroy();
   }
 
   follow() {
+    this.showRewards();
     this.stop = follow(this.name, (run) => {
       this.show(run);
       this.refresh();
@@ -67,6 +72,7 @@ class RunPage {
     showState(run);
     this.ensureCharts(run.series);
     this.showPhases(run.phases);
+    if (run.steps) this.spread();
     this.showHistograms(run.histograms);
     this.problem.hidden = run.problem === null;
     setText(this.problem, run.problem ?? "");
@@ -122,6 +128,20 @@ class RunPage {
       return h("div", { class: "source" }, h("span", { class: "name", title: source }, source),
         spark(trend, [0, 1], `${source}: pass@1 over the steps, now ${fixed(latest)}`), h("span", { class: "num" }, fixed(latest)));
     }));
+  }
+
+  /** Read from the ledger, so seldom while the run goes on. */
+  async showRewards() {
+    let found;
+    try {
+      found = await get("rewards", { name: this.name });
+    } catch (error) {
+      this.trouble(error);
+      return;
+    }
+    if (this.closed) return;
+    this.rewards.hidden = found.steps.length === 0;
+    if (found.steps.length) fill(this.rewards, h("h2", {}, "Rewards over the steps, share of completions"), rewardMap(found));
   }
 
   showPhases(phases) {
