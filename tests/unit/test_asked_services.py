@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from actors.rewards.pool import RewardPool
 from actors.rewards.protocol import Attempt, FunctionVerifier, Verdict
 from actors.verifiers import get_verifier
 from actors.verifiers.budget import Budget, BudgetError
+from actors.verifiers.http import plain
 from actors.verifiers.options import AnyVerifier, spec
 from actors.verifiers.service import ServiceError
 from tests.asked_service import Handler, Service, drops, hangs, hangs_amid, never_ends, says, served
@@ -135,6 +139,20 @@ async def test_no_answer_is_an_error_and_no_reward(
     verdict = await judged(kind, service, tries=2)
     assert verdict.reward is None and verdict.error is not None and why in verdict.error
     assert len(service.asked) == (tries if why else len(service.asked))
+
+
+def test_cells_that_json_does_not_have_are_sent_as_what_it_has() -> None:
+    row = {"day": date(2026, 11, 26), "at": datetime(2026, 11, 26, 12, tzinfo=UTC), "image": b"\x89PNG", "price": Decimal("1.50"),
+           "shares": [0.5, math.nan, math.inf], "of": {"a": (1, True, None, "x")}}  # fmt: skip
+    assert plain(row) == {
+        "day": "2026-11-26",
+        "at": "2026-11-26T12:00:00+00:00",
+        "image": "iVBORw==",
+        "price": "1.50",
+        "shares": [0.5, None, None],
+        "of": {"a": [1, True, None, "x"]},
+    }
+    json.dumps(plain(row), allow_nan=False)
 
 
 @pytest.mark.parametrize("hanging", [hangs, hangs_amid])

@@ -133,7 +133,7 @@ def test_lines_that_are_no_json_are_left_out_too(tmp_path: Path, caplog: pytest.
         (b"question,answer\na,1\n\nb\xe4,1\n", "data, line 4: column `question` is not UTF-8"),
         (b"question,answer,answer\na,1,2\n", "data, line 1: two columns are called 'answer'"),
         (b'question,answer\na,1\n"b" c,1\n', "data, line 3: not CSV: "),
-        (b'question,answer\na,1\n"b,1\n', "data, line 3: not CSV: unexpected end of data"),
+        (b'question,answer\na,1\n"b,1\n', "data, line 3: a quote opens and closes nowhere"),
         (b"questions,answer\na,1\n", r"no field `question` .*did you mean questions\?"),
         (b"question;answer\na;1\n", "no field `question`"),
         (b"", "data holds no prompts"),
@@ -143,6 +143,12 @@ def test_errors_of_a_csv_file(tmp_path: Path, content: bytes, message: str) -> N
     (tmp_path / "data").write_bytes(content)
     with pytest.raises(ValueError, match=f"source `asked`: .*{message}"):
         load(tmp_path, kind="csv")
+
+
+def test_a_quote_that_never_closes_is_no_row_that_could_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b'question,answer\na,1\n"b,1\nc,1\nd,1\n')
+    with pytest.raises(ValueError, match=r"data, line 3: a quote opens and closes nowhere; close it"):
+        load(tmp_path, kind="csv", bad_rows="skip")
 
 
 def test_a_csv_file_may_have_its_own_delimiter_a_mark_and_long_cells(tmp_path: Path) -> None:
@@ -187,6 +193,12 @@ def test_errors_of_a_dataset(tmp_path: Path) -> None:
         ValueError, match=r"source `asked`: `path` 'somebody/nothing' cannot be read \(no directory .*from the hub\): "
     ):
         load(tmp_path, kind="dataset", path="somebody/nothing")
+    import datasets
+
+    datasets.Dataset.from_list(ROWS, split=datasets.NamedSplit("test")).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="it was saved as the split `test`, and `split` is `train`"):
+        load(tmp_path, kind="dataset", path="saved")
+    assert len(load(tmp_path, kind="dataset", path="saved", split="test").train) == len(ROWS)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="source `asked`: `path` 'empty' cannot be read"):
         load(tmp_path, kind="dataset", path="empty")

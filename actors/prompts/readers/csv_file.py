@@ -11,6 +11,9 @@ from actors.prompts.pool import SourceError
 LARGEST_CELL = 2**31 - 1
 """Characters; the module's own limit of 131,072 is less than some columns of unit tests have."""
 
+ENDED_IN_QUOTES = "unexpected end of data"
+"""What Python's reader says of a cell whose quotes are still open at the end of the file."""
+
 
 def rows(source: CsvSource, path: Path) -> Iterator[tuple[str, dict[str, Any] | ValueError]]:
     """Every row that is not blank, named by the line where it begins. Cells in quotes may hold line breaks."""
@@ -26,6 +29,8 @@ def rows(source: CsvSource, path: Path) -> Iterator[tuple[str, dict[str, Any] | 
             except StopIteration:
                 return
             except csv.Error as error:
+                if str(error) == ENDED_IN_QUOTES:  # everything from there on is one cell: no row that could be left out
+                    raise SourceError(source, f"{where}: a quote opens and closes nowhere; close it") from None
                 yield where, ValueError(f"not CSV: {error}")
                 continue
             if cells:

@@ -45,8 +45,10 @@ def _split(source: DatasetSource, path: Path, datasets: Any) -> Any:
 
 
 def _one(source: DatasetSource, saved: Any) -> Any:
-    """The split of several that were saved together; one that was saved alone is what it is."""
+    """The split of several that were saved together; one that was saved alone must be the one that is asked for, where it says which it is."""
     if not isinstance(saved, dict):
+        if saved.split is not None and str(saved.split) != source.split:
+            raise SourceError(source, f"it was saved as the split `{saved.split}`, and `split` is `{source.split}`")
         return saved
     if source.split not in saved:
         raise SourceError(source, f"it has no split `{source.split}`{nearest(source.split, saved)}")
