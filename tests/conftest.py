@@ -24,8 +24,10 @@ from tests.turns import among_others
 hypothesis.settings.register_profile("bvblend", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("bvblend")
 
-# A shell without job control starts what runs in its background with Ctrl-C ignored, and every process below inherits that.
+# A shell without job control starts what runs in its background with Ctrl-C ignored, nohup with a lost terminal ignored, and every
+# process below inherits that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests"

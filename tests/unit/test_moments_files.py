@@ -81,7 +81,7 @@ async def test_a_part_of_a_reward_that_is_no_number_is_left_out_of_the_ledger(tm
     with LedgerReader(tmp_path) as reader:
         ((completions,),) = reader.query("SELECT completions FROM transcripts")
         ((written,),) = reader.query("SELECT parts FROM reward_parts")
-        assert reader.reward_parts(0, group.sequence, group.group_id) == ({"form": 0.5}, None)
+        assert reader.reward_parts([(0, group.sequence, group.group_id)]).popitem()[1] == ({"form": 0.5}, None)
     assert strict(completions) == ["2", "\ud800"] and strict(written) == [{"form": 0.5}, None]
 
 
@@ -92,7 +92,7 @@ async def test_parts_are_kept_of_groups_without_texts_and_read_where_older_versi
     await ledger.close()
     own = [(0, group.sequence, group.group_id) for group in (*groups, header(2))]
     with LedgerReader(tmp_path) as reader:
-        assert [reader.reward_parts(*key) for key in own] == [groups[0].parts, groups[1].parts, None]
+        assert [reader.reward_parts(own).get(key) for key in own] == [groups[0].parts, groups[1].parts, None]
         kept = reader.transcript(*own[1])
         assert kept is not None and kept.reward_parts == groups[1].parts
     (path,) = part_paths(tmp_path)
@@ -101,7 +101,7 @@ async def test_parts_are_kept_of_groups_without_texts_and_read_where_older_versi
         old.execute("UPDATE transcripts SET reward_parts = '[{\"form\": 7.0}]'")
     old.close()
     with LedgerReader(tmp_path) as reader:
-        assert [reader.reward_parts(*key) for key in own] == [None, ({"form": 7.0},), None]
+        assert [reader.reward_parts(own).get(key) for key in own] == [None, ({"form": 7.0},), None]
 
 
 def test_no_number_that_json_does_not_have_is_written(tmp_path: Path) -> None:

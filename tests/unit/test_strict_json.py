@@ -64,12 +64,13 @@ def questions(run: MadeRun) -> Iterator[tuple[str, dict[str, Any]]]:
     name = {"name": run.directory.path.name}
     group = name | {"id": run.group_ids[-1]}
     yield "runs", {}
-    for path in ("run", "system", "clusters", "groups"):
+    for path in ("run", "system", "clusters", "groups", "samples", "rewards"):
         yield path, name
     yield "series", name | {"series": SERIES}
     yield "compare", name | {"series": SERIES}
     yield "cluster", name | {"cluster": 0}
     yield "group", group
+    yield "samples/prompt", name | {"prompt": run.group_ids[-1].split(":")[0]}
     yield "group/recomputed", group | {"patient": True}
     yield "group/text", group | {"completion": 0}
     yield "run", {"name": "there is none"}
