@@ -19,7 +19,7 @@ from typing import Any
 from actors.prompts.options import PromptConfig
 from actors.prompts.overlap import exact_duplicates, exact_overlap
 from actors.prompts.sources import load_prompts
-from deploy.cluster.environment import machine
+from benchmarks.figures import figure, write_figures
 from deploy.config.recipe import load_recipe
 from deploy.run.policy_check_apart import PolicyCheck
 
@@ -96,13 +96,17 @@ def main() -> None:
     rows = _rows(chosen.rows)
     found: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind, write in WRITERS.items():
-            write(rows, Path(folder) / kind)
+        for kind, write_file in WRITERS.items():
+            write_file(rows, Path(folder) / kind)
             found[kind] = measured(kind, Path(folder) / kind)
-            print(kind, found[kind])
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    report = {"rows": chosen.rows, "machine": machine(), "peak_gib": round(peak, 2), "kinds": found}
-    chosen.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write(found, chosen.rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, chosen.out)
+
+
+def write(found: dict[str, dict[str, float]], rows: int, peak_gib: float, out: Path) -> None:
+    """Seconds of each kind of file until all is read, checked and tokenised."""
+    whole = {kind: round(one["read_s"] + one["tokenised_s"] + one["overlap_s"], 2) for kind, one in found.items()}
+    figures = [figure(f"{rows} rows of {kind}", seconds, "s") for kind, seconds in whole.items()]
+    write_figures(out, [*figures, figure("peak memory", round(peak_gib, 2), "GiB")], rows=rows, kinds=found)
 
 
 if __name__ == "__main__":
