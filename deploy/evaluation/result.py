@@ -52,11 +52,11 @@ class EvaluationResult:
 
     def by(self, what: str) -> dict[str, dict[str, Measured]]:
         """The same for each `source` or `cluster`, sorted by name."""
-        parts: dict[str, list[EvaluatedGroup]] = defaultdict(list)
+        parts: dict[str | int, list[EvaluatedGroup]] = defaultdict(list)
         for one in self.prompts:
             if (name := getattr(one, what)) is not None:
-                parts[str(name)].append(one.group)
-        return {name: measures(parts[name]) for name in sorted(parts)}
+                parts[name].append(one.group)
+        return {str(name): measures(parts[name]) for name in sorted(parts)}
 
     def samples(self) -> int:
         return sum(len(group.rewards) for group in self.groups)

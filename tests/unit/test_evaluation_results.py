@@ -70,6 +70,7 @@ def test_another_file_is_refused_by_name(text: str, tmp_path: Path) -> None:
 
 
 def test_what_has_no_reward_is_said_and_is_in_no_measure() -> None:
+    assert list(result(clusters={"p0": 10, "p1": 9}).by("cluster")) == ["9", "10"]
     said = " ".join(notes(result()))
     assert "1 of 12 samples have no reward and are in no measure: 1 x verifier: broken" in said
     assert "half of them 2 or fewer, at most 9; 25.0% of 12 were cut at 9" in said
