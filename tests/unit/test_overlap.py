@@ -34,6 +34,15 @@ def test_the_same_words_are_one_question_whatever_stands_between_them() -> None:
 
 def test_formulas_and_numbers_that_differ_are_different_questions() -> None:
     assert exact_duplicates(pool(["1 + 1", "1 - 1", "What is 12?", "What is 1 2?", "x^2", "x_2"])).prompts == 0
+    said = [
+        "State the answer to 9 + 9 =",
+        "State the answer to 9 - 9 =",
+        "Round 3.5 up",
+        "Round 35 up",
+        "How much is 5!",
+        "How much is 5",
+    ]
+    assert exact_duplicates(pool(said)).prompts == 0
     assert exact_duplicates(pool(["1 + 1", "1  +  1"])).prompts == 1
 
 
