@@ -9,10 +9,10 @@ import typer
 from deploy.cli.console import console
 from deploy.cli.places import writing
 from deploy.config.recipe import ConfigError
-from deploy.rundir.find import find_run, load_run_config
+from deploy.rundir.find import find_run, load_run_config, whole_checkpoint
 from deploy.rundir.layout import RunDirectory
 from learner.adapters.options import LowRank
-from moments_service.durable import DamagedFileError, put_directory, verify_directory
+from moments_service.durable import put_directory
 
 
 def export(
@@ -32,18 +32,12 @@ def export(
     directory = find_run(run)
     config = load_run_config(directory)
     after = _step(directory, step)
-    checkpoint = directory.checkpoint(after)
     options = config.learner.adapter
     if adapter and not isinstance(options, LowRank):
         raise ConfigError(f"--adapter: {directory.path} trained the policy's own parameters; leave it out")
     if out.exists():
         raise ConfigError(f"--out {out}: something is there; name a new directory")
-    try:
-        verify_directory(checkpoint)
-    except DamagedFileError as error:
-        raise ConfigError(
-            f"{error}; name an older checkpoint with --step, or restore this one from the mirror"
-        ) from None
+    checkpoint = whole_checkpoint(directory, after)
     import torch
 
     from learner.errors import CheckpointError

@@ -12,6 +12,7 @@ from actors.prompts.prompt import Prompt
 from actors.prompts.readers import READERS
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
+from deploy.rundir.find import whole_checkpoint
 from deploy.rundir.layout import RunDirectory
 
 QUESTIONS = ("question", "problem", "Problem", "Question", "prompt", "query")
@@ -41,6 +42,7 @@ def policy_of_run(directory: RunDirectory, config: RunConfig, step: int | None) 
             f"{directory.path}: no policy after {'any' if step is None else step} steps is kept; --step takes {kept}"
         )
     after = steps[-1] if step is None else step
+    checkpoint = whole_checkpoint(directory, after)
     import torch
 
     from learner.errors import CheckpointError
@@ -50,7 +52,7 @@ def policy_of_run(directory: RunDirectory, config: RunConfig, step: int | None) 
         exported = Path(place) / "policy"
         try:
             export_checkpoint(
-                directory.checkpoint(after) / "learner",
+                checkpoint / "learner",
                 exported,
                 config.policy,
                 getattr(torch, config.rollout.dtype),

@@ -9,6 +9,7 @@ from deploy.config.recipe import ConfigError, load_recipe
 from deploy.rundir.config_file import ConfigUnreadableError, read_config
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.reading import reason
+from moments_service.durable import DamagedFileError, verify_directory
 
 
 def find_run(path: Path) -> RunDirectory:
@@ -32,6 +33,18 @@ def load_run_config(directory: RunDirectory, overrides: Sequence[str] = ()) -> R
     except (OSError, ConfigUnreadableError) as error:
         raise ConfigError(f"{directory.path}: {reason(error)}") from None
     return load_recipe(directory.config, [*before_choices(written), *overrides])
+
+
+def whole_checkpoint(directory: RunDirectory, step: int) -> Path:
+    """The checkpoint after `step` steps, compared with its checksums. Raises ConfigError for one that is damaged."""
+    checkpoint = directory.checkpoint(step)
+    try:
+        verify_directory(checkpoint)
+    except DamagedFileError as error:
+        raise ConfigError(
+            f"{error}; name an older checkpoint with --step, or restore this one from the mirror"
+        ) from None
+    return checkpoint
 
 
 def before_choices(written: Mapping[str, Any]) -> list[str]:

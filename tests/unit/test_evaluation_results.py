@@ -10,12 +10,14 @@ import pytest
 from actors.prompts.files import load_file
 from actors.prompts.prompt import Prompt
 from actors.rollout.evaluated import EvaluationDraw, given_answer
-from deploy.config.recipe import ConfigError
+from deploy.config.recipe import ConfigError, load_recipe
 from deploy.evaluation.comparison import differences, power, remarks, write_differences
 from deploy.evaluation.measure import depths, measures
 from deploy.evaluation.result import EvaluationResult, read_result, with_clusters, write_result
-from deploy.evaluation.what import asked, file_source
+from deploy.evaluation.what import asked, file_source, policy_of_run
 from deploy.report.evaluation import draw_differences, draw_result, notes, shown_result
+from deploy.rundir.layout import RunDirectory
+from moments_service.durable import put_directory
 from tests.conftest import ROOT
 from tests.made_evaluations import judged
 
@@ -193,3 +195,17 @@ def test_a_limit_takes_the_same_prompts_in_whatever_order_they_come() -> None:
     some = prompts(*"abcdef")
     assert {one.prompt_id for one in asked(some, 3)} == {one.prompt_id for one in asked(some[::-1], 3)}
     assert asked(some, None) == tuple(some)
+
+
+def test_a_damaged_checkpoint_is_not_evaluated(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    partial = tmp_path / "partial"
+    (partial / "learner").mkdir(parents=True)
+    (partial / "learner" / "weights.safetensors").write_bytes(b"as they were")
+    run.checkpoints.mkdir(parents=True)
+    put_directory(partial, run.checkpoint(3))
+    (run.checkpoint(3) / "learner" / "weights.safetensors").write_bytes(b"as they are")
+    config = load_recipe(ROOT / "deploy" / "recipes" / "cold_start.yaml", ())
+    asked_for = policy_of_run(run, config, 3)
+    with pytest.raises(ConfigError, match=r"weights.safetensors is damaged.*name an older checkpoint with --step"):
+        asked_for.__enter__()
