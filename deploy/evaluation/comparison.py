@@ -7,7 +7,7 @@ from pathlib import Path
 
 from deploy.config.recipe import ConfigError
 from deploy.evaluation.intervals import Interval, difference_variance, prompts_to_see, t_interval
-from deploy.evaluation.measure import solved
+from deploy.evaluation.measure import mean, share_of, solved
 from deploy.evaluation.result import EvaluationResult
 from moments_service import durable
 
@@ -25,11 +25,11 @@ class Difference:
 
 def differences(first: EvaluationResult, second: EvaluationResult) -> dict[str, Difference]:
     """By source, and under "" over all prompts that both have with a judged sample. Raises ConfigError where they share none."""
-    shares = {one.prompt_id: _share(solved(one.group)) for one in first.prompts if solved(one.group)}
+    shares = {one.prompt_id: share for one in first.prompts if (share := share_of(one.group)) is not None}
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for one in second.prompts:
-        if one.prompt_id in shares and (judged := solved(one.group)):
-            pair = shares[one.prompt_id], _share(judged)
+        if one.prompt_id in shares and (share := share_of(one.group)) is not None:
+            pair = shares[one.prompt_id], share
             pairs[""].append(pair)
             pairs[one.source].append(pair)
     if not pairs:
@@ -103,9 +103,5 @@ def power(result: EvaluationResult, difference: float, drawn: Sequence[int]) -> 
 
 
 def _difference(pairs: Sequence[tuple[float, float]]) -> Difference:
-    first, second = (_share(values) for values in zip(*pairs, strict=True))
+    first, second = (mean(values) for values in zip(*pairs, strict=True))
     return Difference(len(pairs), first, second, t_interval([after - before for before, after in pairs]))
-
-
-def _share(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

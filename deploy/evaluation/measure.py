@@ -34,7 +34,7 @@ class Measured:
 
 def measure(prompts: Sequence[Prompt], groups: Sequence[EvaluatedGroup]) -> Evaluation:
     """What an evaluation during training says. groups: of each prompt."""
-    shares = [_share(group) for group in groups]
+    shares = [share_of(group) for group in groups]
     by_source: dict[str, list[float]] = defaultdict(list)
     for prompt, share in zip(prompts, shares, strict=True):
         if share is not None:
@@ -43,14 +43,14 @@ def measure(prompts: Sequence[Prompt], groups: Sequence[EvaluatedGroup]) -> Eval
     interval = t_interval(known)
     lengths = [length for group in groups for length in group.lengths]
     return Evaluation(
-        pass_at_1=_mean(known) if known else None,
-        sources={source: _mean(of_source) for source, of_source in sorted(by_source.items())},
+        pass_at_1=mean(known) if known else None,
+        sources={source: mean(of_source) for source, of_source in sorted(by_source.items())},
         prompts=len(prompts),
         errors=sum(reward is None for group in groups for reward in group.rewards),
         half_width=None if interval is None else interval.half,
         pass_at_k={str(k): one.mean for k in depths(groups)[1:] if (one := _over(groups, _by_counts(pass_at_k, k), k))},
-        length=_mean(lengths) if lengths else None,
-        truncated=_mean([float(cut) for group in groups for cut in group.truncated]) if lengths else None,
+        length=mean(lengths) if lengths else None,
+        truncated=mean([float(cut) for group in groups for cut in group.truncated]) if lengths else None,
     )
 
 
@@ -59,7 +59,7 @@ def measures(groups: Sequence[EvaluatedGroup]) -> dict[str, Measured]:
 
     pass@1 is avg@n: the mean over all n samples of a prompt. g-pass is at half of the samples.
     """
-    found = {"pass@1": _over(groups, lambda group: _share(group) or 0.0, 1, whole=True)}
+    found = {"pass@1": _over(groups, lambda group: share_of(group) or 0.0, 1, whole=True)}
     for k in depths(groups)[1:]:
         found[f"pass@{k}"] = _over(groups, _by_counts(pass_at_k, k), k)
         found[f"pass^{k}"] = _over(groups, _by_counts(pass_hat_k, k), k)
@@ -112,10 +112,12 @@ def _majority(group: EvaluatedGroup, k: int) -> float:
     return maj_at_k([group.answers[i] for i in judged], right, k)
 
 
-def _share(group: EvaluatedGroup) -> float | None:
+def share_of(group: EvaluatedGroup) -> float | None:
+    """Of its judged samples, how many are right; None where none is judged."""
     judged = solved(group)
-    return _mean(judged) if judged else None
+    return mean(judged) if judged else None
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """Of one value or more."""
     return sum(values) / len(values)

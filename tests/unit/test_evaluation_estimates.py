@@ -16,6 +16,7 @@ from deploy.evaluation.intervals import (
     sampling_error,
     t_interval,
 )
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -93,6 +94,17 @@ def test_the_bootstrap_of_many_prompts_is_as_large_as_their_different_values() -
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert most < 50e6
+
+
+@pytest.mark.parametrize(("chance", "held"), [(0.02, 88), (0.3, 96)])
+def test_intervals_are_as_narrow_where_successes_are_rare_as_the_docs_say(chance: float, held: int) -> None:
+    random = np.random.default_rng(0)
+    chances = random.beta(2 * chance, 2 * (1 - chance), (1500, 128, 1))
+    shares = (random.random((1500, 128, 4)) < chances).mean(axis=2)
+    inside = [found.low <= chance <= found.high for row in shares.tolist() if (found := t_interval(row)) is not None]
+    assert 100 * sum(inside) / 1500 == pytest.approx(held, abs=2.5)
+    said = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    assert f"{held} % " in said
 
 
 def test_an_interval_of_one_prompt_is_none() -> None:
