@@ -35,35 +35,35 @@ def _rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
+def write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:
+def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
 
 
-def _write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
+def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def _write_dataset(rows: list[dict[str, Any]], path: Path) -> None:
+def write_dataset(rows: list[dict[str, Any]], path: Path) -> None:
     from datasets import Dataset
 
     Dataset.from_list(rows).save_to_disk(path)
 
 
 WRITERS: dict[str, Callable[[list[dict[str, Any]], Path], None]] = {
-    "jsonl": _write_jsonl,
-    "csv": _write_csv,
-    "parquet": _write_parquet,
-    "dataset": _write_dataset,
+    "jsonl": write_jsonl,
+    "csv": write_csv,
+    "parquet": write_parquet,
+    "dataset": write_dataset,
 }
 
 

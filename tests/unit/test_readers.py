@@ -1,6 +1,5 @@
 """The same rows as JSON lines, CSV, parquet and a Hugging Face dataset."""
 
-import csv
 import json
 import logging
 import re
@@ -14,7 +13,9 @@ from pydantic import TypeAdapter
 from actors.prompts.options import FileSource, PromptConfig, Source
 from actors.prompts.pool import PromptPool
 from actors.prompts.sources import load_prompts
+from benchmarks.reading import write_csv, write_jsonl, write_parquet
 from deploy.config.recipe import load_recipe
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.unit
 
@@ -23,24 +24,6 @@ ROWS: list[dict[str, Any]] = [
     {"question": "Wie viele Räder hat ein Fahrrad?", "answer": "#### 2", "level": "easy"},
     {"question": "How many legs have two cats?", "answer": "8", "level": "easy"},
 ]
-
-
-def write_jsonl(rows: list[dict[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_parquet(rows: list[dict[str, Any]], path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def write_dataset(rows: list[dict[str, Any]], path: Path) -> None:
@@ -215,3 +198,15 @@ def test_a_dataset_counts_from_the_recipe_where_it_is_there_and_is_a_name_elsewh
     (tmp_path / "data").mkdir()
     paths = [str(one.path) for one in load_recipe(recipe, ()).prompts.sources if one.kind == "dataset"]
     assert paths == [str(tmp_path / "data"), "openai/gsm8k", str(tmp_path / "gone")]
+
+
+def test_the_docs_say_of_large_files_what_was_measured() -> None:
+    found = json.loads((ROOT / "benchmarks" / "results" / "reading.json").read_text(encoding="utf-8"))
+    seconds = [row["value"] for row in found["figures"] if row["unit"] == "s"]
+    (peak,) = (row["value"] for row in found["figures"] if row["unit"] == "GiB")
+    said = " ".join((ROOT / "docs" / "data.md").read_text(encoding="utf-8").split())
+    assert f"{found['rows']:,} rows of 40 characters" in said
+    assert (
+        f"in {min(seconds):.0f} to {max(seconds):.0f} seconds on two cores, with {peak:.1f} GiB".replace(" 0.", " .")
+        in said
+    )
