@@ -65,6 +65,8 @@ class World:
             truncated=generator.random((size, GROUP_SIZE)) < 0.01,
             policy_versions=np.full((size, 2), number),
             turns=np.ones((size, GROUP_SIZE), dtype=np.int64),
+            prompt_tokens=np.full(size, 200),
+            read=np.zeros((size, GROUP_SIZE), dtype=np.int64),
             lost=np.zeros(size, dtype=np.bool_),
             parts=(None,) * size,
         )

@@ -96,7 +96,7 @@ class LearnerGroup:
         if self.config.mask_truncated:
             masked = {"masked_truncated": masked_share(batch)}
             batch = without_truncated(batch)
-        plan = split_batch(batch, self.config.updates_per_batch, self.config.world_size)
+        plan = split_batch(batch, self.config.updates_per_batch, self.config.world_size, self.config.share_prompt)
         sizes = batch.table.sizes.tolist()
         timeout_s = self.config.step_timeout_s
         opening = [

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -98,14 +97,16 @@ class Intake:
 
     def _adopt_orphans(self, table: GroupTable, payloads: Sequence[Any]) -> None:
         back = {
-            group_id: payload
-            for group_id, payload in zip(table.group_ids, payloads, strict=True)
+            group_id: row
+            for row, (group_id, payload) in enumerate(zip(table.group_ids, payloads, strict=True))
             if group_id in self._orphans and group_id in self.closed and payload is not None
         }
         if back:
             adopted = self.closed.take(back)
             self._orphans.difference_update(back)
-            self.ready.put(replace(adopted, payloads=[back[group_id] for group_id in adopted.table.group_ids]))
+            rows = [back[group_id] for group_id in adopted.table.group_ids]
+            # Of the table that came: the ledger does not keep all of a header.
+            self.ready.put(Groups(table.take(rows), adopted.clusters, [payloads[row] for row in rows]))
 
     async def _store(self, groups: Groups, transcripts: Sequence[Transcript | None] | None) -> None:
         sent = groups.table.group_ids

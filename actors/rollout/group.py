@@ -108,6 +108,7 @@ def header(ticket: Ticket, samples: Sequence[Sample], verdicts: Sequence[Verdict
     versions = np.concatenate(sampled) if sampled else np.array([version])
     rewarded = any(verdict.reward is not None for verdict in verdicts)
     parts = tuple(verdict.parts for verdict in verdicts)
+    prompt_tokens = shared_prompt(samples)
     return ScoredGroup(
         group_id=ticket.group_id,
         prompt_id=ticket.prompt.prompt_id,
@@ -118,11 +119,22 @@ def header(ticket: Ticket, samples: Sequence[Sample], verdicts: Sequence[Verdict
         lengths=tuple(sample.trained_tokens for sample in samples),
         truncated=tuple(sample.truncated for sample in samples),
         turns=tuple(sample.turns for sample in samples),
+        prompt_tokens=prompt_tokens,
+        read=tuple(len(sample.token_ids) - sample.trained_tokens - prompt_tokens for sample in samples),
         policy_versions=(int(versions.min()), int(versions.max())),
         difficulty=ticket.prompt.difficulty,
         parts=parts if any(parts) else None,
         status=GroupStatus.SCORED if rewarded else GroupStatus.ERROR,
     )
+
+
+def shared_prompt(samples: Sequence[Sample]) -> int:
+    """How many tokens that nobody sampled all samples of a group begin with."""
+    opening = min((sample.opening for sample in samples), key=len)
+    for sample in samples:
+        differs = np.flatnonzero(sample.token_ids[: len(opening)] != opening)
+        opening = opening[: differs[0]] if len(differs) else opening
+    return len(opening)
 
 
 def transcript(ticket: Ticket, episodes: Sequence[Episode], share: float, chars: int) -> Transcript | None:

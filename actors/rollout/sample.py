@@ -39,6 +39,12 @@ class Sample:
             raise ValueError(f"{name}: the prompt has no tokens, so nothing predicts the first one that was sampled")
 
     @property
+    def opening(self) -> npt.NDArray[np.int32]:
+        """Its tokens before the first that the policy sampled."""
+        sampled = np.flatnonzero(self.loss_mask)
+        return self.token_ids[: sampled[0]] if len(sampled) else self.token_ids
+
+    @property
     def trained_tokens(self) -> int:
         """How many of its tokens the policy sampled."""
         return int(np.count_nonzero(self.loss_mask))

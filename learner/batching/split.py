@@ -15,6 +15,17 @@ def trained_tokens(batch: Batch) -> npt.NDArray[np.int64]:
     return np.where(np.isnan(batch.advantages), 0, batch.table.lengths).sum(axis=1, dtype=np.int64)
 
 
+def unique_tokens(batch: Batch, share_prompt: bool) -> npt.NDArray[np.int64]:
+    """[M] tokens of each group that a learner computes: the prompt, once where it is shared, and all that follows it.
+
+    Completions without an advantage count nothing. What completions share beyond the prompt is not known here.
+    """
+    used = ~np.isnan(batch.advantages) & (batch.table.lengths > 0)
+    prompts = np.where(share_prompt, used.any(axis=1), used.sum(axis=1)) * batch.table.prompt_tokens
+    follows = np.where(used, batch.table.lengths + batch.table.read, 0).sum(axis=1, dtype=np.int64)
+    return prompts + follows
+
+
 def masked_share(batch: Batch) -> float:
     """Share of the completions with an advantage that `without_truncated` leaves out."""
     return float(batch.table.truncated[~np.isnan(batch.advantages)].mean())
@@ -54,20 +65,21 @@ def balance(tokens: Sequence[int], world_size: int) -> list[list[int]]:
     return [sorted(indices) for indices in ranks]
 
 
-def split_batch(batch: Batch, updates: int, world_size: int) -> list[list[list[int]]]:
+def split_batch(batch: Batch, updates: int, world_size: int, share_prompt: bool = True) -> list[list[list[int]]]:
     """Rows of the batch by rank, then by optimiser step: `result[rank][update]`. Groups with nothing to train on are left out.
 
+    share_prompt: whether the completions of a group compute its prompt once; ranks are given like numbers of tokens to compute.
     Every rank gets a list for every optimiser step, empty where there are fewer groups than ranks. Raises ValueError for a
     reward without an advantage.
     """
     unexplained = (np.isnan(batch.advantages) & ~np.isnan(batch.table.rewards)).any(axis=1)
     if unexplained.any():
         raise ValueError(f"group {batch.group_ids[int(unexplained.argmax())]}: a reward has no advantage")
-    tokens = trained_tokens(batch).tolist()
-    useful = [row for row, count in enumerate(tokens) if count > 0]
+    useful = np.flatnonzero(trained_tokens(batch)).tolist()
+    costs = unique_tokens(batch, share_prompt).tolist()
     plan: list[list[list[int]]] = [[] for _ in range(world_size)]
     for part in split_evenly(len(useful), updates):
         chosen = [useful[i] for i in part]
-        for rank, indices in enumerate(balance([tokens[row] for row in chosen], world_size)):
+        for rank, indices in enumerate(balance([costs[row] for row in chosen], world_size)):
             plan[rank].append([chosen[i] for i in indices])
     return plan

@@ -45,6 +45,10 @@ class ScoredGroup:
     """Oldest and newest policy version that sampled a token of this group."""
     turns: tuple[int, ...] = ()
     """Of each completion; left out, one each."""
+    prompt_tokens: int = 0
+    """Tokens that all completions begin with; with `lengths` and `read` what the group costs a learner. Not kept in the ledger."""
+    read: tuple[int, ...] = ()
+    """Tokens of each completion that nobody sampled, the prompt's apart: what environments answered. Left out, none."""
     difficulty: str = ""
     """How hard its source says the prompt is; "" where it does not say."""
     parts: tuple[dict[str, float] | None, ...] | None = None
@@ -54,11 +58,14 @@ class ScoredGroup:
     def __post_init__(self) -> None:
         if not self.turns:
             object.__setattr__(self, "turns", (1,) * len(self.rewards))
-        sizes = {len(column) for column in (self.rewards, self.errors, self.lengths, self.truncated, self.turns)}
+        if not self.read:
+            object.__setattr__(self, "read", (0,) * len(self.rewards))
+        columns = (self.rewards, self.errors, self.lengths, self.truncated, self.turns, self.read)
+        sizes = {len(column) for column in columns}
         sizes |= set() if self.parts is None else {len(self.parts)}
         if len(sizes) != 1:
             raise ValueError(
-                f"group {self.group_id}: rewards, errors, lengths, truncated, turns and parts differ in length: {sizes}"
+                f"group {self.group_id}: rewards, errors, lengths, truncated, turns, read and parts differ in length: {sizes}"
             )
         for i, (reward, error) in enumerate(zip(self.rewards, self.errors, strict=True)):
             if (reward is None) == (error is None):

@@ -14,7 +14,7 @@ from moments_service.messages.groups import LARGEST_REWARD, GroupStatus, ScoredG
 
 T = TypeVar("T")
 
-_NOTHING = {"rewards": np.nan, "lengths": 0, "truncated": False, "turns": 0}
+_NOTHING = {"rewards": np.nan, "lengths": 0, "truncated": False, "turns": 0, "read": 0}
 """The columns of completions, [N, G], with what stands past the size of a group."""
 
 
@@ -46,6 +46,10 @@ class GroupTable:
     """[N, 2]"""
     turns: npt.NDArray[np.int64]
     """[N, G]"""
+    prompt_tokens: npt.NDArray[np.int64]
+    """[N]"""
+    read: npt.NDArray[np.int64]
+    """[N, G]"""
     lost: npt.NDArray[np.bool_]
     """[N]"""
     parts: tuple[tuple[dict[str, float] | None, ...] | None, ...]
@@ -71,6 +75,8 @@ class GroupTable:
             truncated=padded([group.truncated for group in groups], width, False).astype(np.bool_),
             policy_versions=np.array([group.policy_versions for group in groups], dtype=np.int64).reshape(-1, 2),
             turns=padded([group.turns for group in groups], width, 0).astype(np.int64),
+            prompt_tokens=np.array([group.prompt_tokens for group in groups], dtype=np.int64),
+            read=padded([group.read for group in groups], width, 0).astype(np.int64),
             lost=np.array([group.status is GroupStatus.LOST for group in groups], dtype=np.bool_),
             parts=tuple(group.parts if any(group.parts or ()) else None for group in groups),
         )

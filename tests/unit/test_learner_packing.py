@@ -1,5 +1,6 @@
 """Packing, weights and splits of the learner, and that packed rows say what a plain forward says."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,14 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from actors.prompts.prompt import Prompt, Ticket
+from actors.rewards.protocol import Verdict
+from actors.rollout.group import header
 from actors.rollout.sample import Sample
 from learner.actor import as_samples
 from learner.aggregations import SeqMeanTokenMean, Totals
 from learner.batching.pack import check_group, count, empty_batch, pack
 from learner.batching.packed import PackedBatch
 from learner.batching.probe import random_share
-from learner.batching.split import balance, split_batch, split_evenly
+from learner.batching.split import balance, split_batch, split_evenly, unique_tokens
 from learner.model.policy import Policy
+from moments_service.messages.table import GroupTable
 from tests.made_samples import ScoredSamples, made_group, made_sample, trained_tokens
 
 pytestmark = pytest.mark.unit
@@ -198,9 +203,20 @@ def test_split_evenly_covers_everything_in_order(count: int, parts: int) -> None
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
 
 
-def columns(lengths: list[list[int]], advantages: list[list[float]], rewards: list[list[float]]) -> SimpleNamespace:
+def columns(
+    lengths: list[list[int]],
+    advantages: list[list[float]],
+    rewards: list[list[float]],
+    prompts: list[int] | None = None,
+    read: list[list[int]] | None = None,
+) -> SimpleNamespace:
     """What `split_batch` reads of a batch."""
-    table = SimpleNamespace(lengths=np.array(lengths), rewards=np.array(rewards, dtype=float))
+    table = SimpleNamespace(
+        lengths=np.array(lengths),
+        rewards=np.array(rewards, dtype=float),
+        prompt_tokens=np.array(prompts or [0] * len(lengths)),
+        read=np.array(read or np.zeros_like(lengths)),
+    )
     ids = tuple("abcdefgh"[: len(lengths)])
     return SimpleNamespace(table=table, advantages=np.array(advantages, dtype=float), group_ids=ids)
 
@@ -210,6 +226,41 @@ def test_split_batch_leaves_out_groups_without_advantages() -> None:
     advantages = [[1.0, 0.0], [NOTHING, NOTHING], [NOTHING, 1.0], [NOTHING, 1.0]]
     plan = split_batch(columns(lengths, advantages, advantages), updates=2, world_size=2)  # type: ignore[arg-type]
     assert plan == [[[0], [3]], [[], []]]
+
+
+def test_ranks_are_given_like_numbers_of_unique_tokens() -> None:
+    """One group with a very long prompt and short answers has a rank for itself; by sampled tokens it would share one."""
+    lengths, ones = [[10, 10], [40, 40], [30, 30], [20, 20]], [[1.0, 0.0]] * 4
+    batch = columns(lengths, ones, ones, prompts=[500, 10, 10, 10])
+    assert split_batch(batch, updates=1, world_size=2) == [[[0]], [[1, 2, 3]]]  # type: ignore[arg-type]
+    without = columns(lengths, ones, ones)
+    assert split_batch(without, updates=1, world_size=2) == [[[0, 1]], [[2, 3]]]  # type: ignore[arg-type]
+
+
+def test_a_group_costs_its_prompt_and_what_follows_it_of_completions_that_are_trained_on() -> None:
+    advantages = [[1.0, 0.0, NOTHING], [NOTHING, NOTHING, NOTHING]]
+    batch = columns([[5, 7, 9], [4, 4, 4]], advantages, advantages, prompts=[100, 50], read=[[1, 0, 3], [0, 0, 0]])
+    assert unique_tokens(batch, share_prompt=True).tolist() == [113, 0]  # type: ignore[arg-type]
+    assert unique_tokens(batch, share_prompt=False).tolist() == [213, 0]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("share_prompt", [True, False])
+def test_what_a_header_says_a_group_costs_is_what_its_rows_hold(share_prompt: bool) -> None:
+    """Up to the last token of each sample, which predicts nothing; completions that differ from their first token on."""
+    samples, advantages = made_group("a", 9, [3, 5, 2], seed=3)
+    samples = tuple(_beginning(sample, 9, 100 + i) for i, sample in enumerate(samples))
+    ticket = Ticket("a", Prompt("a", "s", "text", None, "exact"), 3, 0)
+    table = GroupTable.of([header(ticket, samples, [Verdict(reward) for reward in (1.0, 0.0, 0.5)], 0)])
+    batch = SimpleNamespace(table=table, advantages=advantages[None])
+    (cost,) = unique_tokens(batch, share_prompt).tolist()  # type: ignore[arg-type]
+    rows = pack([(samples, advantages)], SeqMeanTokenMean(), count([(samples, advantages)]), 0, share_prompt, 10_000)
+    assert cost == sum(len(row.input_ids) for row in rows) + len(samples)
+
+
+def _beginning(sample: Sample, at: int, token: int) -> Sample:
+    ids = sample.token_ids.copy()
+    ids[at] = token
+    return replace(sample, token_ids=ids)
 
 
 def test_a_reward_without_an_advantage_names_its_group() -> None:

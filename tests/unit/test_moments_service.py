@@ -302,10 +302,12 @@ async def test_what_a_dead_service_acknowledged_and_nobody_trained_on_still_coun
         await first.submit(group(sequence, (1.0, 0.0)), payload="gone with the service")
     second = MomentsService(CONFIG, tmp_path, seed=0)
     await second.fit_clusters(PROMPTS)
-    await second.submit(group(1, (1.0, 0.0)), payload="sent again by an actor that lives")
+    again = group(1, (1.0, 0.0), prompt_tokens=7)
+    await second.submit(again, payload="sent again by an actor that lives")
     assert (await second.stats())["counts"] == (await first.stats())["counts"]
     batch = await second.draw(0, ids(1))
     assert [entry.payload for entry in rows(batch)] == ["sent again by an actor that lives"]
+    assert batch.table.prompt_tokens.tolist() == [7]
     await second.commit(0, policy_version=1)
     assert sum((await second.cluster_stats())["mass"]) == pytest.approx(6.0)
     await first.close()

@@ -330,7 +330,8 @@ async def test_shaping_tells_budgets_and_looks_at_completions_past_what_is_remem
     await plain.close()
     told, untold = (request.token_ids for request in engine.requests)
     assert untold == (3, 4, 3, 7) and told == (*untold, 7, 0, FOUR)  # the tokenizer has no 2
-    assert found.header == expected.header and found.samples[0].token_ids.tolist() == [*told, FOUR, STOP]
+    assert expected.header.prompt_tokens == 4 and found.header == replace(expected.header, prompt_tokens=7)
+    assert found.samples[0].token_ids.tolist() == [*told, FOUR, STOP]
     assert found.transcript is not None and found.transcript.prompt.endswith(" is 2 4")
     assert found.observed == {"l1": (2.0, 2.0), "unlikeliness": (-1.0, -3.0)} and expected.observed == {}
 
