@@ -44,6 +44,8 @@ class VllmEngine:
         """seed: of this engine alone; two with the same one would sample alike.    adapter: where weights come as adapters alone."""
         self._args = engine_args(config, policy, seed % 2**31, adapter)
         self._policy, self._adapter = policy, adapter
+        # A GPU is given back in order; elsewhere nothing outlives the processes, and Python takes seconds to take one apart.
+        self._grace_s = None if config.gpus > 0 else 0.0
         self._version = 0
         self._gate = Gate()
         self._running: dict[str, int | None] = {}
@@ -117,7 +119,7 @@ class VllmEngine:
         if llm.output_handler is not None:
             # It would report the end of its engine as an error.
             llm.output_handler.cancel()
-        await asyncio.to_thread(_shut_down, llm)
+        await asyncio.to_thread(_shut_down, llm, self._grace_s)
 
     async def _wake_running(self) -> None:
         """Make vLLM hand back what runs; its callers then find the engine refusing."""
@@ -271,10 +273,11 @@ async def _load(llm: AsyncLLM, info: WeightTransferUpdateRequest, version: int) 
         raise WeightError("vLLM did not drop the prefixes that the old weights computed")
 
 
-def _shut_down(llm: AsyncLLM) -> None:
+def _shut_down(llm: AsyncLLM, grace_s: float | None) -> None:
+    """grace_s: for its processes to end by themselves, as long as vLLM finds right if None."""
     manager = llm.engine_core.resources.engine_manager
     processes = list(manager.processes) if manager is not None else []
-    llm.shutdown()
+    llm.shutdown(timeout=grace_s)
     for process in processes:
         # vLLM kills what does not end in time, and does not wait for that.
         process.join()
