@@ -26,7 +26,7 @@ from actors.engines.gate import Gate
 from actors.engines.kinds import VllmConfig
 from actors.engines.policy_files import PolicyFiles, read_policy_files, verify_offer
 from actors.engines.protocol import Completion, EngineDeadError, FinishReason, GenerationRequest, Running
-from actors.engines.vllm_adapters import SLOTS, lora_request, room_for
+from actors.engines.vllm_adapters import SLOTS, lora_request, refuse_unadapted, room_for
 from actors.engines.vllm_lifetime import EngineLifetime
 from actors.engines.vllm_weight_transfer import BACKEND
 from actors.weights.memory_file import MemoryFile
@@ -241,11 +241,7 @@ async def _prepare(llm: AsyncLLM, version: int) -> None:
 
 async def _refuse_unadaptable(llm: AsyncLLM, policy: str, plan: AdapterPlan) -> None:
     layers = await asyncio.to_thread(adapted_layers, policy, plan)
-    if refused := (await llm.collective_rpc("unadaptable", args=(list(layers),)))[0]:
-        raise ValueError(
-            f"learner.adapter.publish: vLLM cannot put an adapter on {len(refused)} layers of {policy} ({', '.join(refused[:3])}); "
-            "leave them out of learner.adapter.targets, or publish merged"
-        )
+    refuse_unadapted(policy, (await llm.collective_rpc("unadaptable", args=(list(layers),)))[0])
 
 
 async def _hold(llm: AsyncLLM, adapter: tuple[Any, ...]) -> None:

@@ -1,5 +1,6 @@
 """vLLM's side of adapters: the worker keeps each version under its number as a LoRA, read from memory and never from a directory."""
 
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -41,9 +42,7 @@ class AdapterHolder:
         manager = self.model_runner.lora_manager._adapter_manager
         taken = {name for parts in manager.packed_modules.values() for name in parts}
         taken |= manager.modules.keys() - manager.packed_modules.keys()
-        mapper = self._mapper()
-        names = {layer: mapper._map_name(layer) if mapper is not None else layer for layer in layers}
-        return [layer for layer, name in names.items() if name not in taken]
+        return not_among(taken, manager.model, layers)
 
     def take_adapter(self, version: int, path: str, size: int, tensors: list[dict[str, Any]], keep: list[int]) -> None:
         """Hold an adapter beside the versions in `keep`; all others are dropped. Nothing of the file is used afterwards.
@@ -63,15 +62,31 @@ class AdapterHolder:
             PEFTHelper(r=rank, lora_alpha=rank, target_modules=[]),  # every scale is in B
             device="cpu",
             dtype=worker.lora_config.lora_dtype,
-            weights_mapper=self._mapper(),
+            weights_mapper=_mapper(manager.model),
         )
         for old in worker.list_adapters() - set(keep):
             manager.remove_adapter(old)
         if not manager.add_adapter(lora) or not manager.activate_adapter(version):
             raise ValueError(f"vLLM holds an adapter of version {version} already")
 
-    def _mapper(self) -> Any:
-        """From the names of a policy's files to vLLM's, where they differ."""
-        model = self.model_runner.lora_manager._adapter_manager.model
-        mapper = getattr(model, "hf_to_vllm_mapper", None)
-        return None if mapper is None else mapper.get_rename_mapper()
+
+def not_among(taken: Set[str], model: Any, layers: Sequence[str]) -> list[str]:
+    """Those of a policy's layers that are not `taken`, which are named as in vLLM's model of it."""
+    mapper = _mapper(model)
+    names = {layer: mapper._map_name(layer) if mapper is not None else layer for layer in layers}
+    return [layer for layer, name in names.items() if name not in taken]
+
+
+def refuse_unadapted(policy: str, layers: Sequence[str]) -> None:
+    """Raise ValueError where there is any of `layers`, which vLLM cannot adapt."""
+    if layers:
+        raise ValueError(
+            f"learner.adapter.publish: vLLM cannot put an adapter on {len(layers)} layers of {policy} ({', '.join(layers[:3])}); "
+            "leave them out of learner.adapter.targets, or publish merged"
+        )
+
+
+def _mapper(model: Any) -> Any:
+    """From the names of a policy's files to vLLM's, where they differ."""
+    mapper = getattr(model, "hf_to_vllm_mapper", None)
+    return None if mapper is None else mapper.get_rename_mapper()

@@ -53,7 +53,18 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> frozenset[str]:
             "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
     refuse_unfit_reference(config, model_config)
+    _refuse_unfit_adapter(config)
     return refuse_unfit_prompts(config, pool, text.vocab_size)
+
+
+def _refuse_unfit_adapter(config: RunConfig) -> None:
+    if (plan := config.learner.published_adapter) is not None:
+        from actors.engines.create import refuse_adapters
+
+        try:
+            refuse_adapters(config.rollout, config.policy, plan)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
 
 def refuse_nowhere(policy: str) -> None:

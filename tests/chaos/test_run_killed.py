@@ -57,6 +57,25 @@ def _kill(bvblend: Callable[..., Command], tmp_path: Path, rays: Path, engine: s
 
 
 @pytest.mark.long
+def test_a_restarted_engine_samples_with_the_newest_adapter_alone(
+    bvblend: Callable[..., Command], tmp_path: Path
+) -> None:
+    """Version 0 comes from the policy's files again, and every later one beside it: one that was missed would be a mismatch."""
+    adapter = "{kind: lora, publish: adapter}"
+    quick = {"batch_groups": 4, "group_size": 2, "checkpoint__every": 0, "steps": 12, "runs_dir": tmp_path}
+    learning = settings(learner__adapter=adapter, learner__optimizer__lr=2e-2, **quick)
+    command = bvblend("train", COLD_START, *learning, *brief_evaluations())
+    command.wait_for("step    4/", START_S)
+    (actor,) = [pid for pid, line in command.alive().items() if "RolloutActor" in line]
+    os.kill(actor, signal.SIGKILL)
+    assert command.wait(START_S) == 0, command.output()
+    assert command.output().count("serves again") == 1
+    rows = RunDirectory(tmp_path / "latest").read_metrics()
+    assert [row["step"] for row in rows] == list(range(12))
+    assert max(row["learner/mismatch_max"] for row in rows) < 1e-3
+
+
+@pytest.mark.long
 def test_an_engine_killed_while_weights_are_published_costs_no_step(
     bvblend: Callable[..., Command], tmp_path: Path
 ) -> None:

@@ -15,7 +15,10 @@ from pydantic import Field, TypeAdapter
 
 from actors import shaping
 from actors.engines import kinds
-from actors.engines.create import create_engine
+from actors.engines.adapter_plan import AdapterPlan
+from actors.engines.adapters import named_pair
+from actors.engines.create import create_engine, refuse_adapters
+from actors.engines.policy_files import read_policy_files
 from actors.engines.protocol import GenerationRequest
 from actors.environments import registry as environments
 from actors.prompts.prompt import Prompt
@@ -24,6 +27,7 @@ from actors.shaping.shaper import Shaper
 from actors.verifiers import BUILT_IN, get_verifier
 from actors.weights import registry as transports
 from actors.weights.block import pack
+from actors.weights.offer import WeightError
 from learner import aggregations, corrections, losses
 from learner.aggregations import Totals
 from learner.batching.pack import count
@@ -35,6 +39,7 @@ from moments_service.config import BY_NAME, MomentsConfig
 from tests.conftest import ROOT
 from tests.contract import test_estimators as estimator_contract
 from tests.contract import test_transport as transport_contract
+from tests.hub import POLICY
 from tests.made_samples import made_group
 from tests.unit.made_batches import made_batch
 from tests.unit.test_learner_loss import batch_of, central_differences, draw
@@ -106,6 +111,32 @@ async def test_an_engine(example: Example) -> None:
     await engine.take_weights(replace(offer, address=np.array(blob)), "keep")
     assert engine.policy_version == 3
     await engine.close()
+
+
+async def test_an_engine_that_takes_adapters(example: Example) -> None:
+    _, line = example("actors/engines/parrot.py")
+    module, _ = example("actors/engines/parrot_with_adapters.py")
+    plan = AdapterPlan(2, ".*")
+    alone = SimpleNamespace(
+        engine=union_of(line, kinds, sys.modules["actors.engines.parrot"]).validate_python("parrot"), gpus=0, cpus=1
+    )  # type: ignore[arg-type]
+    refusal = r"engine parrot takes whole policies alone \(actors.engines.parrot:Parrot has no argument `adapter`\); publish merged"
+    for refuse in (refuse_adapters, lambda *given: create_engine(*given[:2], 0, 0, given[2])):
+        with pytest.raises(ValueError, match=refusal):
+            refuse(alone, "no policy", plan)  # type: ignore[arg-type]
+    taking = SimpleNamespace(engine=module.ParrotWithAdaptersConfig(), gpus=0, cpus=1)
+    refuse_adapters(taking, str(POLICY), plan)  # type: ignore[arg-type]
+    engine = create_engine(taking, str(POLICY), 0, 0, plan)  # type: ignore[arg-type]
+    layer, weight = next(
+        (name, shape) for name, shape in read_policy_files(str(POLICY)).shapes.items() if "q_proj" in name
+    )
+    pair = torch.zeros(2, weight[1]), torch.zeros(weight[0], 2)
+    offer, blob = pack(named_pair(layer.removesuffix(".weight"), pair), version=1)
+    offer = replace(offer, address=np.array(blob))
+    with pytest.raises(WeightError, match="started for adapters"):
+        await engine.take_weights(offer, "keep")
+    await engine.take_weights(replace(offer, kind="adapter", base_version=0), "keep")
+    assert engine.policy_version == 1
 
 
 async def test_a_transport(example: Example, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

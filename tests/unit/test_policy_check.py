@@ -209,6 +209,39 @@ def test_a_reference_that_the_policy_cannot_be_compared_with_is_refused(policy: 
     )
 
 
+SMALL: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "num_experts_per_tok": 2,
+    "max_position_embeddings": 4096,
+}
+
+
+@pytest.mark.long
+def test_an_adapter_alone_is_sent_only_where_vllm_can_take_it(policy: Path, tmp_path: Path) -> None:
+    alone: dict[str, Any] = {"learner__adapter": {"kind": "lora", "publish": "adapter"}}
+    refuse_unfit_policy(recipe(policy=str(policy), **alone), SUM)
+    vocabulary = json.loads((policy / "config.json").read_text())["vocab_size"]
+    experts, mamba = tmp_path / "experts", tmp_path / "mamba"
+    for path, config in (
+        (experts, transformers.Qwen3MoeConfig(**SMALL, vocab_size=vocabulary, num_experts=4, moe_intermediate_size=8)),
+        (mamba, transformers.MambaConfig(vocab_size=vocabulary, hidden_size=16, num_hidden_layers=1, state_size=4)),
+    ):
+        shutil.copytree(policy, path)
+        transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    refuse_unfit_policy(recipe(policy=str(experts), **alone), SUM)
+    refuse_unfit_policy(recipe(policy=str(mamba)), SUM)
+    said = refuse(mamba, **alone)
+    assert (
+        said == f"learner.adapter.publish: vLLM puts no adapter on a MambaForCausalLM, which {mamba} is; publish merged"
+    )
+    refuse_unfit_policy(recipe(policy=str(mamba), rollout__engine="transformers", **alone), SUM)
+
+
 def test_a_reference_is_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe().model_dump(mode="json")))
     for said, meant in (("sft", str(tmp_path / "sft")), ("start", "start"), ("/there", "/there")):
