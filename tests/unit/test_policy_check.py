@@ -1,6 +1,7 @@
 """A policy or tokenizer that cannot serve a run is refused by `plan` and `train` before anything starts, in one sentence."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,9 @@ import pytest
 import transformers
 import yaml
 
+from actors.engines.adapter_plan import AdapterPlan
+from actors.engines.create import refuse_adapters
+from actors.engines.kinds import TransformersConfig
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.prompts.renderer import Renderer, load_tokenizer
@@ -234,12 +238,24 @@ def test_an_adapter_alone_is_sent_only_where_vllm_can_take_it(policy: Path, tmp_
         shutil.copytree(policy, path)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     refuse_unfit_policy(recipe(policy=str(experts), **alone), SUM)
-    refuse_unfit_policy(recipe(policy=str(mamba)), SUM)
-    said = refuse(mamba, **alone)
-    assert (
-        said == f"learner.adapter.publish: vLLM puts no adapter on a MambaForCausalLM, which {mamba} is; publish merged"
-    )
-    refuse_unfit_policy(recipe(policy=str(mamba), rollout__engine="transformers", **alone), SUM)
+    said = f"learner.adapter.publish: vLLM puts no adapter on a MambaForCausalLM, which {mamba} is; publish merged"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        refuse_adapters(recipe().rollout, str(mamba), AdapterPlan(4, ".*"))
+
+
+class TakesWholePoliciesAlone:
+    def __init__(self, config: object, policy: str, seed: int) -> None: ...
+
+
+def test_an_engine_that_takes_no_adapter_is_refused_where_it_would_be_sent_one(
+    policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"rollout__engine": "transformers", "learner__adapter": {"kind": "lora", "publish": "adapter"}}
+    refuse_unfit_policy(recipe(policy=str(policy), **sent), SUM)
+    monkeypatch.setattr(TransformersConfig, "implementation", f"{__name__}:{TakesWholePoliciesAlone.__name__}")
+    said = refuse(policy, **sent)
+    assert said.startswith("learner.adapter.publish: engine transformers takes whole policies alone (")
+    refuse_unfit_policy(recipe(policy=str(policy), **sent | {"learner__adapter": "lora"}), SUM)
 
 
 def test_a_reference_is_found_beside_the_recipe(tmp_path: Path) -> None:
