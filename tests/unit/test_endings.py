@@ -304,3 +304,32 @@ def test_a_command_is_done_once_nobody_reads_its_output(tmp_path: Path, argument
     )
     os.close(theirs)
     assert done.returncode == 0 and "Broken pipe" not in done.stderr, done.stderr
+
+
+_REPORTS_AT_ITS_END = """
+import sys
+class Library:
+    def __del__(self):
+        print("leaked 3 instances", file=sys.stderr)
+kept = Library()
+"""
+"""What some libraries do when Python takes a process apart; `kept` lives until then."""
+
+
+@pytest.mark.parametrize(
+    ("run", "code", "said"),
+    [
+        ("print('words' * 10000)", 0, b"words"),
+        ("sys.exit(3)", 3, b""),
+        ("sys.exit()", 0, b""),
+        ("sys.exit('a sentence')", 1, b"a sentence"),
+        ("1 / 0", 1, b"ZeroDivisionError"),
+    ],
+)
+def test_a_command_ends_with_its_own_words(run: str, code: int, said: bytes) -> None:
+    program = f"{_REPORTS_AT_ITS_END}\nfrom deploy.cli import main, start\ndef ours(): {run}\nmain.main = ours\nstart.main()\n"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT, timeout=60, check=False)
+    assert ended.returncode == code, ended.stderr
+    assert b"leaked" not in ended.stderr
+    assert said in ended.stdout + ended.stderr
+    assert len(ended.stdout) == (50001 if code == 0 and said else 0)
