@@ -30,7 +30,10 @@ def overview(run: OpenRun) -> dict[str, Any]:
         "alarms": alarms[-ALARMS_SHOWN:][::-1],
         "alarm_count": len(alarms),
         "evaluations": [
-            {key: row.get(key) for key in ("step", "split", "pass_at_1", "half_width", "prompts", "errors")}
+            {
+                key: row.get(key)
+                for key in ("step", "split", "pass_at_1", "low", "high", "half_width", "prompts", "errors")
+            }
             for row in evaluations[-EVALUATIONS_SHOWN:]
         ],
         "advice": advice(run),

@@ -48,6 +48,35 @@ def t_interval(values: Sequence[float]) -> Interval | None:
     return Interval(mean, mean - reach, mean + reach)
 
 
+def exact_interval(values: Sequence[float], draws: float = 1.0) -> Interval | None:
+    """The same for values in [0, 1], also where nearly all of them, or all, are 0 or 1; None of fewer than two.
+
+    draws: of how many independent draws each value is the mean, at most.
+
+    Clopper and Pearson's interval for as many draws of one chance as are as sure as these values are. Source: Korn and Graubard,
+    Survey Methodology 24 (1998). Of their degrees of freedom, prompts less one, only those count that are on the rarer side, above 0 or
+    below 1: of the others the variance learned nothing. It is at most as sure as all draws, and at least as sure as one of each prompt,
+    which is how sure it is where all values agree.
+    """
+    count = len(values)
+    if count < 2:
+        return None
+    from scipy.stats import beta, t
+
+    mean = min(math.fsum(values) / count, 1.0)
+    tail = (1 - LEVEL) / 2
+    effective = float(count)
+    if (error := clustered_error([[value] for value in values])) > 0:
+        rarer = min(sum(value > 0 for value in values), sum(value < 1 for value in values))
+        widening = float(t.ppf(1 - tail, count * draws - 1) / t.ppf(1 - tail, max(rarer - 1, 1)))
+        effective = mean * (1 - mean) / error**2 * widening**2
+    effective = min(max(effective, float(count)), count * draws)
+    right, wrong = mean * effective, (1 - mean) * effective
+    low = float(beta.ppf(tail, right, wrong + 1)) if right > 0 else 0.0
+    high = float(beta.ppf(1 - tail, right + 1, wrong)) if wrong > 0 else 1.0
+    return Interval(mean, low, high)
+
+
 def bootstrap_interval(values: Sequence[float], draws: int = 10_000, seed: int = 0) -> Interval | None:
     """The same by resampling prompts: the quantiles of the means of `draws` resamples; None of fewer than two."""
     if len(values) < 2:

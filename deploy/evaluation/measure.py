@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from actors.prompts.prompt import Prompt
 from actors.rollout.evaluated import EvaluatedGroup
 from deploy.evaluation.estimates import g_pass_at_k, maj_at_k, mg_pass_at_k, pass_at_k, pass_hat_k
-from deploy.evaluation.intervals import bootstrap_interval, sampling_error, t_interval
+from deploy.evaluation.intervals import bootstrap_interval, exact_interval, sampling_error, t_interval
 from deploy.rundir.evaluation import Evaluation
 from moments_service.messages.groups import FULL_REWARD
 
@@ -28,6 +28,9 @@ class Measured:
     bootstrap_high: float | None
     prompts: int
     """Those with as many judged samples as it needs."""
+    exact_low: float | None = None
+    """By `exact_interval`, which also holds where successes or failures are rare; None for fewer than two."""
+    exact_high: float | None = None
     sampling_error: float | None = None
     """Of pass@1: its standard error on these very prompts, were only their samples drawn anew."""
 
@@ -40,14 +43,19 @@ def measure(prompts: Sequence[Prompt], groups: Sequence[EvaluatedGroup]) -> Eval
         if share is not None:
             by_source[prompt.source].append(share)
     known = [share for share in shares if share is not None]
-    interval = t_interval(known)
+    by_t = t_interval(known)
+    exact = (
+        exact_interval(known, mean([len(judged) for group in groups if (judged := solved(group))])) if known else None
+    )
     lengths = [length for group in groups for length in group.lengths]
     return Evaluation(
         pass_at_1=mean(known) if known else None,
         sources={source: mean(of_source) for source, of_source in sorted(by_source.items())},
         prompts=len(prompts),
         errors=sum(reward is None for group in groups for reward in group.rewards),
-        half_width=None if interval is None else interval.half,
+        low=None if exact is None else exact.low,
+        high=None if exact is None else exact.high,
+        half_width=None if by_t is None else by_t.half,
         pass_at_k={str(k): one.mean for k in depths(groups)[1:] if (one := _over(groups, _by_counts(pass_at_k, k), k))},
         length=mean(lengths) if lengths else None,
         truncated=mean([float(cut) for group in groups for cut in group.truncated]) if lengths else None,
@@ -63,7 +71,7 @@ def measures(groups: Sequence[EvaluatedGroup]) -> dict[str, Measured]:
     for k in depths(groups)[1:]:
         found[f"pass@{k}"] = _over(groups, _by_counts(pass_at_k, k), k)
         found[f"pass^{k}"] = _over(groups, _by_counts(pass_hat_k, k), k)
-        found[f"maj@{k}"] = _over(groups, lambda group, k=k: _majority(group, k), k)  # type: ignore[misc]
+        found[f"maj@{k}"] = _over(groups, lambda group, k=k: _majority(group, k), k, several=False)  # type: ignore[misc]
         if k <= 2:  # there g-pass is pass@k, and mg-pass pass^k
             continue
         found[f"g-pass@{k}"] = _over(groups, _by_counts(lambda n, c, k: g_pass_at_k(n, c, k, HALF), k), k)
@@ -83,14 +91,22 @@ def solved(group: EvaluatedGroup) -> list[float]:
 
 
 def _over(
-    groups: Sequence[EvaluatedGroup], estimate: Callable[[EvaluatedGroup], float], k: int, whole: bool = False
+    groups: Sequence[EvaluatedGroup],
+    estimate: Callable[[EvaluatedGroup], float],
+    k: int,
+    whole: bool = False,
+    several: bool = True,
 ) -> Measured | None:
-    """The mean over the prompts that have k judged samples; None without one."""
+    """The mean over the prompts that have k judged samples; None without one.
+
+    whole: of pass@1.    several: whether the estimate is of all samples, and not of the first k.
+    """
     enough = [group for group in groups if len(solved(group)) >= k]
     if not enough:
         return None
     values = [estimate(group) for group in enough]
     by_t, by_bootstrap = t_interval(values), bootstrap_interval(values)
+    exact = exact_interval(values, mean([len(solved(group)) for group in enough]) / k if several else 1.0)
     return Measured(
         mean=math.fsum(values) / len(values),
         low=None if by_t is None else max(by_t.low, 0.0),
@@ -98,6 +114,8 @@ def _over(
         bootstrap_low=None if by_bootstrap is None else by_bootstrap.low,
         bootstrap_high=None if by_bootstrap is None else by_bootstrap.high,
         prompts=len(enough),
+        exact_low=None if exact is None else exact.low,
+        exact_high=None if exact is None else exact.high,
         sampling_error=sampling_error([solved(group) for group in enough]) if whole else None,
     )
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class EvaluatedPrompt:
     group: EvaluatedGroup
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EvaluationResult:
     """What one policy did on some prompts."""
 
@@ -46,12 +47,22 @@ class EvaluationResult:
     def groups(self) -> list[EvaluatedGroup]:
         return [one.group for one in self.prompts]
 
+    @cached_property
     def measures(self) -> dict[str, Measured]:
-        """Over all prompts."""
+        """Over all prompts. Bootstraps are drawn once for the table, the file and the picture."""
         return measures(self.groups)
 
     def by(self, what: str) -> dict[str, dict[str, Measured]]:
         """The same for each `source` or `cluster`, sorted by name."""
+        if what not in self._parts:
+            self._parts[what] = self._by(what)
+        return self._parts[what]
+
+    @cached_property
+    def _parts(self) -> dict[str, dict[str, dict[str, Measured]]]:
+        return {}
+
+    def _by(self, what: str) -> dict[str, dict[str, Measured]]:
         parts: dict[str | int, list[EvaluatedGroup]] = defaultdict(list)
         for one in self.prompts:
             if (name := getattr(one, what)) is not None:
@@ -100,7 +111,7 @@ def write_result(result: EvaluationResult, path: Path) -> None:
             "samples": result.samples(),
             "unscored": result.unscored(),
             "reasons": dict(result.reasons()),
-            "measures": {name: asdict(one) for name, one in result.measures().items()},
+            "measures": {name: asdict(one) for name, one in result.measures.items()},
             **{
                 f"{what}s": {
                     name: {key: asdict(one) for key, one in found.items()} for name, found in result.by(what).items()

@@ -86,7 +86,7 @@ def draw_result(result: EvaluationResult, path: Path) -> None:
     """A picture of pass@k and pass^k over k, and of pass@1 by source, with intervals."""
     from matplotlib.figure import Figure  # half a second to import, and only pictures need it
 
-    found, parts = result.measures(), result.by("source")
+    found, parts = result.measures, result.by("source")
     figure = Figure(figsize=(10, 1.6 + max(2.2, 0.28 * len(parts))), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
     for sign, label, style in (("@", "pass@k: one of k", "-"), ("^", "pass^k: all of k", "--")):
@@ -98,8 +98,8 @@ def draw_result(result: EvaluationResult, path: Path) -> None:
         left.plot(
             [k for k, _ in curve], [one.mean for _, one in curve], style, color=_INK, marker="o", ms=4, label=label
         )
-        if all(one.low is not None for _, one in curve):
-            low, high = [one.low for _, one in curve], [one.high for _, one in curve]
+        if all(one.exact_low is not None for _, one in curve):
+            low, high = [one.exact_low for _, one in curve], [one.exact_high for _, one in curve]
             left.fill_between([k for k, _ in curve], low, high, color=_FILL, alpha=0.4, linewidth=0)
     left.set(xlabel="k", ylim=(0, 1))
     figure.suptitle(picture_text(f"{result.policy} on {result.of}"), fontsize=11)
@@ -111,8 +111,8 @@ def draw_result(result: EvaluationResult, path: Path) -> None:
     names = [name for name in names if "pass@1" in parts[name]]
     right.barh(range(len(bars)), [one.mean for one in bars], color=_FILL, height=0.62)
     for place, one in enumerate(bars):
-        if one.low is not None and one.high is not None:
-            right.plot([max(one.low, 0), min(one.high, 1)], [place, place], color=_INK, lw=1.6)
+        if one.exact_low is not None and one.exact_high is not None:
+            right.plot([one.exact_low, one.exact_high], [place, place], color=_INK, lw=1.6)
     right.set_yticks(
         range(len(bars)), [picture_text(f"{name} ({parts[name]['pass@1'].prompts})") for name in names], fontsize=8
     )
@@ -148,18 +148,19 @@ def _measures(result: EvaluationResult) -> Table:
     table = Table(
         box=SIMPLE_HEAD, title=Text(f"{one_line(result.policy)} on {one_line(result.of)}"), title_justify="left"
     )
-    for name in ("", "mean", "95 % (t)", "95 % (bootstrap)", "prompts"):
+    for name in ("", "mean", "95 %", "95 % (t)", "95 % (bootstrap)", "prompts"):
         table.add_column(name, justify="right" if name else "left")
-    for name, one in result.measures().items():
+    for name, one in result.measures.items():
         table.add_row(
             name,
             f"{one.mean:.3f}",
+            _range(one.exact_low, one.exact_high),
             _range(one.low, one.high),
             _range(one.bootstrap_low, one.bootstrap_high),
             str(one.prompts),
         )
         if one.sampling_error is not None:
-            table.add_row("  its sampling error", f"{one.sampling_error:.3f}", "", "", "", style="dim")
+            table.add_row("  its sampling error", f"{one.sampling_error:.3f}", "", "", "", "", style="dim")
     return table
 
 
@@ -174,7 +175,9 @@ def _parts(what: str, parts: Mapping[str, Mapping[str, Measured]], most: int) ->
             table.add_row(Text(one_line(name)), "–", "–", *(["–"] if most > 1 else ()), "0")
             continue
         deeper = ["–" if deep is None else f"{deep.mean:.3f}"] if most > 1 else []
-        table.add_row(Text(one_line(name)), f"{one.mean:.3f}", _range(one.low, one.high), *deeper, str(one.prompts))
+        table.add_row(
+            Text(one_line(name)), f"{one.mean:.3f}", _range(one.exact_low, one.exact_high), *deeper, str(one.prompts)
+        )
     return table
 
 

@@ -48,6 +48,9 @@ def summarise(
     summary = {
         "estimator": estimator,
         **{split: _before_after(start, end, split) for split in SPLITS},
+        "intervals": {
+            split: {"start": _interval(start.get(split)), "end": _interval(end.get(split))} for split in SPLITS
+        },
         "sources": {
             source: {split: _before_after(start, end, split, source) for split in SPLITS}
             for source in sorted({source for evaluation in start.values() for source in evaluation.sources})
@@ -84,6 +87,13 @@ def _before_after(
     return {"start": measured(start.get(split)), "end": measured(end.get(split))}
 
 
+def _interval(evaluation: Evaluation | None) -> tuple[float, float] | None:
+    """Of pass@1 of a split at 95 %."""
+    if evaluation is None or evaluation.low is None or evaluation.high is None:
+        return None
+    return evaluation.low, evaluation.high
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """The before/after table and what the estimator made of the samples."""
     lines = [
@@ -113,12 +123,14 @@ def signal_sentence(summary: dict[str, Any]) -> str:
 
 
 def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Name and four numbers a source, the total last."""
+    """Name and four numbers a source, the total last, and below it its intervals."""
     rows = []
     for source, splits in summary["sources"].items():
         rows.append((one_line(source), *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
     total = (_shown(summary[split][when]) for split in SPLITS for when in ("start", "end"))
-    return [*rows, ("all", *total)]
+    found = (summary["intervals"][split][when] for split in SPLITS for when in ("start", "end"))
+    sure = ("–" if interval is None else "{:.3f} to {:.3f}".format(*interval) for interval in found)
+    return [*rows, ("all", *total), ("95 %", *sure)]
 
 
 def rich_table(summary: dict[str, Any]) -> Table:
@@ -129,7 +141,8 @@ def rich_table(summary: dict[str, Any]) -> Table:
         table.add_column(name, justify="right", style="green" if name.endswith("end") else None)
     rows = table_rows(summary)
     for number, row in enumerate(rows):
-        table.add_row(*row, end_section=number == len(rows) - 2, style="bold" if number == len(rows) - 1 else None)
+        style = {len(rows) - 2: "bold", len(rows) - 1: "dim"}.get(number)
+        table.add_row(*row, end_section=number == len(rows) - 3, style=style)
     return table
 
 

@@ -53,11 +53,11 @@ def refuse_unfit_policy(config: RunConfig, pool: PromptPool) -> frozenset[str]:
             "(max_position_embeddings and rope scaling in its config.json); lower it"
         )
     refuse_unfit_reference(config, model_config)
-    _refuse_unfit_adapter(config)
     return refuse_unfit_prompts(config, pool, text.vocab_size)
 
 
-def _refuse_unfit_adapter(config: RunConfig) -> None:
+def refuse_unfit_adapter(config: RunConfig) -> None:
+    """Raise ConfigError where rollout actors would be sent adapters alone that their engine cannot put on the policy."""
     if (plan := config.learner.published_adapter) is not None:
         from actors.engines.create import refuse_adapters
 

@@ -13,7 +13,7 @@ from actors.import_path import module_command, module_environment
 from actors.prompts.pool import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
-from deploy.run.policy_check import refuse_nowhere, refuse_unfit_policy
+from deploy.run.policy_check import refuse_nowhere, refuse_unfit_adapter, refuse_unfit_policy
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class PolicyCheck:
         self._child.communicate()
 
     def refuse_unfit(self, config: RunConfig, pool: PromptPool) -> PromptPool:
-        """As `refuse_unfit_policy`; returns the prompts that are left. Asked once.
+        """As `refuse_unfit_policy` and `refuse_unfit_adapter`; returns the prompts that are left. Asked once.
 
         Raises PolicyCheckDiedError where the child ends in any other way.
         """
@@ -93,7 +93,9 @@ def main() -> None:
     if not (asked := sys.stdin.buffer.read()):
         return  # whoever asks ended first
     try:
-        too_long = refuse_unfit_policy(*_QUESTION.validate_json(asked))
+        config, pool = _QUESTION.validate_json(asked)
+        too_long = refuse_unfit_policy(config, pool)
+        refuse_unfit_adapter(config)
     except ConfigError as error:
         sys.stdout.buffer.write(str(error).encode())
         sys.exit(_UNFIT)

@@ -16,7 +16,10 @@ class Evaluation:
     prompts: int
     errors: int
     half_width: float | None = None
-    """Of the interval of pass@1 at 95 %, were other prompts asked; None for fewer than two."""
+    """Of the interval of pass@1 at 95 % by Student's t, were other prompts asked; None for fewer than two."""
+    low: float | None = None
+    """Of the same by `exact_interval`, which people are shown."""
+    high: float | None = None
     pass_at_k: dict[str, float] = field(default_factory=dict)
     """By k, for powers of two from 2 on and for all samples, of prompts with so many rewards."""
     length: float | None = None

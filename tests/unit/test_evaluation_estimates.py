@@ -12,6 +12,7 @@ from deploy.evaluation.estimates import g_pass_at_k, maj_at_k, mg_pass_at_k, pas
 from deploy.evaluation.intervals import (
     bootstrap_interval,
     difference_variance,
+    exact_interval,
     prompts_to_see,
     sampling_error,
     t_interval,
@@ -96,15 +97,61 @@ def test_the_bootstrap_of_many_prompts_is_as_large_as_their_different_values() -
     assert most < 50e6
 
 
-@pytest.mark.parametrize(("chance", "held"), [(0.02, 88), (0.3, 96)])
-def test_intervals_are_as_narrow_where_successes_are_rare_as_the_docs_say(chance: float, held: int) -> None:
-    random = np.random.default_rng(0)
-    chances = random.beta(2 * chance, 2 * (1 - chance), (1500, 128, 1))
-    shares = (random.random((1500, 128, 4)) < chances).mean(axis=2)
-    inside = [found.low <= chance <= found.high for row in shares.tolist() if (found := t_interval(row)) is not None]
-    assert 100 * sum(inside) / 1500 == pytest.approx(held, abs=2.5)
-    said = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
-    assert f"{held} % " in said
+def held(draws: np.ndarray, chance: float, interval: Callable[[list[float]], object]) -> tuple[float, float]:
+    """Share of evaluations ([tries, prompts, samples] of 0 and 1) whose interval holds the truth, and its mean width."""
+    found = [interval(row) for row in draws.mean(axis=2).tolist()]
+    inside = [one.low <= chance <= one.high for one in found]  # type: ignore[attr-defined]
+    return sum(inside) / len(found), sum(2 * one.half for one in found) / len(found)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("alike", [0.3, 2.0, 20.0])
+@pytest.mark.parametrize(("prompts", "samples"), [(16, 4), (16, 16), (40, 1), (40, 16), (128, 4)])
+@pytest.mark.parametrize("chance", [0.01, 0.05, 0.3, 0.98])
+def test_the_exact_interval_holds_the_truth_where_successes_or_failures_are_rare(
+    chance: float, prompts: int, samples: int, alike: float
+) -> None:
+    """alike: how little samples of a prompt are; of `prompts` times `samples`, there may be a single success, or none."""
+    random = np.random.default_rng(5)
+    chances = random.beta(alike * chance, alike * (1 - chance), (400, prompts, 1))
+    draws = (random.random((400, prompts, samples)) < chances).astype(float)
+    exact, width = held(draws, chance, lambda values: exact_interval(values, samples))
+    # Of 400 tries with a chance of .95, fewer than 371 come once in 40,000 times.
+    assert exact >= 370 / 400
+    if chance == 0.3 and prompts == 128:
+        assert width < 1.1 * held(draws, chance, t_interval)[1]
+
+
+def test_where_all_prompts_agree_the_exact_interval_is_that_of_a_draw_each() -> None:
+    for value in (0.0, 1.0):
+        found = exact_interval([value] * 128, 4)
+        assert found is not None and found.half > 0
+        # Clopper and Pearson's bound of 0 of n is 1 - .025 ^ (1 / n).
+        assert (1 - found.low if value else found.high) == pytest.approx(1 - 0.025 ** (1 / 128), rel=1e-9)
+    single = exact_interval([1.0] * 3 + [0.0] * 17)
+    from scipy.stats import binomtest
+
+    expected = binomtest(3, 20).proportion_ci(0.95, "exact")
+    assert single is not None and (single.low, single.high) == pytest.approx((expected.low, expected.high), abs=1e-9)
+    assert exact_interval([1.0]) is None
+
+
+def test_the_coverage_that_the_docs_name_is_what_is_simulated() -> None:
+    """The table of docs/evaluation.md: 4 samples of each prompt, chances of prompts from a Beta distribution with a + b = 2."""
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    rows = [line.strip("| \n").split(" | ") for line in page.splitlines() if line.startswith("| .")]
+    assert len(rows) >= 4
+    for row in rows:
+        chance, prompts, *said = (float(cell.removesuffix(" %").split(" ")[0]) for cell in row)
+        random = np.random.default_rng(0)
+        chances = random.beta(2 * chance, 2 * (1 - chance), (600, int(prompts), 1))
+        draws = (random.random((600, int(prompts), 4)) < chances).astype(float)
+        intervals = (
+            lambda values: exact_interval(values, 4),
+            t_interval,
+            lambda values: bootstrap_interval(values, 500),
+        )
+        for share, interval in zip(said, intervals, strict=True):
+            assert 100 * held(draws, chance, interval)[0] == pytest.approx(share, abs=5)
 
 
 def test_an_interval_of_one_prompt_is_none() -> None:

@@ -51,6 +51,8 @@ def test_every_estimate_is_over_the_prompts_with_enough_judged_samples() -> None
     assert found["maj@4"].mean == 1.0 and "g-pass@2" not in found and found["g-pass@4"].mean == 1.0
     for one in found.values():
         assert one.low is not None and one.high is not None and 0 <= one.low <= one.mean <= one.high <= 1
+        assert one.exact_low is not None and one.exact_high is not None
+        assert 0 <= one.exact_low <= one.mean <= one.exact_high <= 1 and one.exact_high > one.exact_low
     assert math.isclose(found["pass@1"].sampling_error or 0, math.sqrt((1 / 3) / 4 + (1 / 3) / 3) / 3)
 
 

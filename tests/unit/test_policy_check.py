@@ -19,7 +19,7 @@ from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.prompts.renderer import Renderer, load_tokenizer
 from deploy.config.recipe import ConfigError, load_recipe
-from deploy.run.policy_check import model_reach, refuse_unfit_policy
+from deploy.run.policy_check import model_reach, refuse_unfit_adapter, refuse_unfit_policy
 from tests.conftest import ROOT, settings
 from tests.hub import POLICY
 from tests.unit.test_placement import recipe
@@ -228,7 +228,7 @@ SMALL: dict[str, Any] = {
 @pytest.mark.long
 def test_an_adapter_alone_is_sent_only_where_vllm_can_take_it(policy: Path, tmp_path: Path) -> None:
     alone: dict[str, Any] = {"learner__adapter": {"kind": "lora", "publish": "adapter"}}
-    refuse_unfit_policy(recipe(policy=str(policy), **alone), SUM)
+    refuse_unfit_adapter(recipe(policy=str(policy), **alone))
     vocabulary = json.loads((policy / "config.json").read_text())["vocab_size"]
     experts, mamba = tmp_path / "experts", tmp_path / "mamba"
     for path, config in (
@@ -237,7 +237,7 @@ def test_an_adapter_alone_is_sent_only_where_vllm_can_take_it(policy: Path, tmp_
     ):
         shutil.copytree(policy, path)
         transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
-    refuse_unfit_policy(recipe(policy=str(experts), **alone), SUM)
+    refuse_unfit_adapter(recipe(policy=str(experts), **alone))
     said = f"learner.adapter.publish: vLLM puts no adapter on a MambaForCausalLM, which {mamba} is; publish merged"
     with pytest.raises(ValueError, match=re.escape(said)):
         refuse_adapters(recipe().rollout, str(mamba), AdapterPlan(4, ".*"))
@@ -251,11 +251,13 @@ def test_an_engine_that_takes_no_adapter_is_refused_where_it_would_be_sent_one(
     policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = {"rollout__engine": "transformers", "learner__adapter": {"kind": "lora", "publish": "adapter"}}
-    refuse_unfit_policy(recipe(policy=str(policy), **sent), SUM)
+    refuse_unfit_adapter(recipe(policy=str(policy), **sent))
     monkeypatch.setattr(TransformersConfig, "implementation", f"{__name__}:{TakesWholePoliciesAlone.__name__}")
-    said = refuse(policy, **sent)
-    assert said.startswith("learner.adapter.publish: engine transformers takes whole policies alone (")
-    refuse_unfit_policy(recipe(policy=str(policy), **sent | {"learner__adapter": "lora"}), SUM)
+    with pytest.raises(
+        ConfigError, match=r"^learner.adapter.publish: engine transformers takes whole policies alone \("
+    ):
+        refuse_unfit_adapter(recipe(policy=str(policy), **sent))
+    refuse_unfit_adapter(recipe(policy=str(policy), **sent | {"learner__adapter": "lora"}))
 
 
 def test_a_reference_is_found_beside_the_recipe(tmp_path: Path) -> None:

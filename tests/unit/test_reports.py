@@ -93,6 +93,7 @@ def test_pass_at_1_leaves_errors_out() -> None:
     assert (found.pass_at_1, found.sources, found.prompts, found.errors) == (0.75, {"sums": 0.75}, 3, 3)
     # Two prompts are judged, .5 and 1: a t interval with one degree of freedom.
     assert found.half_width == pytest.approx(12.7062 * 0.25, rel=1e-5)
+    assert found.low is not None and found.high is not None and 0 < found.low < 0.75 < found.high < 1
     # Only the first has two samples with a reward, and one of them is right.
     assert found.pass_at_k == {"2": 1.0} and found.length == 3.0 and found.truncated == pytest.approx(4 / 6)
 
@@ -101,11 +102,13 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     run = RunDirectory.create(tmp_path, "test", "config")
     for step in range(12):
         run.append_metrics(row(step))
-    before, after = Evaluation(0.1, {"sums": 0.1}, 4, 0), Evaluation(0.6, {"sums": 0.6}, 4, 0)
+    before, after = Evaluation(0.1, {"sums": 0.1}, 4, 0), Evaluation(0.6, {"sums": 0.6}, 4, 0, low=0.51, high=0.69)
     summarise(run, {"train": before, "held_out": before}, {"train": after, "held_out": before}, "bv_blend")
     summary = json.loads(run.summary.read_text())
     assert summary["train"] == {"start": 0.1, "end": 0.6}
     assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
+    assert summary["intervals"]["train"] == {"start": None, "end": [0.51, 0.69]}
+    assert "| 95 % | – | 0.510 to 0.690 | – | – |" in (run.path / "summary.md").read_text()
     assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
     assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
     assert summary["effective_signal"] == {"own": pytest.approx(0.6), "grpo": pytest.approx(0.5)}

@@ -20,6 +20,12 @@ export async function runView(place, values, visit) {
   return () => view.close();
 }
 
+/** The interval of an evaluation's pass@1. */
+function sure(row) {
+  if (typeof row.low === "number" && typeof row.high === "number") return `${fixed(row.low, 3)} to ${fixed(row.high, 3)}`;
+  return typeof row.half_width === "number" ? `± ${fixed(row.half_width, 3)}` : "–";
+}
+
 class RunPage {
   constructor(name) {
     this.name = name;
@@ -169,7 +175,7 @@ class RunPage {
     this.evaluations.hidden = rows.length === 0;
     const label = "Evaluations";
     fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["95 %", "num"], ["Count", "num"], ["Without reward", "num"]],
-      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), row.half_width === null || row.half_width === undefined ? "–" : `± ${fixed(row.half_width, 3)}`, count(row.prompts), count(row.errors)])));
+      rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), sure(row), count(row.prompts), count(row.errors)])));
   }
 
   /** What the rewards of a finished run say of the next one. */
