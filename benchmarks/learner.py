@@ -114,9 +114,12 @@ def growth(found: dict[int, dict[str, Any]], about: str) -> list[Figure]:
 
 def padding() -> list[Figure]:
     """Share of computed tokens that are padding, at lognormal lengths (mean 300, at most 2,000): ours, and in rows of eight."""
+    import torch
+
     from actors.rollout.sample import Sample
     from learner.aggregations import SeqMeanTokenMean
     from learner.batching.pack import count, pack
+    from learner.model.recurrence import PathRows
 
     rng = np.random.default_rng(0)
     groups = []
@@ -138,8 +141,10 @@ def padding() -> list[Figure]:
     computed = sum(len(batch.input_ids) for batch in batches)
     lengths = [len(sample.token_ids) - 1 for samples, _ in groups for sample in samples]
     rows = sum(8 * max(lengths[i : i + 8]) for i in range(0, len(lengths), 8))
+    along = sum(each.numel() for batch in batches for each in PathRows.of(batch.segments, torch.device("cpu")).rows)
     return [
         figure("padded or repeated tokens, lognormal lengths", 1 - prefixes / computed, "1", target=0.0),
+        figure("padded tokens in layers that carry a state, lognormal lengths", 1 - sum(lengths) / along, "1"),
         figure("padded tokens in rows of eight samples, lognormal lengths", 1 - sum(lengths) / rows, "1"),
     ]
 

@@ -9,7 +9,10 @@ from actors.rollout.sample import Sample
 from learner.aggregations import SeqMeanTokenMean
 from learner.batching.pack import count, pack
 from learner.model.policy import Policy, reshard
+from learner.model.recurrence import mixers
 
+_WITHOUT_STATE = {"full_attention", "sliding_attention", "chunked_attention", "attention", "mlp", "moe"}
+"""Kinds of layers that attend, or look at single tokens."""
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5}
 """Nats. In bfloat16 logits around 20 are a tenth apart, and the model's own head is computed in it."""
 
@@ -20,15 +23,17 @@ def why_padded(model: Any, longest_sample: int | None) -> str | None:
     longest_sample: tokens of the longest sample; a window that holds it is full attention. None: what the policy can hold.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or [])
+    layers = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
+    kinds = set(layers)
     longest = longest_sample or getattr(config, "max_position_embeddings", None) or 0
-    others = kinds - {"full_attention", "sliding_attention", "chunked_attention", "attention"}
-    if others:
-        return f"it has layers other than attention ({', '.join(sorted(others))})"
+    others = [kind for kind in layers if kind not in _WITHOUT_STATE]
+    along_paths = len(mixers(model))
+    if len(others) > along_paths:
+        return f"it has layers other than attention ({', '.join(sorted(set(others)))})"
     chunk = getattr(config, "attention_chunk_size", None)
     if chunk and "chunked_attention" in kinds and longest > chunk:
         return f"its layers attend within chunks of {chunk} tokens, and samples may have {longest}"
-    if not model._supports_attention_backend:
+    if not model._supports_attention_backend and not along_paths:
         return "its attention cannot be replaced"
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in kinds or not kinds

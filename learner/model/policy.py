@@ -21,6 +21,7 @@ from learner.model.head_move import HeadMove
 from learner.model.liger import liger_logprobs, why_not_liger
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import token_logprobs
+from learner.model.recurrence import Recurrence
 from learner.model.rows import padded_rows
 from learner.patterns import matching
 
@@ -46,6 +47,7 @@ class Policy(nn.Module):
         config: Any = model.config
         self.text_config = config.get_text_config()
         self.transform = LogitTransform.of(config)
+        self.recurrence = Recurrence(model)
         self.adapter: Adapter | None = None
         self.head_move: HeadMove | None = None
         """What looks at the hidden states before the head, while somebody wants to know what a step of it would do."""
@@ -80,6 +82,8 @@ class Policy(nn.Module):
             arguments = {"input_ids": batch.input_ids[None], "position_ids": batch.positions[None]}
             arguments["tries"] = TrieBlocks(batch.segments, batch.positions)
             chosen = batch.sources
+        # It stays too: see below.
+        self.recurrence.follow(None if plain or self.padded else batch.segments, batch.input_ids.device)
         arguments |= {"attention_mask": None, "use_cache": False}
         if not self.padded:
             # It stays, since a layer that is recomputed in the backward pass reads it again.

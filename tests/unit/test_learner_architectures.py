@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from learner.aggregations import SeqMeanTokenMean
+from learner.batching.pack import count, pack
 from learner.config import LearnerConfig
 from learner.export import full_tensors
 from learner.job import LearnerJob
@@ -23,7 +26,9 @@ from learner.model import load
 from learner.model.check import check_logprobs, why_padded
 from learner.model.load import load_policy
 from learner.model.logits import LogitTransform
+from learner.model.recurrence import PathRows
 from learner.rank import LearnerRank
+from tests.made_hybrids import HYBRIDS, made_hybrid
 from tests.made_samples import made_group
 
 pytestmark = pytest.mark.unit
@@ -69,17 +74,9 @@ MADE: dict[str, Callable[[], PretrainedConfig]] = {
         attention_window_size=64,
         logits_soft_cap=0.5,
     ),
-    "falcon_h1": lambda: transformers.FalconH1Config(
-        **SMALL,
-        mamba_d_ssm=32,
-        mamba_n_heads=4,
-        mamba_d_head=8,
-        mamba_d_state=8,
-        mamba_chunk_size=16,
-        lm_head_multiplier=0.5,
-    ),
 }
-PADDED = {"recurrent_gemma", "falcon_h1", "falcon"}
+MADE |= {name: partial(made_hybrid, name, max_position_embeddings=64) for name in HYBRIDS}
+PADDED = {"recurrent_gemma", "falcon"}
 
 
 def made_policy(directory: Path, name: str) -> str:
@@ -130,6 +127,41 @@ def test_a_logit_transform_that_nobody_knows_is_found_at_the_start(
         rank.policy.transform = None
         with pytest.raises(ValueError, match=r"log-probs of a \w+ForCausalLM are .* nats off"):
             check_logprobs(rank.policy, "float32", 64, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "bamba"])
+def test_a_layer_with_a_state_is_recomputed_along_the_same_paths(name: str, tmp_path: Path) -> None:
+    """In the backward pass of each microbatch, of which there are several."""
+    path = made_policy(tmp_path, name)
+    groups = [made_group(str(i), 4, [3, 9, 5], seed=i) for i in range(3)]
+    found = []
+    for checkpointing in ("none", "layer", "selective"):
+        config = LearnerConfig(microbatch_tokens=24, memory={"activation_checkpointing": checkpointing})
+        rank = LearnerRank(config, LearnerJob(path, 10), 0, 1)
+        try:
+            rank.setup("127.0.0.1", 0, 60.0)
+            assert rank.policy.share_prompt and not rank.policy.padded
+            found.append(rank.step([groups], 0))
+        finally:
+            rank.close()
+    assert found[0]["microbatches"] >= 3
+    for recomputed in found[1:]:
+        assert recomputed["grad_norm"] == pytest.approx(found[0]["grad_norm"], rel=1e-6)
+
+
+def test_paths_are_run_beside_others_of_like_length() -> None:
+    """What is run for nobody is at most an eighth of any row, and every token stands where its path has it."""
+    groups = [made_group(str(i), 6, [2, 2, 30, 31, 29, 7, 8], seed=i) for i in range(2)]
+    (batch,) = pack(groups, SeqMeanTokenMean(), count(groups), 0, True, 1000)
+    found = PathRows.of(batch.segments, torch.device("cpu"))
+    assert len(found.rows) == 3
+    tokens = torch.cat([rows.flatten() for rows in found.rows])
+    assert tokens[found.places].tolist() == list(range(len(batch.input_ids)))
+    lengths = [batch.positions[rows[:, -1]] + 1 for rows in found.rows]
+    for rows, own in zip(found.rows, lengths, strict=True):
+        assert (own >= 0.875 * rows.shape[1]).all()
+        at = torch.minimum(torch.arange(rows.shape[1]), own[:, None] - 1)
+        assert torch.equal(batch.positions[rows], at)
 
 
 def test_chunks_that_hold_the_longest_sample_are_full_attention() -> None:

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from learner.aggregations import SeqMeanTokenMean
 from learner.batching.pack import ScoredSamples, count, pack
 from learner.batching.trie import build_trie, common_prefix, lexicographic
 from learner.model.policy import Policy
+from tests.made_hybrids import HYBRIDS, made_hybrid
 from tests.made_samples import made_sample
 
 pytestmark = pytest.mark.unit
@@ -43,6 +45,7 @@ MADE: dict[str, Callable[[], PretrainedConfig]] = {
         **SMALL, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     ),
 }
+MADE |= {name: partial(made_hybrid, name, vocab_size=29, initializer_range=0.1) for name in HYBRIDS}
 Turn = tuple[bool, list[int]]
 sequences = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=7)
 turns = st.lists(
