@@ -5,6 +5,7 @@ import os
 import resource
 import select
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,9 +27,10 @@ class Pipes:
     tell: int
 
 
-def main(program: Program, pipes: Pipes, still_root: bool) -> NoReturn:
-    """In namespaces that the parent has entered."""
+def main(program: Program, pipes: Pipes, still_root: bool, be_bounded: Callable[[], None]) -> NoReturn:
+    """In namespaces that the parent has entered.    be_bounded: counts the memory of this process, and of all that it starts."""
     try:
+        be_bounded()
         with namespaces.open_proc() as proc:
             filesystem.build(encoded(program.source), program.limits.scratch_mib)
             socket.sethostname("sandbox")
@@ -40,9 +42,10 @@ def main(program: Program, pipes: Pipes, still_root: bool) -> NoReturn:
         os._exit(0)
 
 
-def main_without_isolation(program: Program, pipes: Pipes, scratch: Path) -> NoReturn:
+def main_without_isolation(program: Program, pipes: Pipes, scratch: Path, be_bounded: Callable[[], None]) -> NoReturn:
     """The same process without any of that, in a directory of the machine and a process group of its own."""
     try:
+        be_bounded()
         os.setpgid(0, 0)
         os.chdir(scratch)
         source = scratch / filesystem.PROGRAM.name

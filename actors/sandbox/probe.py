@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from actors.sandbox import control_group
 from actors.sandbox.local import LocalSandbox
 from actors.sandbox.program import Program, SandboxError
 
@@ -14,6 +15,8 @@ class Probe:
 
     isolates: bool
     missing: str | None
+    control_groups: int | None
+    """Version of the control groups that bound the memory of all processes of a program; None where it can only be looked at."""
 
 
 def probe() -> Probe:
@@ -22,7 +25,9 @@ def probe() -> Probe:
     try:
         sandbox.run(Program(LOOK))
     except SandboxError as error:
-        return Probe(False, str(error))
+        return Probe(False, str(error), None)
     finally:
         sandbox.close()
-    return Probe(True, None)
+    group = control_group.make()
+    group.close()
+    return Probe(True, None, group.version)

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from actors.sandbox.program import Ending, Limits
 
 CHUNK = 1 << 16
 LOOK_S = 0.1
-"""Between two looks at the memory of all processes together, which the kernel has no limit for without a cgroup."""
+"""Between two looks at the memory of all processes together, which the kernel has no limit for without a control group."""
 KILLED = "the first process of the sandbox was killed from outside"
 
 
@@ -36,8 +37,11 @@ class Streams:
         return sum(map(len, self.written.values()))
 
 
-def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str, Any]:
-    """The outcome as a message. init: pid 1 of the sandbox.    caller: a socket that hangs up when nobody waits any more."""
+def watch(
+    init: int, streams: Streams, limits: Limits, caller: int, out_of_memory: Callable[[], bool]
+) -> dict[str, Any]:
+    """The outcome as a message. init: pid 1 of the sandbox.    caller: a socket that hangs up when nobody waits any more.
+    out_of_memory: whether the kernel killed any of its processes for the memory of all."""
     started = looked = time.monotonic()
     handle = os.pidfd_open(init)
     waiting = select.poll()
@@ -58,7 +62,7 @@ def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str,
             beyond = "wall_time"
         elif time.monotonic() > looked + LOOK_S:
             looked, most = time.monotonic(), limits.memory_mib << 20
-            beyond = "memory" if memory_below(init, most) > most else None
+            beyond = "memory" if out_of_memory() or memory_below(init, most) > most else None
         running = handle not in events
     os.kill(init, signal.SIGKILL)
     # The kernel lets go of pid 1 when everything inside has ended.
@@ -69,6 +73,8 @@ def watch(init: int, streams: Streams, limits: Limits, caller: int) -> dict[str,
             pass
     if streams.size > limits.output_bytes:
         beyond = "output"
+    elif beyond is None and out_of_memory():
+        beyond = "memory"
     return _outcome(beyond, streams, limits, time.monotonic() - started)
 
 

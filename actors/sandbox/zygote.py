@@ -14,10 +14,12 @@ import tempfile
 from pathlib import Path
 from typing import Any, NoReturn
 
-from actors.sandbox import inside, namespaces
+from actors.sandbox import control_group, inside, namespaces
+from actors.sandbox.control_group import ControlGroup, NoControlGroup
 from actors.sandbox.program import Limits, Program
 from actors.sandbox.watch import Streams, watch
 
+Group = ControlGroup | NoControlGroup
 HEADER = 8
 """Bytes of the length that stands before each message."""
 
@@ -25,12 +27,14 @@ HEADER = 8
 def main(handle: int, isolated: bool) -> None:
     """Serve until the socket closes."""
     os.set_inheritable(handle, False)
-    with socket.socket(fileno=handle) as caller:
+    with socket.socket(fileno=handle) as caller, contextlib.closing(control_group.make()) as group:
         while (request := receive(caller)) is not None:
             program = Program(request["source"], request["stdin"], Limits(**request["limits"]))
+            # What a program has in its `/tmp` is memory, too.
+            group.bound(program.limits.memory_mib + program.limits.scratch_mib << 20)
             warden = os.fork()
             if not warden:
-                _serve(caller, program, isolated)
+                _serve(caller, program, isolated, group)
             if os.waitpid(warden, 0)[1]:
                 send(caller, {"failed": "the process that watches the sandbox died"})
 
@@ -60,12 +64,12 @@ def _exactly(end: socket.socket, size: int) -> bytes | None:
     return bytes(received)
 
 
-def _serve(caller: socket.socket, program: Program, isolated: bool) -> NoReturn:
+def _serve(caller: socket.socket, program: Program, isolated: bool, group: Group) -> NoReturn:
     """One program, in a process that enters its namespaces and leaves with them."""
     code = 1
     try:
         try:
-            answer = _run_isolated(caller, program) if isolated else _run_as_it_is(caller, program)
+            answer = (_run_isolated if isolated else _run_as_it_is)(caller, program, group)
         except OSError as error:
             answer = inside.why(error)
         send(caller, answer)
@@ -76,23 +80,23 @@ def _serve(caller: socket.socket, program: Program, isolated: bool) -> NoReturn:
         os._exit(code)
 
 
-def _run_isolated(caller: socket.socket, program: Program) -> dict[str, Any]:
+def _run_isolated(caller: socket.socket, program: Program, group: Group) -> dict[str, Any]:
     still_root = namespaces.enter()
     streams, pipes = _pipes(program)
     if not (init := os.fork()):
         caller.close()
-        inside.main(program, pipes, still_root)
-    return _watched(init, streams, pipes, program, caller)
+        inside.main(program, pipes, still_root, group.enter)
+    return _watched(init, streams, pipes, program, caller, group)
 
 
-def _run_as_it_is(caller: socket.socket, program: Program) -> dict[str, Any]:
+def _run_as_it_is(caller: socket.socket, program: Program, group: Group) -> dict[str, Any]:
     scratch = Path(tempfile.mkdtemp(prefix="bvblend-program-"))
     try:
         streams, pipes = _pipes(program)
         if not (init := os.fork()):
             caller.close()
-            inside.main_without_isolation(program, pipes, scratch)
-        answer = _watched(init, streams, pipes, program, caller)
+            inside.main_without_isolation(program, pipes, scratch, group.enter)
+        answer = _watched(init, streams, pipes, program, caller, group)
         with contextlib.suppress(ProcessLookupError):  # its group
             os.killpg(init, signal.SIGKILL)
         return answer
@@ -110,8 +114,9 @@ def _pipes(program: Program) -> tuple[Streams, inside.Pipes]:
 
 
 def _watched(
-    init: int, streams: Streams, pipes: inside.Pipes, program: Program, caller: socket.socket
+    init: int, streams: Streams, pipes: inside.Pipes, program: Program, caller: socket.socket, group: Group
 ) -> dict[str, Any]:
+    before = group.killed()
     for end in (pipes.stdin, pipes.stdout, pipes.stderr, pipes.tell):
         os.close(end)
-    return watch(init, streams, program.limits, caller.fileno())
+    return watch(init, streams, program.limits, caller.fileno(), lambda: group.killed() > before)

@@ -128,10 +128,12 @@ def programs() -> MachineCheck:
     found = probe()
     if found.missing is not None:
         return MachineCheck("sandbox", found.missing)
-    return MachineCheck(
-        "sandbox",
-        "programs are isolated; memory of all their processes is bounded by looking at it, as no cgroup is used",
+    how = (
+        "looking at it: no control group may be made here"
+        if found.control_groups is None
+        else f"a control group (version {found.control_groups})"
     )
+    return MachineCheck("sandbox", f"programs are isolated; memory of all their processes is bounded by {how}")
 
 
 def _ray() -> MachineCheck:

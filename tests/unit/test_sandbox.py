@@ -190,7 +190,8 @@ def test_a_machine_that_cannot_is_refused_in_one_sentence() -> None:
 
 
 def test_this_machine_can() -> None:
-    assert probe() == Probe(True, None)
+    found = probe()
+    assert found == Probe(True, None, found.control_groups)
     assert programs().found.startswith("programs are isolated")
 
 
