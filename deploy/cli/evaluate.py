@@ -1,6 +1,7 @@
 """`bvblend eval`: what a policy can do, with how sure that is."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -41,7 +42,10 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="evaluation.max_tokens if left out", **_ANY)] = None,
     override: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON of all numbers and verdicts, and a picture beside it", **_ANY)
+        Path | None,
+        typer.Option(
+            help="JSON of all numbers and verdicts, and a picture beside it; of a run: in it, if left out", **_ANY
+        ),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Two results, paired by prompt")] = False,
     power: Annotated[
@@ -52,6 +56,7 @@ def evaluate(
     from deploy.evaluation.comparison import power as prompts_for
     from deploy.evaluation.result import read_result, write_result
     from deploy.report.evaluation import draw_result, shown_power, shown_result
+    from deploy.rundir.evaluated import new_place
 
     if out is not None:
         _refuse_out(out)
@@ -68,7 +73,10 @@ def evaluate(
     changes = [*(override or ()), f"evaluation.samples={samples}"]
     changes += [] if temperature is None else [f"evaluation.temperature={temperature}"]
     changes += [] if max_tokens is None else [f"evaluation.max_tokens={max_tokens}"]
-    result = _evaluated(what[0], recipe, step, changes, _Asked(split, data, verifier, template, limit))
+    asked = _Asked(split, data, verifier, template, limit)
+    if out is None and RunDirectory(Path(what[0])).config.is_file():
+        out = new_place(RunDirectory(Path(what[0])), split if data is None else data.stem)
+    result = _evaluated(what[0], recipe, step, changes, asked)
     console.print(shown_result(result))
     if out is not None:
         with writing(out):
@@ -132,8 +140,9 @@ def _evaluated(what: str, recipe: Path | None, step: int | None, changes: list[s
     if RunDirectory(Path(what)).config.is_file():
         directory = find_run(Path(what))
         own = load_run_config(directory, changes)
-        with policy_of_run(directory, own, step) as (policy, name):
-            return _of(own if recipe is None else load_recipe(recipe, changes), policy, name, asked, (directory, own))
+        with policy_of_run(directory, own, step) as (policy, name, after):
+            found = _of(own if recipe is None else load_recipe(recipe, changes), policy, name, asked, (directory, own))
+            return replace(found, step=after)
     if step is not None:
         raise ConfigError(f"--step {step}: {what} is no run")
     if recipe is None:

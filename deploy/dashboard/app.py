@@ -9,7 +9,7 @@ from fastapi import FastAPI, Query
 from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from deploy.dashboard import group_view, sample_view, system
+from deploy.dashboard import group_view, run_view, sample_view, system
 from deploy.dashboard.access import Guard
 from deploy.dashboard.answers import Answers
 from deploy.dashboard.clusters import ClusterViews
@@ -19,8 +19,10 @@ from deploy.dashboard.problems import add_problems, answer, problem
 from deploy.dashboard.reward_view import spread
 from deploy.dashboard.streams import BoundedStream, Streams
 from deploy.rundir.catalog import Catalog
+from deploy.rundir.evaluated import evaluated_file
 from deploy.rundir.groups import Wanted
 from deploy.rundir.open_run import OpenRun
+from deploy.rundir.reading import stamp_of
 from deploy.rundir.thinning import MOST_POINTS
 
 STATIC = Path(__file__).parent / "static"
@@ -29,6 +31,7 @@ PATIENCE_S = 3.0
 """How long a request waits for its turn to be worked out before it is told to come again."""
 
 RunName = Annotated[str, Query(max_length=255)]
+FileName = Annotated[str, Query(min_length=1, max_length=255)]
 Step = Annotated[int, Query(ge=0, lt=2**62)]
 PLACE = r"^(\d{1,18}\.){3}.+$"
 GroupId = Annotated[str, Query(min_length=1, max_length=400)]
@@ -102,6 +105,22 @@ def _add_runs(app: FastAPI, catalog: Catalog, answers: Answers, streams: Streams
             for one, status in zip(opened, statuses, strict=True)
         ]
         return _json(answers.get(("compare", *name, *series, first, last), tuple(stamp), work))
+
+    @app.get("/api/evaluated")
+    def evaluated(name: RunName) -> Response:
+        run = catalog.open(name)
+        key, stamp = ("evaluated", name), stamp_of(run.directory.evaluated)
+        return _json(answers.get(key, stamp, lambda: run_view.evaluated(run)))
+
+    @app.get("/api/evaluated/file")
+    def evaluated_json(name: RunName, file: FileName) -> FileResponse:
+        path = evaluated_file(catalog.open(name).directory, file, ".json")
+        return FileResponse(path, media_type="application/json")
+
+    @app.get("/evaluated/picture")
+    def evaluated_picture(name: RunName, file: FileName) -> FileResponse:
+        path = evaluated_file(catalog.open(name).directory, file, ".png")
+        return FileResponse(path, media_type="image/png")
 
     @app.get("/api/system")
     def the_system(name: RunName) -> Response:

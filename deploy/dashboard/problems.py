@@ -15,6 +15,7 @@ from deploy.dashboard.connections import RETRY_AFTER_S
 from deploy.dashboard.group_view import GroupUnknownError
 from deploy.report.visible import visible
 from deploy.rundir.catalog import NoRunError
+from deploy.rundir.evaluated import NoEvaluationError
 from deploy.rundir.groups import QUERY_S
 from deploy.rundir.open_run import NoLedgerError
 from moments_service.ledger import LedgerDamagedError
@@ -22,6 +23,7 @@ from moments_service.ledger import LedgerDamagedError
 STATUSES: dict[type[Exception], int] = {
     NoRunError: 404,
     NoLedgerError: 404,
+    NoEvaluationError: 404,
     GroupUnknownError: 404,
     ClusterUnknownError: 404,
     ConfigError: 409,

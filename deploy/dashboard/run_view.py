@@ -5,6 +5,7 @@ from typing import Any
 
 from deploy.report.live import PHASES
 from deploy.report.visible import one_line
+from deploy.rundir.evaluated import evaluations_of
 from deploy.rundir.lines import read_object
 from deploy.rundir.open_run import OpenRun
 from deploy.rundir.shapes import Advised, fits
@@ -38,6 +39,12 @@ def overview(run: OpenRun) -> dict[str, Any]:
         ],
         "advice": advice(run),
     }
+
+
+def evaluated(run: OpenRun) -> dict[str, Any]:
+    """{evaluated}: what `bvblend eval` left in the run's directory, newest first."""
+    found = evaluations_of(run.directory)
+    return {"evaluated": [one | {key: one_line(one[key]) for key in ("policy", "of")} for one in found]}
 
 
 def advice(run: OpenRun) -> list[str]:

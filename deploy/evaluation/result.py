@@ -42,6 +42,8 @@ class EvaluationResult:
     """Which prompts."""
     how: EvaluationDraw
     prompts: tuple[EvaluatedPrompt, ...]
+    step: int | None = None
+    """How many steps of its run the policy had; None where it is of no run."""
 
     @property
     def groups(self) -> list[EvaluatedGroup]:
@@ -110,6 +112,7 @@ def write_result(result: EvaluationResult, path: Path) -> None:
             "how": asdict(result.how),
             "samples": result.samples(),
             "unscored": result.unscored(),
+            "step": result.step,
             "reasons": dict(result.reasons()),
             "measures": {name: asdict(one) for name, one in result.measures.items()},
             **{
@@ -130,7 +133,7 @@ def read_result(path: Path) -> EvaluationResult:
     """Read what `write_result` wrote. Raises ConfigError for any other file."""
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
-        fields = {name: found[name] for name in ("policy", "of", "how", "prompts")}
+        fields = {name: found[name] for name in ("policy", "of", "how", "prompts")} | {"step": found.get("step")}
         return msgspec.convert(fields, EvaluationResult)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None

@@ -24,16 +24,19 @@ KINDS: dict[str, type[JsonlSource | CsvSource | ParquetSource]] = {".csv": CsvSo
 
 
 @contextmanager
-def policy_of_run(directory: RunDirectory, config: RunConfig, step: int | None) -> Iterator[tuple[str, str]]:
-    """(policy, what to call it) after `step` steps; None for the newest there is. A checkpoint is exported for as long as the context lasts.
+def policy_of_run(
+    directory: RunDirectory, config: RunConfig, step: int | None
+) -> Iterator[tuple[str, str, int | None]]:
+    """(policy, what to call it, its steps as far as known) after `step` steps; None for the newest there is. A checkpoint is exported for as long as the context lasts.
 
     Raises ConfigError where there is no policy of that step.
     """
     if step is None and directory.policy.is_dir():
-        yield str(directory.policy), f"{directory.path.name}, at its end"
+        done = [int(row["step"]) + 1 for row in directory.last_metrics(1)]
+        yield str(directory.policy), f"{directory.path.name}, at its end", done[-1] if done else None
         return
     if step == 0:
-        yield config.policy, f"{directory.path.name}, before training"
+        yield config.policy, f"{directory.path.name}, before training", 0
         return
     steps = directory.checkpoint_steps()
     if not steps or (step is not None and step not in steps):
@@ -60,7 +63,7 @@ def policy_of_run(directory: RunDirectory, config: RunConfig, step: int | None) 
             )
         except CheckpointError as error:
             raise ConfigError(str(error)) from None
-        yield str(exported), f"{directory.path.name}, after {after} steps"
+        yield str(exported), f"{directory.path.name}, after {after} steps", after
 
 
 def file_source(path: Path, verifier: str, template: str) -> FileSource:

@@ -32,6 +32,7 @@ class RunDirectory:
     run_id            what tells it from every other run, also where directories were copied
     metrics.jsonl     one line a step
     evaluations.jsonl one line an evaluation
+    evaluated/        what `bvblend eval` found of its policies: JSON, and a picture each
     alarms.jsonl      one line an alarm, if there was one; paused while a person has to look at it
     live.json         queues and moments as of the last step, replaced as a whole
     moments/          ledger, every version of the clusters, and the moments at the end in final/
@@ -52,6 +53,7 @@ class RunDirectory:
         self.name_tag = self.path / "run_id"
         self.metrics = self.path / "metrics.jsonl"
         self.evaluations = self.path / "evaluations.jsonl"
+        self.evaluated = self.path / "evaluated"
         self.alarms = self.path / "alarms.jsonl"
         self.live = self.path / "live.json"
         self.paused = self.path / "paused"

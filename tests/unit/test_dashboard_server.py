@@ -29,7 +29,7 @@ pytestmark = pytest.mark.unit
 
 TOKEN = "a-token-for-this-test-only"
 HOSTILE = {0: "<script>alert(1)</script>", 1: "\x1b[31mred\x1b[0m\u202e", 2: "x" * 1_000_000}
-ENDPOINTS = ("run", "system", "clusters", "groups", "rewards", "samples", "series?series=reward/mean")
+ENDPOINTS = ("run", "system", "clusters", "groups", "rewards", "samples", "evaluated", "series?series=reward/mean")
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from actors.rollout.evaluated import EvaluationDraw
 from deploy.dashboard.app import create_app
+from deploy.evaluation.result import EvaluatedPrompt, EvaluationResult, write_result
 from deploy.report.summary import summarise
 from deploy.rundir.evaluation import Evaluation
+from tests.made_evaluations import judged
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.unit
@@ -48,6 +51,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> MadeRun:
     )
     directory.append_evaluation(STEPS, "train", Evaluation(None, {}, 4, 8))
     summarise(directory, {}, {}, "grpo")
+    directory.evaluated.mkdir()
+    how = EvaluationDraw(samples=2, temperature=1.0, top_p=1.0, top_k=0, max_tokens=9)
+    group = EvaluatedPrompt("p", "sums", None, judged(1.0, None))
+    write_result(EvaluationResult("policy", "of", how, (group,)), directory.evaluated / "one.json")
     return run
 
 
@@ -64,11 +71,13 @@ def questions(run: MadeRun) -> Iterator[tuple[str, dict[str, Any]]]:
     name = {"name": run.directory.path.name}
     group = name | {"id": run.group_ids[-1]}
     yield "runs", {}
-    for path in ("run", "system", "clusters", "groups", "samples", "rewards"):
+    for path in ("run", "system", "clusters", "groups", "samples", "rewards", "evaluated"):
         yield path, name
     yield "series", name | {"series": SERIES}
     yield "compare", name | {"series": SERIES}
     yield "cluster", name | {"cluster": 0}
+    yield "evaluated/file", name | {"file": "one.json"}
+    yield "evaluated/file", name | {"file": "two.json"}
     yield "group", group
     yield "samples/prompt", name | {"prompt": run.group_ids[-1].split(":")[0]}
     yield "group/recomputed", group | {"patient": True}

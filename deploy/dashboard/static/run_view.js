@@ -26,6 +26,18 @@ function sure(row) {
   return typeof row.half_width === "number" ? `± ${fixed(row.half_width, 3)}` : "–";
 }
 
+/** pass@1, and of the others those of all samples. */
+function shownMeasures({ measures }) {
+  const depth = (name) => Number(name.split(/[@^]/)[1]) || 0;
+  const deepest = Math.max(...Object.keys(measures).map(depth), 1);
+  return Object.entries(measures).filter(([name]) => name === "pass@1" || depth(name) === deepest);
+}
+
+function files(name, { file, picture }) {
+  const link = (path, value, text) => h("a", { href: `${path}?${new URLSearchParams({ name, file: value })}` }, text);
+  return h("span", {}, link("/api/evaluated/file", file, "JSON"), picture ? [" ", link("/evaluated/picture", picture, "picture")] : null);
+}
+
 class RunPage {
   constructor(name) {
     this.name = name;
@@ -44,14 +56,16 @@ class RunPage {
     this.histograms = h("div", { class: "pair" });
     this.rewards = h("section", { class: "card section", hidden: true });
     this.evaluations = h("section", { class: "card section narrow", hidden: true });
+    this.evaluated = h("section", { class: "card section", hidden: true });
     this.advice = h("section", { class: "card section narrow", hidden: true });
     this.picker = h("select", { "aria-label": "Add another series", onchange: () => this.add() });
     this.reset = h("button", { class: "button", type: "button", disabled: true, onclick: () => this.zoom(null) }, "All steps");
     this.element = h("div", { class: "section" }, h("h1", { class: "unseen" }, `Run ${name}`), this.tiles.element, this.problem, this.alarms,
       h("h2", { class: "unseen" }, "Charts"),
       h("div", { class: "row apart" }, h("p", { class: "soft small" }, "Drag across a chart to look closer."), h("div", { class: "row" }, this.picker, this.reset)),
-      this.grid, this.sourcesCard, this.phasesCard, this.rewards, this.histograms, this.evaluations, this.advice);
+      this.grid, this.sourcesCard, this.phasesCard, this.rewards, this.histograms, this.evaluations, this.evaluated, this.advice);
     this.spread = throttled(() => this.showRewards(), REWARDS_MS);
+    this.others = throttled(() => this.showEvaluated(), REWARDS_MS);
     this.refresh = throttled(() => this.load().catch((error) => this.trouble(error)), REFRESH_MS);
   }
 
@@ -60,11 +74,13 @@ class RunPage {
     this.stop();
     this.refresh.cancel();
     this.spread.cancel();
+    this.others.cancel();
     for (const chart of this.charts) chart.destroy();
   }
 
   follow() {
     this.showRewards();
+    this.showEvaluated();
     this.stop = follow(this.name, (run) => {
       this.show(run);
       this.refresh();
@@ -79,6 +95,7 @@ class RunPage {
     this.ensureCharts(run.series);
     this.showPhases(run.phases);
     if (run.steps) this.spread();
+    this.others();
     this.showHistograms(run.histograms);
     this.problem.hidden = run.problem === null;
     setText(this.problem, run.problem ?? "");
@@ -176,6 +193,24 @@ class RunPage {
     const label = "Evaluations";
     fill(this.evaluations, h("h2", {}, label), table(label, [["After step", "num"], ["Prompts"], ["pass@1", "num"], ["95 %", "num"], ["Count", "num"], ["Without reward", "num"]],
       rows.map((row) => [count(row.step), row.split === "held_out" ? "held out" : row.split, fixed(row.pass_at_1, 3), sure(row), count(row.prompts), count(row.errors)])));
+  }
+
+  /** Evaluations that `bvblend eval` left in the run's directory. */
+  async showEvaluated() {
+    let found;
+    try {
+      found = (await get("evaluated", { name: this.name })).evaluated;
+    } catch (error) {
+      this.trouble(error);
+      return;
+    }
+    if (this.closed) return;
+    this.evaluated.hidden = found.length === 0;
+    const label = "Evaluated by bvblend eval";
+    fill(this.evaluated, h("h2", {}, label), table(label, [["After step", "num"], ["Policy"], ["Prompts"], ["Measure"], ["Mean", "num"], ["95 %", "num"], ["Prompts counted", "num"], ["Samples", "num"], ["Without reward", "num"], ["Files"]],
+      found.flatMap((one) => shownMeasures(one).map(([name, measure], i) => (i === 0
+        ? [one.step === null ? "–" : count(one.step), one.policy, one.of, name, fixed(measure.mean, 3), sure({ low: measure.exact_low, high: measure.exact_high }), count(measure.prompts), count(one.samples), count(one.unscored), files(this.name, one)]
+        : ["", "", "", name, fixed(measure.mean, 3), sure({ low: measure.exact_low, high: measure.exact_high }), count(measure.prompts), "", "", ""])))));
   }
 
   /** What the rewards of a finished run say of the next one. */
