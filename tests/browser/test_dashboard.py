@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from actors.rollout.evaluated import EvaluationDraw
+from deploy.evaluation.result import EvaluatedPrompt, EvaluationResult, write_result
+from deploy.report.evaluation import draw_result
+from deploy.rundir.evaluated import new_place
 from tests.browser.conftest import WIDTHS, Pages, address_of, picture, shift, until, violations
 from tests.conftest import ROOT, Command
+from tests.made_evaluations import judged
 from tests.made_runs import MadeRun
 
 pytestmark = pytest.mark.browser
@@ -40,9 +45,21 @@ VIEWS = (
 async def two_runs(runs: Path) -> MadeRun:
     first = await MadeRun(runs, "first", steps=40, groups=12, texts=HOSTILE).start()
     await (await first.steps(40)).finish()
+    leave_evaluation(first)
     second = await MadeRun(runs, "second", seed=1, steps=40, groups=12, estimator="grpo").start()
     await (await second.steps(25)).finish()
     return first
+
+
+def leave_evaluation(run: MadeRun) -> None:
+    """What `bvblend eval` would, of a policy and prompts with hostile names."""
+    how = EvaluationDraw(samples=4, temperature=1.0, top_p=1.0, top_k=0, max_tokens=9)
+    prompts = tuple(EvaluatedPrompt(f"p{i}", "sums", None, judged(1.0, 0.0, 0.0, float(i % 2))) for i in range(6))
+    result = EvaluationResult(SCRIPT, HOSTILE[1], how, prompts, step=20)
+    place = new_place(run.directory, "held_out")
+    assert place is not None
+    write_result(result, place)
+    draw_result(result, place.with_suffix(".png"))
 
 
 @dataclass(frozen=True)
@@ -100,6 +117,19 @@ async def test_rewards_are_spread_over_the_steps(browser: Any, finished: Finishe
     label = await spread.get_attribute("aria-label")
     assert label.startswith("Rewards by step. At step 40: 1 ") and "no reward" not in label
     assert await spread.locator("rect").count() == 2 * 40
+    assert not pages.complaints
+
+
+async def test_what_eval_left_is_listed_with_its_files(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/run?name=first")
+    card = page.get_by_role("region", name="Evaluated by bvblend eval")
+    cells = card.locator("tbody tr").first.locator("td")
+    assert [await cells.nth(at).inner_text() for at in (0, 1, 3, 4)] == ["20", SCRIPT, "pass@1", "0.375"]
+    assert " to " in await cells.nth(5).inner_text()
+    assert await card.locator("tbody tr").count() == 6
+    await card.get_by_role("link", name="picture").click()
+    await until(page, "document.images.length === 1 && document.images[0].naturalWidth > 500")
     assert not pages.complaints
 
 
