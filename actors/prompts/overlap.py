@@ -60,22 +60,39 @@ def near_overlap(pool: PromptPool, train: np.ndarray, held_out: np.ndarray, near
     return Overlap(len(rows), tuple((pool.held_out[row], pool.train[int(which[row])]) for row in rows[:EXAMPLES]))
 
 
-def _closest(rows: np.ndarray, among: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of each row the largest cosine and where it is; [M] each. Some rows at a time: all products would not fit."""
+def near_duplicates(pool: PromptPool, train: np.ndarray, near: float = NEAR) -> Overlap:
+    """Training prompts with an earlier one whose embedding has a cosine of `near` or more, the nearest first; as `near_overlap`."""
+    closest, which = _closest(train, train, earlier=True)
+    rows = [int(row) for row in np.argsort(-closest, kind="stable") if closest[row] >= near]
+    return Overlap(len(rows), tuple((pool.train[row], pool.train[int(which[row])]) for row in rows[:EXAMPLES]))
+
+
+def _closest(rows: np.ndarray, among: np.ndarray, earlier: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Of each row the largest cosine and where it is; [M] each. Some rows at a time: all products would not fit.
+
+    earlier: only among the rows before it.
+    """
     closest, which = np.full(len(rows), -1.0), np.zeros(len(rows), dtype=np.int64)
     for start in range(0, len(rows) if len(among) else 0, _ROWS_AT_ONCE):
-        products = rows[start : start + _ROWS_AT_ONCE] @ among.T
+        some = rows[start : start + _ROWS_AT_ONCE]
+        products = some @ (among[: start + len(some)] if earlier else among).T
+        if earlier:
+            products[np.arange(products.shape[1]) >= start + np.arange(len(some))[:, None]] = -1.0
         which[start : start + _ROWS_AT_ONCE] = products.argmax(axis=1)
         closest[start : start + _ROWS_AT_ONCE] = products.max(axis=1)
     return closest, which
 
 
-def sentences(duplicates: Overlap, overlap: Overlap, near: Overlap | None) -> Sequence[str]:
+def sentences(
+    duplicates: Overlap, overlap: Overlap, near_twins: Overlap | None = None, near: Overlap | None = None
+) -> Sequence[str]:
     """What should be known of them, one sentence each; nothing where nothing stands twice."""
     said = [
         (duplicates, "training prompts ask in the words of an earlier one; drop them, or count on their weight"),
         (overlap, "held-out prompts ask in the words of a training prompt; evaluations are too good by them"),
     ]
+    if near_twins is not None:
+        said.append((near_twins, f"training prompts are near an earlier one (cosine of {NEAR:g} or more)"))
     if near is not None:
         said.append((near, f"held-out prompts are near a training prompt (cosine of {NEAR:g} or more)"))
     return [f"{one.prompts} {text}: {_shown(one)}" for one, text in said if one.prompts]

@@ -35,6 +35,7 @@ def fit(
     from deploy.report.clusters import choice_table
     from deploy.report.progress import EMBEDDING, progress
     from deploy.run.launch import read_pool
+    from deploy.run.prompt_lengths import fitting
     from deploy.run.prompt_set import prompt_set
     from moments_service.clusters import choose_count, fit_clusters
     from moments_service.seeding import derive_seed
@@ -42,7 +43,7 @@ def fit(
     chosen = [f"moments.clusters.count={count}"] if count is not None else []
     config = load_recipe(recipe, [*(override or ()), *chosen])
     with progress(console, EMBEDDING) as advance:
-        prompts = prompt_set(config, read_pool(config).train, advance)
+        prompts = prompt_set(config, fitting(config, read_pool(config)).train, advance)
     seed = derive_seed(config.seed, "codebook")
     if config.moments.clusters.by == "embedding" and config.moments.clusters.count == "auto":
         console.print(choice_table(choose_count(prompts.embedded(), seed)))
@@ -63,13 +64,14 @@ def show(
     from deploy.report.clusters import clusters_in_force, clusters_table
     from deploy.report.progress import EMBEDDING, progress
     from deploy.run.launch import read_pool
+    from deploy.run.prompt_lengths import fitting
     from deploy.run.prompt_set import prompt_set
     from deploy.rundir.saved_moments import newest_snapshot, read_saved
 
     run = find_run(source) if source.is_dir() or _leads_nowhere(source) else RunDirectory(source)
     is_run = run.config.exists()
     config = load_run_config(run, override or ()) if is_run else load_recipe(source, override or ())
-    pool = read_pool(config)
+    pool = fitting(config, read_pool(config))
     with progress(console, EMBEDDING) as advance:
         prompts = prompt_set(config, pool.train, advance)
     saved = read_saved(source) if is_run and newest_snapshot(run) is not None else None

@@ -164,17 +164,18 @@ def _of(
     from deploy.run.launch import read_pool
     from deploy.run.policy_check import refuse_unfit_policy
     from deploy.run.prompt_clusters import clusters_of_run
+    from deploy.run.prompt_lengths import without
     from deploy.run.verifier_check import refuse_unusable_verifiers
 
     config = asked.config(config).model_copy(update={"policy": policy})
-    pool = read_pool(config)
+    whole = read_pool(config)
+    refuse_unusable_verifiers(config, whole)
+    pool = without(whole, refuse_unfit_policy(config, whole), config.prompts.max_tokens)
     prompts = chosen(pool.held_out if asked.data is None and asked.split == "held_out" else pool.train, asked.limit)
     if not prompts:
         raise ConfigError(
             "no prompts are held out by the recipe; set `held_out` of a source, or take --split train or --data FILE"
         )
-    refuse_unusable_verifiers(config, pool)
-    refuse_unfit_policy(config, pool)
     clusters = {}
     if run is not None:
         with bar(errors, EMBEDDING) as advance:

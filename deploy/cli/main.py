@@ -63,7 +63,7 @@ def plan(
     ] = None,
     near: Annotated[
         bool,
-        typer.Option("--near", help="Embed all questions, and count held-out ones that are near a training prompt"),
+        typer.Option("--near", help="Embed all questions, and count those that are near a training prompt"),
     ] = False,
 ) -> None:
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""

@@ -57,6 +57,11 @@ def measure(prompts: Sequence[Prompt], groups: Sequence[EvaluatedGroup]) -> Eval
         high=None if exact is None else exact.high,
         half_width=None if by_t is None else by_t.half,
         pass_at_k={str(k): one.mean for k in depths(groups)[1:] if (one := _over(groups, _by_counts(pass_at_k, k), k))},
+        maj_at_k={
+            str(k): mean([_majority(group, k) for group in enough])
+            for k in depths(groups)[1:]
+            if (enough := [group for group in groups if len(solved(group)) >= k])
+        },
         length=mean(lengths) if lengths else None,
         truncated=mean([float(cut) for group in groups for cut in group.truncated]) if lengths else None,
     )

@@ -1,7 +1,6 @@
 """The check of a policy in a process of its own: what it imports takes seconds and 400 MiB that the driver never needs again."""
 
 import json
-import logging
 import signal
 import subprocess
 import sys
@@ -14,8 +13,7 @@ from actors.prompts.pool import PromptPool
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.run.policy_check import refuse_nowhere, refuse_unfit_adapter, refuse_unfit_policy
-
-log = logging.getLogger(__name__)
+from deploy.run.prompt_lengths import without
 
 _UNFIT = 2
 _QUESTION = TypeAdapter(tuple[RunConfig, PromptPool])
@@ -69,21 +67,11 @@ class PolicyCheck:
             last = (said.strip().splitlines() or ["it said nothing"])[-1]
             raise PolicyCheckDiedError(f"the process that looks at policy {config.policy} {how}: {last}")
         sys.stderr.write(said)
-        return _without(pool, frozenset(json.loads(answer.splitlines()[-1])), config)
-
-
-def _without(pool: PromptPool, too_long: frozenset[str], config: RunConfig) -> PromptPool:
-    if not too_long:
-        return pool
-    most = config.prompts.max_tokens
-    log.warning("%d prompts of more than prompts.max_tokens (%d) are left out", len(too_long), most)
-    left = PromptPool(
-        train=tuple(prompt for prompt in pool.train if prompt.prompt_id not in too_long),
-        held_out=tuple(prompt for prompt in pool.held_out if prompt.prompt_id not in too_long),
-    )
-    if not left.train:
-        raise ConfigError(f"prompts.max_tokens: all training prompts have more than {most} tokens; raise it")
-    return left
+        most = config.prompts.max_tokens
+        left = without(pool, frozenset(json.loads(answer.splitlines()[-1])), most)
+        if not left.train:
+            raise ConfigError(f"prompts.max_tokens: all training prompts have more than {most} tokens; raise it")
+        return left
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """Prompts that the policy cannot be given as they are, are found before anything starts."""
 
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from actors.prompts.prompt import Prompt
 from actors.prompts.renderer import all_prompt_ids, load_tokenizer, prompt_ids, stop_token_ids
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
+
+log = logging.getLogger(__name__)
 
 AT_ONCE = 1024
 """Prompts; what a fast tokenizer takes together, it takes on all cores."""
@@ -40,6 +43,26 @@ def refuse_unfit_prompts(config: RunConfig, pool: PromptPool, vocabulary: int) -
             "leave such prompts out with prompts.too_long: skip"
         )
     return frozenset(skipped)
+
+
+def fitting(config: RunConfig, pool: PromptPool) -> PromptPool:
+    """The prompts that a run of this recipe goes on with: all, or under `prompts.too_long: skip` those that fit. Looks at nothing else."""
+    if config.prompts.too_long != "skip":
+        return pool
+    most, prompts = config.prompts.max_tokens, (*pool.train, *pool.held_out)
+    openings = _openings(_tokenizer(config), prompts, config)
+    return without(pool, frozenset(prompt.prompt_id for prompt, ids in openings if len(ids) > most), most)
+
+
+def without(pool: PromptPool, too_long: frozenset[str], most: int) -> PromptPool:
+    """The other prompts of a pool, with a warning. too_long: ids of those of more than `most` tokens."""
+    if not too_long:
+        return pool
+    log.warning("%d prompts of more than prompts.max_tokens (%d) are left out", len(too_long), most)
+    return PromptPool(
+        train=tuple(prompt for prompt in pool.train if prompt.prompt_id not in too_long),
+        held_out=tuple(prompt for prompt in pool.held_out if prompt.prompt_id not in too_long),
+    )
 
 
 def _refuse_odd(tokenizer: Any, prompt: Prompt, ids: Sequence[int], vocabulary: int) -> None:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 
-from actors.prompts.overlap import exact_duplicates, exact_overlap, near_overlap, sentences
+from actors.prompts.overlap import exact_duplicates, exact_overlap, near_duplicates, near_overlap, sentences
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from deploy.config.models import RunConfig
@@ -48,12 +48,13 @@ def encoder_fingerprint(config: RunConfig) -> str:
 
 def overlaps(config: RunConfig, pool: PromptPool, near: bool) -> Sequence[str]:
     """What stands twice in the pool, or on both of its sides, one sentence each. near: by embedding too, which blocks."""
-    nearby = None
+    twins, nearby = None, None
     if near:
         encoder = PromptEncoder(config.moments.clusters)
         train = encoder.encode([question_of(prompt) for prompt in pool.train])
+        twins = near_duplicates(pool, train)
         nearby = near_overlap(pool, train, encoder.encode([question_of(prompt) for prompt in pool.held_out]))
-    return sentences(exact_duplicates(pool), exact_overlap(pool), nearby)
+    return sentences(exact_duplicates(pool), exact_overlap(pool), twins, nearby)
 
 
 def embeds_on_gpu(config: RunConfig) -> bool:

@@ -22,6 +22,8 @@ class Evaluation:
     high: float | None = None
     pass_at_k: dict[str, float] = field(default_factory=dict)
     """By k, for powers of two from 2 on and for all samples, of prompts with so many rewards."""
+    maj_at_k: dict[str, float] = field(default_factory=dict)
+    """The same of whether the answer that most of the first k samples give is right."""
     length: float | None = None
     """Mean tokens of a completion."""
     truncated: float | None = None

@@ -143,16 +143,9 @@ def samples_of_prompt(run: RunGroups, prompt_id: str, step: int | None) -> list[
 def _read(run: RunGroups, places: Sequence[Place]) -> list[list[FoundSample]]:
     """The samples of each of these groups."""
     groups = run.folded(places)
-    kept = run.texts_of(groups)
-    # Parts come with the texts; without, they are asked for.
-    silent = [group for group, texts in zip(groups, kept, strict=True) if texts is None]
-    parts = dict(zip(map(Place.of, silent), run.parts_of(silent), strict=True))
     return [
-        [
-            FoundSample(group, i, texts, parts[Place.of(group)] if texts is None else texts.reward_parts)
-            for i in range(len(group.group.rewards))
-        ]
-        for group, texts in zip(groups, kept, strict=True)
+        [FoundSample(group, i, texts, parts) for i in range(len(group.group.rewards))]
+        for group, texts, parts in zip(groups, run.texts_of(groups), run.parts_of(groups), strict=True)
     ]
 
 

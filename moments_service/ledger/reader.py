@@ -219,9 +219,8 @@ class LedgerReader:
 
     def transcripts(self, keys: Sequence[GroupKey]) -> dict[GroupKey, Transcript]:
         """The texts of those of these groups whose texts were kept."""
-        parts = self.reward_parts(keys)
         return {
-            key: Transcript(prompt, tuple(json.loads(completions)), parts.get(key))
+            key: Transcript(prompt, tuple(json.loads(completions)))
             for path in part_paths(self.directory)
             for key, (prompt, completions) in self._by_key(path, "transcripts", "prompt, completions", keys)
         }

@@ -96,5 +96,3 @@ class Transcript:
 
     prompt: str
     completions: tuple[str, ...]
-    reward_parts: tuple[dict[str, float] | None, ...] | None = None
-    """The header's parts, as the ledger gives them back."""

@@ -37,6 +37,7 @@ def files(directory: Path) -> dict[str, bytes]:
         [],
         pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
+        pytest.param(settings(prompts__max_tokens=32, prompts__too_long="skip"), marks=pytest.mark.long),
         pytest.param(
             settings(
                 shaping="[{kind: laser_d, every: 1}, unlikeliness]",
@@ -51,6 +52,7 @@ def files(directory: Path) -> dict[str, bytes]:
         "as shipped",
         "sampled by what the moments know",
         "sampled by how groups came out, equal rewards passed by",
+        "prompts that are too long left out",
         "shaped by what was remembered and seen, truncated completions left out",
     ],
 )

@@ -15,6 +15,7 @@ from actors.prompts.sources import load_prompts
 from deploy.config.recipe import ConfigError
 from deploy.run.policy_check import refuse_unfit_policy
 from deploy.run.policy_check_apart import PolicyCheck
+from deploy.run.prompt_lengths import fitting
 from deploy.run.prompt_set import question_of
 from tests.hub import POLICY
 from tests.unit.test_placement import recipe
@@ -170,6 +171,8 @@ def test_prompts_that_are_too_long_are_left_out_where_the_recipe_says_so(caplog:
         with pytest.raises(ConfigError, match="all training prompts have more than 4 tokens"):
             other.refuse_unfit(recipe(**settings, prompts__too_long="skip"), pool("12345"))
     assert left.train == (asked.train[0], asked.train[2])
+    assert fitting(recipe(**settings, prompts__too_long="skip"), asked) == left
+    assert fitting(recipe(**settings), asked) == asked
     assert "2 prompts of more than prompts.max_tokens (4) are left out" in caplog.text
 
 

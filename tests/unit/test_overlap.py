@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from actors.prompts.overlap import NEAR, exact_duplicates, exact_overlap, near_overlap, sentences
+from actors.prompts.overlap import NEAR, exact_duplicates, exact_overlap, near_duplicates, near_overlap, sentences
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from deploy.run.prompt_set import overlaps
@@ -71,9 +71,25 @@ def test_near_ones_are_those_of_all_pairs_nearest_first() -> None:
     ]
 
 
+def test_near_duplicates_are_those_of_all_pairs_each_by_the_later_one() -> None:
+    generator = np.random.default_rng(1)
+    train = generator.normal(size=(1100, 16))
+    # A neighbour in the same block of rows, one in an earlier block, and a third of the same.
+    for later, first in ((40, 3), (1050, 7), (1090, 3)):
+        train[later] = train[first] + 0.05 * generator.normal(size=16)
+    train /= np.linalg.norm(train, axis=1, keepdims=True)
+    found = near_duplicates(pool([str(row) for row in range(1100)]), train)
+    cosines = np.tril(train @ train.T, -1)
+    near = np.flatnonzero(cosines.max(axis=1) >= NEAR)
+    assert set(near) == {40, 1050, 1090} and found.prompts == 3
+    pairs = [(int(one.question), int(other.question)) for one, other in found.examples]
+    assert dict(pairs) == {row: int(cosines[row].argmax()) for row in near.tolist()}
+    assert [cosines[pair] for pair in pairs] == sorted((cosines[pair] for pair in pairs), reverse=True)
+
+
 def test_nothing_held_out_overlaps_nothing() -> None:
     assert near_overlap(pool(["a"]), np.ones((1, 2)), np.zeros((0, 2))).prompts == 0
-    assert sentences(exact_duplicates(pool(["a"])), exact_overlap(pool(["a"])), None) == []
+    assert sentences(exact_duplicates(pool(["a"])), exact_overlap(pool(["a"]))) == []
 
 
 def test_plan_says_it_in_sentences_with_both_texts_and_embeds_only_where_asked() -> None:
@@ -83,6 +99,6 @@ def test_plan_says_it_in_sentences_with_both_texts_and_embeds_only_where_asked()
     duplicate, overlap = overlaps(recipe(), found, near=False)
     assert re.match(r"1 training prompts .*'which river flows .*' \(s\) and 'Which river", duplicate)
     assert overlap.startswith("1 held-out prompts ask in the words of a training prompt")
-    assert overlaps(recipe(), found, near=True)[2].startswith(
-        "2 held-out prompts are near a training prompt (cosine of 0.95"
-    )
+    twins, near = overlaps(recipe(), found, near=True)[2:]
+    assert twins.startswith("1 training prompts are near an earlier one (cosine of 0.95 or more): 'which river")
+    assert near.startswith("2 held-out prompts are near a training prompt (cosine of 0.95")

@@ -95,7 +95,12 @@ def test_pass_at_1_leaves_errors_out() -> None:
     assert found.half_width == pytest.approx(12.7062 * 0.25, rel=1e-5)
     assert found.low is not None and found.high is not None and 0 < found.low < 0.75 < found.high < 1
     # Only the first has two samples with a reward, and one of them is right.
-    assert found.pass_at_k == {"2": 1.0} and found.length == 3.0 and found.truncated == pytest.approx(4 / 6)
+    assert (
+        found.maj_at_k == {"2": 1.0}
+        and found.pass_at_k == {"2": 1.0}
+        and found.length == 3.0
+        and found.truncated == pytest.approx(4 / 6)
+    )
 
 
 def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:

@@ -50,5 +50,5 @@ def test_there_are_metrics_of_a_bounded_number_of_parts_the_most_frequent() -> N
 
 
 def test_a_group_has_parts_for_each_completion_or_none() -> None:
-    with pytest.raises(ValueError, match="turns and parts differ in length"):
+    with pytest.raises(ValueError, match="read and parts differ in length"):
         replace(header(0), parts=({"right": 1.0},))
