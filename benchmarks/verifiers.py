@@ -9,10 +9,18 @@ that what is measured is the judging; sandboxes and other processes that they st
 import argparse
 import asyncio
 import json
+import re
 import resource
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from reasoning_gym.factory import create_dataset
 
 from actors.prompts.prompt import Prompt
 from actors.rewards.protocol import Attempt, FunctionVerifier
@@ -29,6 +37,12 @@ VERIFIERS = {
     "math": ("math", "\\frac{3\\sqrt{2}}{2}", "So it is \\boxed{\\frac{3}{\\sqrt{2}}}."),
     "regex": ('{"kind":"regex","pattern":"<answer>(?P<answer>.*?)</answer>"}', "7", "So <answer>7</answer>"),
     "json_schema": ('{"kind":"json_schema","form":{"type":"object"}}', "-", '{"a": 1}'),
+    "weighted, numeric and regex": (
+        '{"kind":"weighted","of":{"right":{"verifier":"numeric","weight":0.5},"form":{"verifier":'
+        '"{\\"kind\\":\\"regex\\",\\"pattern\\":\\"boxed.(?P<answer>[0-9]+)\\"}","weight":0.5}}}',
+        "72",
+        "Half of 144 is \\boxed{72}.",
+    ),
     "code, three unit tests": ("code", "assert add(1, 2) == 3\nassert add(0, 0) == 0\nassert add(-1, 1) == 0", ADD),
     "code, three runs": (
         "code",
@@ -37,6 +51,10 @@ VERIFIERS = {
     ),
 }
 """By what they are called here: the verifier, a gold answer, and a completion that is right."""
+
+
+Case = tuple[str, str | None, str, dict[str, Any]]
+"""A verifier, a gold answer, a completion that is right, and the prompt's material."""
 
 
 def _cpu_seconds() -> float:
@@ -64,15 +82,84 @@ def sandbox_starts(repeats: int) -> list[Figure]:
 
 
 def verifications(repeats: int) -> list[Figure]:
-    """Each verifier about a completion that is right."""
+    """Each verifier about a completion that is right. Services are on loopback and answer at once: what is left is this side's work."""
     figures = []
-    for name, (spec, gold, completion) in VERIFIERS.items():
-        verifier = get_verifier(spec)
-        assert isinstance(verifier, FunctionVerifier)
-        prompt, attempt = Prompt("id", "source", "text", gold, spec), Attempt(completion)
-        clock = median(asyncio.run(_judged(verifier, prompt, attempt, repeats)))
-        figures.append(figure(f"verifier {name}: verifications, by the clock", 1 / clock, "1/s", better="higher"))
+    with answering() as url:
+        cases: dict[str, Case] = {
+            name: (spec, gold, completion, {}) for name, (spec, gold, completion) in VERIFIERS.items()
+        }
+        for name, (spec, gold, completion, material) in (cases | _tasks() | _services(url)).items():
+            figures.append(
+                _verifications(name, Prompt("id", "source", "text", gold, spec, material), completion, repeats)
+            )
     return figures
+
+
+def _tasks() -> dict[str, Case]:
+    """A task of reasoning-gym, whose scorer wants the whole entry."""
+    params = {"seed": 0, "size": 1}
+    entry = create_dataset("gcd", **params)[0]
+    return {
+        "reasoning_gym, gcd": (
+            "reasoning_gym",
+            None,
+            entry["answer"],
+            {"task": "gcd", "params": params, "entry": entry},
+        )
+    }
+
+
+def _services(url: str) -> dict[str, Case]:
+    judge = {
+        "kind": "judge",
+        "url": url,
+        "model": "any",
+        "rubric": {"right": {"asks": "Is it right?"}},
+        "structured": False,
+    }
+    return {
+        "http": (json.dumps({"kind": "http", "url": f"{url}/http"}), "4", "It is 4.", {}),
+        "judge": (json.dumps(judge), "4", "It is 4.", {}),
+    }
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """A service on loopback, a thread of this process, that finds every completion right."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Right) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class _Right(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or the body waits 40 ms for the acknowledgement of the headers
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = 1.0 if self.path == "/http" else _verdict(asked["messages"][0]["content"])
+        body = json.dumps(said).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def _verdict(instructions: str) -> dict[str, Any]:
+    found = re.search("bear the id ([0-9a-f]+) ", instructions)
+    assert found is not None
+    content = json.dumps({"id": found[1], "reason": "It is.", "scores": {"right": 10}})
+    return {"choices": [{"message": {"content": content}}], "usage": {"total_tokens": 100}}
+
+
+def _verifications(name: str, prompt: Prompt, completion: str, repeats: int) -> Figure:
+    verifier = get_verifier(prompt.verifier)
+    assert isinstance(verifier, FunctionVerifier)
+    clock = median(asyncio.run(_judged(verifier, prompt, Attempt(completion), repeats)))
+    return figure(f"verifier {name}: verifications, by the clock", 1 / clock, "1/s", better="higher")
 
 
 async def _judged(verifier: FunctionVerifier, prompt: Prompt, attempt: Attempt, repeats: int) -> list[float]:

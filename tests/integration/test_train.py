@@ -37,7 +37,7 @@ def files(directory: Path) -> dict[str, bytes]:
         [],
         pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
-        pytest.param(settings(prompts__max_tokens=32, prompts__too_long="skip"), marks=pytest.mark.long),
+        pytest.param(settings(prompts__max_tokens=24, prompts__too_long="skip"), marks=pytest.mark.long),
         pytest.param(
             settings(
                 shaping="[{kind: laser_d, every: 1}, unlikeliness]",
