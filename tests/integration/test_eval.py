@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.config.recipe import load_recipe
 from deploy.evaluation.result import read_result
+from deploy.run.launch import read_pool
+from deploy.run.prompt_lengths import fitting
 from tests.conftest import ROOT, Command, settings
 from tests.hub import POLICY
 
@@ -41,6 +44,19 @@ def test_a_directory_is_evaluated_alike_each_time_and_on_a_benchmark_s_file(
     assert {prompt.source for prompt in read_result(tmp_path / "c.json").prompts} == {"bench"}
 
 
+def test_prompts_that_a_run_would_leave_out_are_not_asked(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    few = settings(prompts__max_tokens=20, prompts__too_long="skip")
+    common = ("eval", POLICY, "--recipe", COLD_START, *HERE, *few, "--samples", 1, "--max-tokens", 2)
+    command = bvblend(*common, "--out", tmp_path / "short.json")
+    assert command.wait(120) == 0, command.output()
+    assert "prompts of more than prompts.max_tokens (20) are left out" in command.output()
+    config = load_recipe(COLD_START, [each for each in few if "=" in each])
+    pool = read_pool(config)
+    short = {prompt.prompt_id for prompt in fitting(config, pool).held_out}
+    assert {prompt.prompt_id for prompt in read_result(tmp_path / "short.json").prompts} == short
+    assert 0 < len(short) < len(pool.held_out)
+
+
 @pytest.mark.long
 def test_every_policy_of_a_run_is_evaluated_by_its_step(bvblend: Callable[..., Command], tmp_path: Path) -> None:
     small = settings(steps=2, batch_groups=4, group_size=2, checkpoint__every=1, runs_dir=tmp_path)
@@ -56,6 +72,11 @@ def test_every_policy_of_a_run_is_evaluated_by_its_step(bvblend: Callable[..., C
         assert command.wait(120) == 0, command.output()
         results[step] = read_result(out)
     assert results[None].prompts == results[2].prompts
+    assert [results[step].step for step in (0, 1, 2, None)] == [0, 1, 2, 2]
+    left = bvblend("eval", tmp_path / "latest", "--step", 1, "--limit", 4)
+    assert left.wait(120) == 0, left.output()
+    ((found,),) = [list((tmp_path / "latest" / "evaluated").glob("*.json"))]
+    assert read_result(found).step == 1 and found.with_suffix(".png").is_file()
     assert all(prompt.cluster is not None for prompt in results[1].prompts)
     assert results[0].policy.endswith("before training") and results[1].policy.endswith("after 1 steps")
     missing = bvblend("eval", tmp_path / "latest", "--step", 7)
