@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from actors.prompts.curricula import ConstantWeights, Curriculum
 from actors.prompts.group_sizes import group_sizes
 from actors.prompts.orders import ORDERS, UNKNOWN
+from actors.prompts.orders.mixed import MixedOrder
 from actors.prompts.prompt import Prompt, Ticket
 from moments_service.moments.expected_signal import ExpectedSignal
 
@@ -17,7 +19,8 @@ class PromptFeed:
 
     order: `shuffled`, every epoch is a permutation of the pool, fixed by the seed; `signal`, clusters that promise signal come
     more often; `mopps`, `greso` and `kalman` go by how each prompt's groups came out. See `orders/`.    max_group_size: spread the completions of each deal over groups of 2 up to so
-    many, see `group_sizes`; None gives every group `group_size`.
+    many, see `group_sizes`; None gives every group `group_size`.    curriculum: says how the sources share the feed, each with an order of its
+    own; None makes one pool of them.
 
     Its state is all that its choices depend on, but for what `learn` said of clusters: a resumed feed that learns the same
     goes on exactly where the saved one stood.
@@ -30,6 +33,7 @@ class PromptFeed:
         group_size: int,
         max_group_size: int | None = None,
         order: str = "shuffled",
+        curriculum: Curriculum | None = None,
     ) -> None:
         if not prompts:
             raise ValueError("the prompt feed needs at least one prompt")
@@ -44,8 +48,16 @@ class PromptFeed:
         self._seed = seed
         self._group_size = group_size
         self._max_group_size = max_group_size
-        self._adapts = order != "shuffled" or max_group_size is not None
-        self._order = ORDERS[order](tuple(self._rows), seed)
+        self._adapts = (
+            order != "shuffled" or max_group_size is not None or not isinstance(curriculum, ConstantWeights | None)
+        )
+        self._order = (
+            ORDERS[order](tuple(self._rows), seed)
+            if curriculum is None
+            else MixedOrder(
+                tuple(self._rows), [p.origin for p in self._prompts], seed, order, ORDERS[order], curriculum
+            )
+        )
         self._sequence = 0
         # [N] expected reward variance within each prompt, as far as the moments know.
         self._variance: np.ndarray | None = None

@@ -35,6 +35,8 @@ class _Source(StrictModel):
     """At most this many training prompts, after duplicates are dropped."""
     held_out: int = Field(0, ge=0)
     """How many further prompts are set aside for evaluation and never trained on."""
+    weight: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Its share of the feed in proportion to the others' weights, however many prompts it has; all sources name one, or none does."""
     template: str = "{question}"
     """The prompt's text around the question; `{row.NAME}` is another column of the row."""
     system: str | None = None
@@ -140,6 +142,15 @@ class PromptConfig(StrictModel):
         if taken := sorted(OURS & value.keys()):
             raise ValueError(f"{taken[0]} is set for every run; name only what the template itself knows")
         return value
+
+    @model_validator(mode="after")
+    def _all_have_a_weight_or_none(self) -> "PromptConfig":
+        without = [source.name for source in self.sources if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise ValueError(
+                f"source `{without[0]}` has no `weight`, but others have; give every source one, or none (docs/data.md)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _a_system_needs_a_chat(self) -> "PromptConfig":

@@ -34,6 +34,8 @@ class Prompt:
     """What its source asks, without the template and solved examples around it; "" where the text is all there is."""
     before: tuple[tuple[str, str], ...] = ()
     """What stands before the text in its conversation, as (role, content); the text is what the user says last."""
+    origin: str = ""
+    """Name of the recipe's source that it came from; its rows may name sources of their own."""
 
     @property
     def asked(self) -> str:

@@ -29,6 +29,7 @@ def prompt_of(source: FileSource, row: dict[str, Any], need_difficulty: bool) ->
         verifier=spec(source.verifier or "numeric"),
         difficulty=_difficulty(row, need_difficulty),
         row=row,
+        origin=source.name,
     )
 
 

@@ -163,4 +163,5 @@ def _task_prompt(
             "entry": item,
             "partial_credit": source.partial_credit,
         },
+        origin=source.name,
     )

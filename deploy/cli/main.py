@@ -68,7 +68,7 @@ def plan(
 ) -> None:
     """Print what a recipe would run, and where; start nothing. Example: bvblend plan deploy/recipes/cold_start.yaml"""
     from deploy.cluster.plan import arithmetic_table, learner_table, processes_table
-    from deploy.run.launch import read_pool
+    from deploy.run.launch import read_pool, refuse_empty_shares
     from deploy.run.policy_check_apart import PolicyCheck
     from deploy.run.prompt_set import overlaps
     from deploy.run.verifier_check import refuse_unusable_verifiers
@@ -78,6 +78,7 @@ def plan(
         pool = read_pool(config)
         refuse_unusable_verifiers(config, pool)
         pool = policy_check.refuse_unfit(config, pool)
+    refuse_empty_shares(config, pool)
     console.print(processes_table(config))
     if (held := learner_table(config)) is not None:
         console.print(held)

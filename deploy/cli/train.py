@@ -185,7 +185,7 @@ def _usable_prompts(
 ) -> "PromptPool":
     """The prompts of the run, once everything that they and the configuration name was found fit. Raises ConfigError before anything starts."""
     from deploy.mirror.mirror import refuse_unwritable_mirror
-    from deploy.run.launch import read_pool, refuse_other_prompts
+    from deploy.run.launch import read_pool, refuse_empty_shares, refuse_other_prompts
     from deploy.run.verifier_check import refuse_unusable_verifiers
     from deploy.rundir.resume import refuse_what_cannot_go_on
 
@@ -194,6 +194,7 @@ def _usable_prompts(
     pool = read_pool(config)
     refuse_unusable_verifiers(config, pool)
     pool = policy_check.refuse_unfit(config, pool)
+    refuse_empty_shares(config, pool)
     if point is not None and (new := refuse_other_prompts(config, pool, point)):
         _note(f"{new} new training prompts; an epoch over all {len(pool.train)} begins")
     refuse_unwritable_mirror(config)

@@ -3,12 +3,14 @@
 import json
 import math
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.table import Table
 
 from actors.engines.kinds import VllmConfig
+from actors.prompts.curricula import curriculum_of
 from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
@@ -129,11 +131,25 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
         "order": _ORDERS[config.prompts.order],
+        **_shares(config, pool),
         "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}" + _shaping(config),
     }
     for name, text in rows.items():
         table.add_row(name, text)
     return table
+
+
+def _shares(config: RunConfig, pool: PromptPool) -> dict[str, str]:
+    """How sources share the feed, and how often the run goes through each; nothing where the pool is one."""
+    curriculum = curriculum_of(config.prompts)
+    if curriculum is None:
+        return {}
+    weights = curriculum.weights(0)
+    prompts = Counter(prompt.origin for prompt in pool.train)
+    places = config.batch_groups * config.steps
+    shares = {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
+    told = (f"{name} {share:.0%} ({share * places / prompts[name]:.1f} epochs)" for name, share in shares.items())
+    return {"shares": ", ".join(told)}
 
 
 def _group_sizes(config: RunConfig) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from actors.prompts.curricula import curriculum_of
 from actors.prompts.feed import PromptFeed
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
@@ -56,15 +57,31 @@ def read_pool(config: RunConfig) -> PromptPool:
     if len(pool.train) < 1:
         raise ConfigError("prompts.sources: no training prompts are left; raise `limit` or lower `held_out`")
     refuse_missing_difficulty(config, pool.train)
+    refuse_empty_shares(config, pool)
     if (caution := config.moments.estimator.caution(*(config.rewards.range or BINARY))) is not None:
         log.warning("%s", caution)
     return pool
 
 
+def refuse_empty_shares(config: RunConfig, pool: PromptPool) -> None:
+    """Raise ConfigError if a source that has a share of the feed has no prompt for it."""
+    if curriculum_of(config.prompts) is None:
+        return
+    found = {prompt.origin for prompt in pool.train}
+    for source in config.prompts.sources:
+        if source.name not in found:
+            raise ConfigError(
+                f"prompts.sources: source `{source.name}` has a share of the feed but no training prompt that is its own; "
+                "leave it out, or loosen what leaves its prompts out"
+            )
+
+
 def prompt_feed(config: RunConfig, pool: PromptPool) -> PromptFeed:
     """What deals the prompts of a run out, from the beginning."""
     seed = derive_seed(config.seed, "feed")
-    return PromptFeed(pool.train, seed, config.group_size, config.max_group_size, config.prompts.order)
+    return PromptFeed(
+        pool.train, seed, config.group_size, config.max_group_size, config.prompts.order, curriculum_of(config.prompts)
+    )
 
 
 def refuse_other_prompts(config: RunConfig, pool: PromptPool, resume: ResumePoint) -> int:
