@@ -1,8 +1,9 @@
 """Real runs of a recipe, each with another part of the learner: does it train? One seed each, so read it as "works".
 
-usage: python -m benchmarks.learner_runs --out benchmarks/results/learner_runs.json [--runs DIR] [--only NAME …]
+usage: python -m benchmarks.learner_runs --out benchmarks/results/learner_runs.json [--recipe FILE] [--runs DIR] [--only NAME …]
 
-Writes the JSON after every run, keeps what it holds of the others, and prints the table of docs/learner.md.
+Writes the JSON after every run, keeps what it holds of the others, and prints the table of docs/learner.md. results/smollm2_lora.json is
+`--recipe deploy/recipes/smollm2_lora.yaml --only "as shipped"`.
 """
 
 import argparse
@@ -32,12 +33,16 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {
 """Settings of each run, on top of the recipe."""
 
 
-def trained(settings: tuple[str, ...], runs: Path, name: str) -> dict[str, Any]:
-    """What a run came to: pass@1 before and after, seconds of a step and of its learner."""
+def trained(recipe: Path, settings: tuple[str, ...], runs: Path, name: str) -> dict[str, Any]:
+    """Make a run, and say what it came to."""
     own = [f"runs_dir={runs}", f"name={name.replace(' ', '-')}"]
-    command = [sys.executable, "-m", "deploy.cli", "train", str(RECIPE)]
+    command = [sys.executable, "-m", "deploy.cli", "train", str(recipe)]
     subprocess.run([*command, *(part for each in (*own, *settings) for part in ("--set", each))], cwd=ROOT, check=True)
-    directory = RunDirectory((runs / "latest").resolve())
+    return outcome(RunDirectory((runs / "latest").resolve()), settings)
+
+
+def outcome(directory: RunDirectory, settings: tuple[str, ...]) -> dict[str, Any]:
+    """What a run came to: pass@1 before and after, seconds of a step and of its learner."""
     summary = json.loads((directory.path / "summary.json").read_text(encoding="utf-8"))
     skipped = sum(row["learner/skipped"] for row in directory.read_metrics())
     return {
@@ -66,14 +71,15 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=RECIPE)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), metavar="NAME")
     arguments = parser.parse_args()
     out = arguments.out
     results = json.loads(out.read_text(encoding="utf-8"))["runs"] if out.exists() else {}
     for name in arguments.only:
-        results[name] = trained(VARIANTS[name], arguments.runs.resolve(), name)
-        about = {"machine": machine(), "versions": versions(), "recipe": RECIPE.name}
+        results[name] = trained(arguments.recipe.resolve(), VARIANTS[name], arguments.runs.resolve(), name)
+        about = {"machine": machine(), "versions": versions(), "recipe": arguments.recipe.name}
         out.write_text(json.dumps(about | {"runs": results}, indent=2) + "\n", encoding="utf-8")
     print(table(results))
 

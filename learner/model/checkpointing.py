@@ -7,6 +7,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
+from learner.model.products import LINEAR
+
 CHECKPOINT_WRAPPER = "_checkpoint_wrapped_module."
 """What a checkpointed layer puts into the names of its parameters."""
 
@@ -22,7 +24,7 @@ KEPT = frozenset(
         "_scaled_dot_product_cudnn_attention",
         "_flash_attention_forward",
     )
-)
+) | {LINEAR}
 """Costly to compute for what they hold. All else of a layer is element by element."""
 
 

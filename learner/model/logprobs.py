@@ -9,6 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from learner.model.logits import LogitTransform
+from learner.model.products import outer, product
 
 LOGIT_ELEMENTS = {"cpu": 2**22, "cuda": 2**25}
 """Logits that are in memory at once, unless told otherwise: what a cache holds, and what keeps a GPU busy."""
@@ -198,9 +199,9 @@ class _ChunkedHead(torch.autograd.Function):
                     bias_sum += gradient.sum(dim=0)
                 gradient = gradient.to(head.hidden.dtype)
                 if to_hidden is not None:
-                    _add_product(to_hidden[rows], gradient, columns)
+                    to_hidden[rows] += _product(gradient, columns)
                 if weight_sum is not None:
-                    _add_product(weight_sum, gradient.T, head.hidden[rows])
+                    weight_sum += _outer(gradient, head.hidden[rows])
             if to_weight is not None and weight_sum is not None:
                 to_weight[entries] = weight_sum
             if to_bias is not None and bias_sum is not None:
@@ -261,11 +262,8 @@ def _mixed(tensor: torch.Tensor) -> bool:
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    return torch.mm(left, right, out_dtype=torch.float32) if _mixed(left) else torch.mm(left, right)
+    return torch.mm(left, right, out_dtype=torch.float32) if _mixed(left) else product(left, right)
 
 
-def _add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
-    if _mixed(left):
-        total.add_(torch.mm(left, right, out_dtype=torch.float32))
-    else:
-        total.addmm_(left, right)
+def _outer(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    return torch.mm(left.T, right, out_dtype=torch.float32) if _mixed(left) else outer(left, right)

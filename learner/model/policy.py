@@ -21,6 +21,7 @@ from learner.model.head_move import HeadMove
 from learner.model.liger import liger_logprobs, why_not_liger
 from learner.model.logits import LogitTransform
 from learner.model.logprobs import token_logprobs
+from learner.model.products import speed_up
 from learner.model.recurrence import Recurrence
 from learner.model.rows import padded_rows
 from learner.patterns import matching
@@ -162,6 +163,7 @@ def shard(policy: Policy, config: LearnerConfig, mesh: DeviceMesh) -> Policy:
 
     Gradients are summed over ranks, never averaged: the token weights already normalise over the global batch.
     """
+    speed_up(policy)
     half = config.dtype == "bfloat16"
     precision = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if half else MixedPrecisionPolicy()
     layers = policy.layers

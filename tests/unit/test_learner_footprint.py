@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -170,3 +171,14 @@ def test_the_docs_show_the_runs_that_were_made() -> None:
         run["train"]["end"] > run["train"]["start"] + 0.1 for run in runs.values()
     )
     assert table(runs) in (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
+
+
+def test_the_docs_show_what_an_adapter_reached() -> None:
+    results = ROOT / "benchmarks" / "results"
+    adapter = json.loads((results / "smollm2_lora.json").read_text(encoding="utf-8"))["runs"]["as shipped"]
+    layers = json.loads((results / "compare_smollm2.json").read_text(encoding="utf-8"))["hierarchical"]
+    said = (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
+    for part in ("train", "held_out"):
+        ends = np.mean([run[part]["end"] for run in layers])
+        for start, end in ((adapter[part]["start"], adapter[part]["end"]), (layers[0][part]["start"], ends)):
+            assert f"{start:.3f} → {end:.3f}" in said
