@@ -58,9 +58,9 @@ def speed_up(model: nn.Module) -> None:
     """Have the linear layers of a model compute by oneDNN, where that is faster. Changed in place."""
     if not ONE_DNN:
         return
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_forward, module)
+    layers: list[Any] = [module for module in model.modules() if type(module) is nn.Linear]
+    for layer in layers:
+        layer.forward = partial(_forward, layer)
 
 
 def _suits(tensor: torch.Tensor) -> bool:
