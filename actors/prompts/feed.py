@@ -1,6 +1,7 @@
 """The feed that deals prompts out: a reproducible order, group sizes, an epoch."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from actors.prompts.curricula import ConstantWeights, Curriculum
 from actors.prompts.group_sizes import group_sizes
-from actors.prompts.orders import ORDERS, UNKNOWN
+from actors.prompts.orders import ORDERS, UNKNOWN, PromptOrder
 from actors.prompts.orders.mixed import MixedOrder
 from actors.prompts.prompt import Prompt, Ticket
 from moments_service.moments.expected_signal import ExpectedSignal
@@ -51,7 +52,8 @@ class PromptFeed:
         self._adapts = (
             order != "shuffled" or max_group_size is not None or not isinstance(curriculum, ConstantWeights | None)
         )
-        self._order = (
+        self._curriculum = curriculum
+        self._order: PromptOrder = (
             ORDERS[order](tuple(self._rows), seed)
             if curriculum is None
             else MixedOrder(
@@ -66,6 +68,22 @@ class PromptFeed:
     def adapts(self) -> bool:
         """Whether it goes by what the moments know; `learn` must then come before the first deal."""
         return self._adapts
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """How its sources share the places that are dealt now, by name; empty where it is one pool."""
+        return self._order.shares if isinstance(self._order, MixedOrder) else {}
+
+    def mixture(self, prompts: Sequence[str]) -> dict[str, float]:
+        """What a step says of its sources; empty where the feed is one pool. prompts: ids, one for each group of the batch.
+
+        `feed/share/NAME`: share of the groups that are of that source.    Besides what a curriculum has to say, `feed/NAME`.
+        """
+        if self._curriculum is None:
+            return {}
+        counts = Counter(self._prompts[self._rows[one]].origin for one in prompts)
+        shares = {f"feed/share/{name}": counts[name] / len(prompts) for name in self.shares}
+        return shares | {f"feed/{name}": value for name, value in self._curriculum.metrics().items()}
 
     def learn(self, signal: ExpectedSignal) -> None:
         """From the next deal on, go by this. Once after every commit, so that it is the same whenever groups arrive.

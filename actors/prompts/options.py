@@ -4,9 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from actors.prompts.curricula.options import AnyCurriculum, StepsCurriculum
 from actors.verifiers.options import AnyVerifier
 from moments_service.config import StrictModel
 from moments_service.paths import PathText
+from moments_service.suggestions import nearest
 
 OURS = frozenset(
     [
@@ -123,6 +125,8 @@ class PromptConfig(StrictModel):
     """Where prompts come from, one entry a task or file."""
     order: Literal["shuffled", "signal", "mopps", "greso", "kalman"] = "shuffled"
     """`shuffled` deals every prompt once an epoch; `signal` deals more from clusters where completions of one prompt differ, and leaves no prompt out; the others go by how each prompt's groups came out (docs/prompt_sampling.md)."""
+    curriculum: AnyCurriculum | None = None
+    """Whether the shares of sources change during a run: by `steps`, or by `pass_rate` (docs/data.md)."""
     filter: Literal["none", "dapo"] = "none"
     """`dapo`: a group of equal rewards counts in history but is not trained on; the next prompt takes its place."""
     generation_batches: int = Field(3, ge=2)
@@ -150,6 +154,24 @@ class PromptConfig(StrictModel):
             raise ValueError(
                 f"source `{without[0]}` has no `weight`, but others have; give every source one, or none (docs/data.md)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _the_curriculum_is_of_the_sources(self) -> "PromptConfig":
+        if self.curriculum is None:
+            return self
+        names = [source.name for source in self.sources]
+        for name in self.curriculum.mentioned():
+            if name not in names:
+                raise ValueError(f"curriculum: no source is called `{name}`{nearest(name, names)}")
+        dealt = self.curriculum.names()
+        for source in self.sources:
+            if source.name not in dealt:
+                raise ValueError(f"curriculum: source `{source.name}` is never dealt; name it, or leave the source out")
+            if source.weight is not None and isinstance(self.curriculum, StepsCurriculum):
+                raise ValueError(
+                    f"curriculum: its stages say every weight; leave `weight` out of source `{source.name}`"
+                )
         return self
 
     @model_validator(mode="after")

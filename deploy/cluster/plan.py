@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from actors.engines.kinds import VllmConfig
 from actors.prompts.curricula import curriculum_of
+from actors.prompts.curricula.options import StepsCurriculum
 from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
 from deploy.config.models import RunConfig
@@ -131,7 +133,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         f"{config.batch_groups * config.steps / len(pool.train):.1f} epochs",
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
         "order": _ORDERS[config.prompts.order],
-        **_shares(config, pool),
+        **_sharing(config, pool),
         "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}" + _shaping(config),
     }
     for name, text in rows.items():
@@ -139,17 +141,32 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
     return table
 
 
-def _shares(config: RunConfig, pool: PromptPool) -> dict[str, str]:
+def _sharing(config: RunConfig, pool: PromptPool) -> dict[str, str]:
     """How sources share the feed, and how often the run goes through each; nothing where the pool is one."""
     curriculum = curriculum_of(config.prompts)
     if curriculum is None:
         return {}
-    weights = curriculum.weights(0)
-    prompts = Counter(prompt.origin for prompt in pool.train)
-    places = config.batch_groups * config.steps
-    shares = {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
-    told = (f"{name} {share:.0%} ({share * places / prompts[name]:.1f} epochs)" for name, share in shares.items())
-    return {"shares": ", ".join(told)}
+    possible, options = curriculum.possible(), config.prompts.curriculum
+    if options is None:
+        prompts = Counter(prompt.origin for prompt in pool.train)
+        places = config.batch_groups * config.steps
+        shares = _shares(possible[0]).items()
+        told = (f"{name} {share:.0%} ({share * places / prompts[name]:.1f} epochs)" for name, share in shares)
+        return {"shares": ", ".join(told)}
+    if isinstance(options, StepsCurriculum):
+        begins = [f"from step {stage.from_step}" for stage in options.stages]
+    else:
+        then = f"then, once {options.advance_at:.0%} of the last {options.window} groups' samples are right"
+        begins = ["at first", *[then] * (len(possible) - 1)]
+    lines = []
+    for begin, weights in zip(begins, possible, strict=True):
+        shared = ", ".join(f"{name} {share:.0%}" for name, share in _shares(weights).items() if share)
+        lines.append(f"{begin}: {shared}")
+    return {"curriculum": "\n".join(lines)}
+
+
+def _shares(weights: Mapping[str, float]) -> dict[str, float]:
+    return {name: weight / math.fsum(weights.values()) for name, weight in weights.items()}
 
 
 def _group_sizes(config: RunConfig) -> str:

@@ -127,7 +127,7 @@ class Run:
         """Report the step that was just counted; evaluate and checkpoint when due."""
         seconds, phases = self.clock.end_step()
         row = step_row(batch, learned, self.sampler.take_tally(), seconds, phases, self.services.incarnation)
-        row |= self.checkpoints.take_seconds()
+        row |= self.checkpoints.take_seconds() | self.feed.mixture(batch.table.prompt_ids)
         self.reporter.step(row, await self._show_services(force=self.step >= self.config.steps))
         with self.clock.stopped():
             every, held_out = self.config.evaluation.every, self.services.held_out
@@ -186,7 +186,11 @@ class Run:
         A checkpoint need not hold it: the moments that a resume begins with say the same again.
         """
         if self.feed.adapts:
+            before = self.feed.shares
             self.feed.learn(await self.moments.expected_signal())
+            if (shares := self.feed.shares) != before:
+                told = ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share)
+                self.reporter.display.note(f"curriculum: from here on the feed is shared by {told}")
 
     async def _show_services(self, force: bool = False) -> dict[str, Any]:
         await self.reporter.locate(self.fleet.starts, self.services.actors)

@@ -37,6 +37,27 @@ def files(directory: Path) -> dict[str, bytes]:
         [],
         pytest.param(settings(prompts__order="signal", group_size=4, max_group_size=8), marks=pytest.mark.long),
         pytest.param(settings(prompts__order="mopps", prompts__filter="dapo"), marks=pytest.mark.long),
+        pytest.param(
+            settings(
+                prompts__sources=[
+                    {"kind": "reasoning_gym", "limit": 20, "held_out": 4, "weight": weight} | source
+                    for weight, source in (
+                        (1, {"name": "bits", "task": "count_bits", "params": {"min_n": 1, "max_n": 1023}}),
+                        (2, {"name": "gcd", "task": "gcd", "params": {"min_value": 1, "max_value": 30}}),
+                        (3, {"name": "lcm", "task": "lcm", "params": {"min_value": 1, "max_value": 30}}),
+                    )
+                ],
+                prompts__curriculum={
+                    "kind": "pass_rate",
+                    "levels": [["bits", "gcd"], ["lcm"]],
+                    "advance_at": 0.01,
+                    "window": 6,
+                    "review": 0.25,
+                },
+                moments__clusters__count=4,
+            ),
+            marks=pytest.mark.long,
+        ),
         pytest.param(settings(prompts__max_tokens=24, prompts__too_long="skip"), marks=pytest.mark.long),
         pytest.param(
             settings(
@@ -52,6 +73,7 @@ def files(directory: Path) -> dict[str, bytes]:
         "as shipped",
         "sampled by what the moments know",
         "sampled by how groups came out, equal rewards passed by",
+        "sources by weight, levels by what was right",
         "prompts that are too long left out",
         "shaped by what was remembered and seen, truncated completions left out",
     ],

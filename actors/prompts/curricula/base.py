@@ -13,8 +13,16 @@ class Curriculum(Protocol):
         """By source, >= 0, not all 0, for places that are dealt when `step` steps are done. The same while nothing is observed."""
         ...
 
+    def possible(self) -> Sequence[Mapping[str, float]]:
+        """All that `weights` can ever be, in the order in which that may come."""
+        ...
+
     def observe(self, sources: Sequence[str | None], outcomes: Outcomes) -> None:
         """How the groups of the newest commit came out; told once. sources: [M] of the groups, None for no prompt of the pool."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Where it stands, by name; empty where there is nothing to say."""
         ...
 
     def state(self) -> dict[str, Any]:

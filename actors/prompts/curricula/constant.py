@@ -15,8 +15,14 @@ class ConstantWeights:
     def weights(self, step: int) -> Mapping[str, float]:
         return self._weights
 
+    def possible(self) -> list[Mapping[str, float]]:
+        return [self._weights]
+
     def observe(self, sources: Sequence[str | None], outcomes: Outcomes) -> None:
         """Nothing changes them."""
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def state(self) -> dict[str, Any]:
         return {"kind": "constant"}

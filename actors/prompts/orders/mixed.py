@@ -7,7 +7,7 @@ import numpy as np
 
 from actors.prompts.curricula.base import Curriculum
 from actors.prompts.orders.base import UNKNOWN, PromptOrder, Rows, refuse_other_order
-from actors.prompts.turns import Turns, whole_shares
+from actors.prompts.turns import WHOLE, Turns, whole_shares
 from moments_service.blend import Array
 from moments_service.moments.outcomes import Outcomes
 from moments_service.seeding import derive_seed
@@ -81,6 +81,11 @@ class MixedOrder:
         self._curriculum.observe(sources, outcomes)
         self._step = outcomes.step + 1
         self._share_anew()
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Of the places that are dealt now, by source."""
+        return {name: share / WHOLE for name, share in self._turns.shares.items()}
 
     def state(self) -> dict[str, Any]:
         return {
