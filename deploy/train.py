@@ -20,7 +20,7 @@ async def train(run: Run) -> None:
         try:
             with run.phase("learn"):
                 await run.sync.pushed()
-                learned = await run.learner.step(batch)
+                learned = await run.learner.step(batch, run.tokens.chosen(batch))
         except PayloadLostError as lost:
             await run.sample_again(lost.group_ids)
             continue

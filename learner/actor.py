@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from actors.weights.offer import WeightOffer
     from learner.batching.pack import ScoredSamples
     from learner.blame import Whereabouts
+    from learner.token_values import TokenValues
 
 Share = tuple[str, Any, np.ndarray]
 """One group on its way to a rank: its id, its payload (an ObjectRef or what it refers to), the advantages of its samples."""
@@ -59,10 +60,13 @@ class LearnerActor:
         ]
         return tuple(group_id for group_id, _, _ in shares if group_id not in opened)
 
-    def step(self, step: int) -> dict[str, float]:
+    def step(self, step: int, keep: Collection[str] = ()) -> dict[str, float]:
         """Train on what `open` fetched."""
         updates, self.updates = self.updates, []
-        return self.rank.step(updates, step)
+        return self.rank.step(updates, step, keep)
+
+    def take_token_values(self) -> list[TokenValues]:
+        return self.rank.take_token_values()
 
     def export_weights(self, version: int, elsewhere: bool = False) -> tuple[Any, WeightOffer | None, float]:
         """What the transport placed, offer and seconds; of ranks other than 0 the seconds alone. elsewhere: see `Transport.place`.

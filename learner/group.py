@@ -18,6 +18,7 @@ from learner.blame import Whereabouts, holding_up, is_echo
 from learner.config import LearnerConfig
 from learner.errors import PayloadLostError, RankDiedError, RankFailedError, RankLateError
 from learner.job import LearnerJob
+from learner.token_values import TokenValues
 from moments_service.messages.batch import Batch
 
 DEATH_NOTICE_S = 5.0
@@ -85,11 +86,11 @@ class LearnerGroup:
         ]
         await _gather(setups, "meeting and loading the policy", timeout_s, key, self._ask)
 
-    async def step(self, batch: Batch) -> dict[str, float]:
+    async def step(self, batch: Batch, keep: frozenset[str] = frozenset()) -> dict[str, float]:
         """Train on a batch; returns metrics as floats, see `LearnerRank.step`, plus `open_s`, and `masked_truncated` where
         `mask_truncated` is set.
 
-        Raises PayloadLostError before anything was trained when payloads died with their actors; LearnerError otherwise.
+        keep: groups whose tokens' values `take_token_values` gives after it. Raises PayloadLostError before anything was trained when payloads died with their actors; LearnerError otherwise.
         """
         started = time.perf_counter()
         masked = {}
@@ -112,8 +113,13 @@ class LearnerGroup:
         if any(lost):
             raise PayloadLostError(tuple(group_id for ids in lost for group_id in ids))
         open_s = time.perf_counter() - started
-        metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step)
+        metrics = await self._all("step", f"step {batch.step}", timeout_s, batch.step, keep)
         return metrics[0] | {"open_s": open_s} | masked
+
+    async def take_token_values(self) -> list[TokenValues]:
+        """Of the groups that the last step was asked to keep, as far as they were trained on; once."""
+        kept = await self._all("take_token_values", "handing over token values", self.config.step_timeout_s)
+        return [values for of_rank in kept for values in of_rank]
 
     async def offer(self, version: int) -> WeightOffer:
         """The policy as it is now, as `version`, whole when this returns.

@@ -1,6 +1,7 @@
 """One FSDP rank of the learner. Plain Python: no Ray; every method but the constructor and `listen` is collective."""
 
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from learner.model.second_weights import OtherWeights, SecondWeights, WithoutAda
 from learner.optim.optimizers import Optimizers
 from learner.position import Position
 from learner.step import Policies, PolicyStep, Updates
+from learner.token_values import TokenValues
 
 REFERENCE, AVERAGE = "reference", "average"
 """What the weights of a refreshed reference policy, and of the policy's moving average, are called in a checkpoint."""
@@ -99,16 +101,23 @@ class LearnerRank:
             trained_head(self.policy.model, self.optimizers) if watched else None,
         )
 
-    def step(self, updates: Updates, step: int) -> dict[str, float]:
+    def step(self, updates: Updates, step: int, keep: Collection[str] = ()) -> dict[str, float]:
         """One policy step: an optimiser step for each entry of `updates`, which holds this rank's groups of it.
 
         Every rank passes as many updates; each may be empty here. Returns the same floats on every rank: means over all
         tokens of the batch (`loss` is the mean over updates, `grad_norm` and `lr` those of the last one). Updates whose gradient
         is not finite are left out of all but `skipped`. Raises DivergedError after `max_skipped` of them in a row.
+
+        keep: groups, also of other ranks, whose `TokenValues` are to be had from `take_token_values`.
         """
-        learned = self.policy_step(updates, step, self.job.measure_move)
+        learned = self.policy_step(updates, step, self.job.measure_move, keep)
         self.steps_done = step + 1
         return learned
+
+    def take_token_values(self) -> list[TokenValues]:
+        """Of this rank's part of the groups that the last step was asked to keep; once. Not collective."""
+        kept, self.policy_step.kept = self.policy_step.kept, []
+        return kept
 
     def _load(self, path: str, trainable: str | None) -> Policy:
         mesh = init_device_mesh(self.device.type, (self.world_size,))

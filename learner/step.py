@@ -1,7 +1,7 @@
 """One policy step of one rank: `PolicyStep.__call__` is the table of contents, a phase a line."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,7 @@ from learner.batching.packed import PackedBatch
 from learner.batching.probe import random_share
 from learner.config import LearnerConfig
 from learner.guard import Guard
+from learner.kept_tokens import values_of
 from learner.losses.metrics import Tally, move_sums
 from learner.losses.objective import Objective
 from learner.losses.old_logprobs import Recompute
@@ -21,6 +22,7 @@ from learner.model.head_move import HeadMove
 from learner.model.policy import Policy
 from learner.model.second_weights import OtherWeights, SecondWeights
 from learner.optim.optimizers import Optimizers, Update
+from learner.token_values import TokenValues
 from moments_service.seeding import derive_seed
 
 Updates = Sequence[Sequence[ScoredSamples]]
@@ -66,11 +68,13 @@ class PolicyStep:
         self.rank = dist.get_rank()
         self._seconds: dict[str, float] = {}
         self._step, self._doing = -1, ""
+        self.kept: list[TokenValues] = []
+        """Of this rank's part of the groups that the last step was asked for."""
 
-    def __call__(self, updates: Updates, step: int, measure_move: bool) -> dict[str, float]:
+    def __call__(self, updates: Updates, step: int, measure_move: bool, keep: Collection[str] = ()) -> dict[str, float]:
         """See `LearnerRank.step`.
 
-        measure_move: whether to measure how far the step moves the policy. The seconds of a phase are those of the slowest
+        measure_move: whether to measure how far the step moves the policy.    keep: groups whose `TokenValues` are kept. The seconds of a phase are those of the slowest
         rank; on a GPU a phase ends when its work is queued, except the updates.
         """
         self._seconds = dict.fromkeys(PHASES, 0.0)
@@ -84,6 +88,7 @@ class PolicyStep:
         with self._phase("measure"):
             probe = self._probe(updates, plans, step) if measure_move else []
             before = self._logprobs(self.policies.trained, probe)
+            self.kept = self._token_values(updates, step, keep) if keep else []
         with self._phase("old"):
             plans = [with_statistics(plan, self.config.masks) for plan in self._with_old(plans)]
         with self._phase("update"):
@@ -239,6 +244,15 @@ class PolicyStep:
             policy.padded,
         )
         return [share or empty_batch()]
+
+    def _token_values(self, updates: Updates, step: int, keep: Collection[str]) -> list[TokenValues]:
+        """By the policy before the step, of the groups of this rank that are named."""
+        groups = [group for update in updates for group in update if group[0][0].group_id in keep]
+        (plan,) = self._plan([groups], step)
+        logprobs = self._logprobs(self.policies.trained, plan)
+        on_device = (batch.to(self.device) for batch in plan)
+        advantages = [self.objective.token_advantages(*pair) for pair in zip(on_device, logprobs, strict=True)]
+        return values_of(groups, plan, logprobs, advantages)
 
     def _move(self, probe: Sequence[PackedBatch], before: Sequence[torch.Tensor]) -> torch.Tensor:
         """[3], see `move_sums`: how far the step moved the policy on the tokens of `probe`; [0] where none was taken."""

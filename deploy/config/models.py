@@ -57,12 +57,16 @@ class CheckpointConfig(StrictModel):
 
 
 class TranscriptConfig(StrictModel):
-    """How much text of the completions the ledger keeps for people to read."""
+    """What is kept of the completions for people to read."""
 
     share: float = Field(1.0, ge=0, le=1)
     """Share of groups whose texts are kept."""
     max_chars: int = Field(2000, ge=1)
     """Longer texts are cut to this many characters."""
+    tokens_every: int = Field(10, ge=0)
+    """Keep log-prob, advantage and mismatch of every token in some groups of every so manieth step; 0 for none."""
+    tokens_groups: int = Field(2, ge=1)
+    """Of how many groups of such a step."""
 
 
 class RunConfig(StrictModel):

@@ -22,7 +22,7 @@ Signature = tuple[int, int]
 
 def bundles(run: RunDirectory, at_end: bool) -> list[Bundle]:
     """What is whole by now; at the end, when nobody writes any more, that is everything."""
-    alone = [run.config, *_files(run.moments)] if not at_end else _files(run.path)
+    alone = [run.config, *_files(run.moments), *_files(run.tokens)] if not at_end else _files(run.path)
     steps = run.checkpoint_steps() if at_end else run.checkpoint_steps()[-1:]
     checkpoints = [
         sorted(_files(run.checkpoint(step)), key=lambda path: (path.name == COMPLETE, path)) for step in steps

@@ -19,6 +19,7 @@ from deploy.run.report import Reporter, step_row
 from deploy.run.sampling import Sampler
 from deploy.run.services import Services
 from deploy.run.sync import WeightSync
+from deploy.run.token_keeper import TokenKeeper
 from deploy.run.work import NothingScoredError, WorkBuffer
 from deploy.rundir.evaluation import Evaluation
 from deploy.rundir.layout import RunDirectory
@@ -53,6 +54,7 @@ class Run:
         self.shaper = Shaper(config.shaping, config.sampling.max_tokens)
         self.health = HealthGuard(config.moments.health, directory, reporter.watchers, reporter.display.note)
         self.checkpoints = Checkpoints(config.checkpoint, directory, self.learner, self.moments, self._look_for_mirror)
+        self.tokens = TokenKeeper(config, directory, self.learner, services.incarnation)
         self.clock = Clock()
         self.mirror: Mirror | None = None
         self.step = 0
@@ -125,6 +127,7 @@ class Run:
 
     async def after_step(self, batch: Batch, learned: dict[str, float]) -> None:
         """Report the step that was just counted; evaluate and checkpoint when due."""
+        await self.tokens.keep(batch.step)
         seconds, phases = self.clock.end_step()
         row = step_row(batch, learned, self.sampler.take_tally(), seconds, phases, self.services.incarnation)
         row |= self.checkpoints.take_seconds() | self.feed.mixture(batch.table.prompt_ids)

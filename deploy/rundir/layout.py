@@ -38,6 +38,7 @@ class RunDirectory:
     moments/          ledger, every version of the clusters, and the moments at the end in final/
     checkpoints/      step-000050/ and so on, complete or absent
     policy/           the final policy, a Hugging Face directory
+    tokens/           values of every token of some groups, a file for each step that keeps them
     skipped/          batches whose gradient was not finite, if there were any
     trackers/         what TensorBoard, wandb and MLflow write, if `--track` names them
     prometheus.json   where Prometheus finds the metrics of the run, while it goes on
@@ -62,6 +63,7 @@ class RunDirectory:
         self.checkpoints = self.path / "checkpoints"
         self.policy = self.path / "policy"
         self.skipped = self.path / "skipped"
+        self.tokens = self.path / "tokens"
         self.trackers = self.path / "trackers"
         self.scrape_target = self.path / "prometheus.json"
         self.summary = self.path / "summary.json"

@@ -195,11 +195,11 @@ def _collate(rows: Sequence[_Row], weights: npt.NDArray[np.float32], mask: bool 
     def joined(parts: Sequence[np.ndarray]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(parts))
 
-    def numbered(parts: Sequence[Index]) -> tuple[int, torch.Tensor]:
+    def numbered(parts: Sequence[Index]) -> tuple[Index, torch.Tensor]:
         names, numbers = np.unique(np.concatenate(parts), return_inverse=True)
-        return len(names), torch.from_numpy(numbers)
+        return names, torch.from_numpy(numbers)
 
-    samples, sample = numbered([row.sample for row in rows])
+    members, sample = numbered([row.sample for row in rows])
     groups, group = numbered([row.group for row in rows])
     return PackedBatch(
         segments=Segments(
@@ -208,8 +208,9 @@ def _collate(rows: Sequence[_Row], weights: npt.NDArray[np.float32], mask: bool 
                 [np.where(row.trie.parents < 0, -1, row.trie.parents + segments[i]) for i, row in enumerate(rows)]
             ),
         ),
-        samples=samples,
-        groups=groups,
+        samples=len(members),
+        groups=len(groups),
+        members=members,
         input_ids=joined([row.trie.tokens for row in rows]),
         positions=joined([row.trie.positions for row in rows]),
         sources=joined([row.sources + tokens[i] for i, row in enumerate(rows)]),

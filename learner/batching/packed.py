@@ -35,6 +35,8 @@ class PackedBatch:
     """How many samples there are; `sample` counts them from 0."""
     groups: int
     """How many groups there are; `group` counts them from 0."""
+    members: Index
+    """[samples] which each is among all samples of the groups that were packed, in their order. Stays on the host."""
     input_ids: torch.Tensor
     """[T] int64"""
     positions: torch.Tensor

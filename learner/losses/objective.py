@@ -63,6 +63,12 @@ class Objective:
             raise ValueError("two metrics of the loss, its correction, its masks and the common ones have one name")
         return (batch.weights * losses).sum(), Measured(means, maxima)
 
+    @torch.no_grad()
+    def token_advantages(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor:
+        """[N] advantages times what the correction lets each token count. logprobs: [N] of the policy before the update."""
+        inputs = self._penalised(self._inputs(batch, logprobs, logprobs))
+        return self.correction(inputs)[0] * inputs.advantages
+
     def _inputs(self, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> LossInputs:
         return LossInputs(
             logprobs=logprobs,
