@@ -1,7 +1,8 @@
 """`bvblend samples`: read what a policy said."""
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +10,14 @@ from deploy.cli.console import console
 from deploy.config.recipe import ConfigError
 from deploy.rundir.find import find_run
 from deploy.rundir.groups import Place, RunGroups, Wanted
-from deploy.rundir.samples import SampleFilter, find_samples, same_prompt
+from deploy.rundir.samples import FoundSample, Page, SampleFilter, find_samples, same_prompt
+from deploy.rundir.token_file import ReadTokens, Value, keeps_tokens, newest_step, tokens_of
+from moments_service.durable import DamagedFileError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from deploy.report.token_colours import Coloured
 
 samples_app = typer.Typer()
 
@@ -34,6 +42,7 @@ def samples(
         Path | None, typer.Option(metavar="RUN", help="With this run's on the same prompts", **_ANY)
     ] = None,
     beside_step: Annotated[int | None, typer.Option(min=1, help="With those of this step", **_ANY)] = None,
+    colour: Annotated[Value | None, typer.Option(help="Colour tokens, of groups that kept values", **_ANY)] = None,
     chars: Annotated[int, typer.Option(min=1, help="Of each text")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, whole texts")] = False,
 ) -> None:
@@ -52,6 +61,7 @@ def samples(
         failed=failed,
         truncated=truncated,
         text=text,
+        place=None if colour is None else partial(keeps_tokens, find_run(run).tokens),
     )
     here = _groups_of(run)
     page = find_samples(here, wanted, _place(before), limit)
@@ -59,12 +69,48 @@ def samples(
         for sample in page.samples:
             print(strict_json(line(sample), ascii_only=True))
     elif beside is None and beside_step is None:
-        for block in shown_samples(page, chars):
+        for block in shown_samples(page, chars, None if colour is None else _coloured(run, colour, page)):
             console.print(block)
+        if colour is not None:
+            console.print(_meaning(run, page, colour), style="dim")
     else:
         there = here if beside is None else _groups_of(beside)
         others = same_prompt(there, page.samples, None if beside_step is None else beside_step - 1)
         console.print(shown_beside(page.samples, others, chars))
+
+
+def _coloured(run: Path, value: Value, page: Page) -> "Coloured":
+    from deploy.report.token_colours import coloured_text, strongest
+
+    kept = {id(sample.group): _tokens_of(run, sample) for sample in page.samples}
+    colours = console.color_system is not None and not console.no_color
+
+    def coloured(sample: FoundSample, chars: int) -> "Text | None":
+        group = kept[id(sample.group)]
+        tokens = group.get(sample.index)
+        most = strongest(list(group.values()), value)
+        return None if tokens is None else coloured_text(tokens, value, most, chars, colours)
+
+    return coloured
+
+
+def _meaning(run: Path, page: Page, value: Value) -> str:
+    """What the colours mean, or why there are none."""
+    from deploy.report.token_colours import legend
+
+    if page.samples:
+        return legend(value)
+    if newest_step(find_run(run).tokens) is None:
+        return "the run kept no values of tokens; transcripts.tokens_every says of which steps it does"
+    return "of groups that fit; transcripts.tokens_every and transcripts.tokens_groups say of how many token values are kept"
+
+
+def _tokens_of(run: Path, sample: FoundSample) -> dict[int, ReadTokens]:
+    group = sample.group
+    try:
+        return tokens_of(find_run(run).tokens, group.step, group.incarnation, group.group.group_id)
+    except DamagedFileError as error:
+        raise ConfigError(str(error)) from None
 
 
 def _groups_of(run: Path) -> RunGroups:

@@ -213,14 +213,19 @@ def _add_samples(app: FastAPI, catalog: Catalog, answers: Answers) -> None:
         high: Annotated[float | None, Query(allow_inf_nan=False)] = None,
         shortest: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
         longest: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
-        state: Annotated[str, Query(pattern="^(failed|judged|cut|)$")] = "",
+        state: Annotated[str, Query(pattern="^(failed|judged|cut|valued|)$")] = "",
         before: Annotated[str | None, Query(max_length=500, pattern=PLACE)] = None,
     ) -> Response:
         groups = Wanted(id.strip(), cluster, step, source)
         wanted = sample_view.wanted_samples(groups, text, (low, high), (shortest, longest), state)
         run = catalog.open(name)
-        key = ("samples", name, wanted, before)
-        return _json(answers.get(key, run.moments_stamp, lambda: sample_view.search(run, wanted, before)))
+        key = ("samples", name, wanted, before, state)
+        stamp = (run.moments_stamp, run.tokens_stamp)
+        return _json(answers.get(key, stamp, lambda: sample_view.search(run, wanted, before, state == "valued")))
+
+    @app.get("/api/samples/tokens")
+    def tokens(name: RunName, id: GroupId, step: Step, incarnation: Annotated[int, Query(ge=0, lt=2**31)]) -> Response:
+        return answer(sample_view.token_values(catalog.open(name), id, step, incarnation))
 
     @app.get("/api/samples/prompt")
     def prompt(

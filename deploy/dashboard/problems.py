@@ -18,6 +18,7 @@ from deploy.rundir.catalog import NoRunError
 from deploy.rundir.evaluated import NoEvaluationError
 from deploy.rundir.groups import QUERY_S
 from deploy.rundir.open_run import NoLedgerError
+from moments_service.durable import DamagedFileError
 from moments_service.ledger import LedgerDamagedError
 
 STATUSES: dict[type[Exception], int] = {
@@ -27,6 +28,7 @@ STATUSES: dict[type[Exception], int] = {
     GroupUnknownError: 404,
     ClusterUnknownError: 404,
     ConfigError: 409,
+    DamagedFileError: 409,
     LedgerDamagedError: 409,
     sqlite3.OperationalError: 409,
     sqlite3.DatabaseError: 409,

@@ -9,19 +9,23 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy.report.numbers import shown
+from deploy.report.token_colours import Coloured
 from deploy.report.visible import one_line, visible
 from deploy.rundir.samples import FoundSample, Page
 
 
-def shown_samples(page: Page, chars: int) -> Iterator[RenderableType]:
-    """One block a sample; a prompt stands once above all of its group. chars: how much of each text."""
+def shown_samples(page: Page, chars: int, coloured: Coloured | None = None) -> Iterator[RenderableType]:
+    """One block a sample; a prompt stands once above all of its group. chars: how much of each text.
+
+    coloured: makes completions whose tokens are coloured.
+    """
     above = None
     for sample in page.samples:
         if sample.group is not above:
             yield Rule(style="dim")
             yield _prompt(sample, chars)
             above = sample.group
-        yield _block(sample, chars)
+        yield _block(sample, chars, coloured)
     yield Text(_found(page), style="dim")
 
 
@@ -77,7 +81,7 @@ def _prompt(sample: FoundSample, chars: int) -> Text:
     return head.append(_cut(sample.texts.prompt, chars) + "\n", style="not bold italic")
 
 
-def _block(sample: FoundSample, chars: int) -> Text:
+def _block(sample: FoundSample, chars: int, coloured: Coloured | None = None) -> Text:
     reward = "no reward" if sample.reward is None else f"reward {shown(sample.reward, '.4g')}"
     style = "yellow" if sample.reward is None else "green" if sample.reward > 0 else "red"
     text = Text(f"#{sample.index} {reward}", style=style)
@@ -86,7 +90,10 @@ def _block(sample: FoundSample, chars: int) -> Text:
     text.append(f"  {' · '.join(details)}\n", style="dim")
     if sample.error is not None:
         text.append(_cut(sample.error, chars) + "\n", style="yellow")
-    if sample.completion is not None:
+    tokens = None if coloured is None else coloured(sample, chars)
+    if tokens is not None:
+        text.append_text(tokens).append("\n")
+    elif sample.completion is not None:
         text.append(_cut(sample.completion, chars) + "\n", style="default")
     return text
 

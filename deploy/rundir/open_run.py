@@ -83,6 +83,11 @@ class OpenRun:
         return stamp_of(self.directory.config)
 
     @property
+    def tokens_stamp(self) -> Stamp:
+        """Changes whenever values of tokens were kept."""
+        return stamp_of(self.directory.tokens)
+
+    @property
     def moments_stamp(self) -> tuple[Stamp, ...]:
         """Changes whenever the ledger or the moments as the driver last said them did."""
         newest = sorted(self.directory.moments.glob("ledger-*"))[-4:]  # parts before the open one do not change

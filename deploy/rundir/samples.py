@@ -1,7 +1,7 @@
 """The samples of a run: found by what they are and what they say, and those of one prompt at two times or in two runs side by side."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from deploy.rundir.groups import Place, RunGroups, Wanted
@@ -75,6 +75,8 @@ class SampleFilter:
     """Whether it has no reward."""
     truncated: bool | None = None
     """Whether a length limit ended it."""
+    place: Callable[[Place], bool] | None = None
+    """What groups are looked at at all, said before anything is read of them."""
     text: str = ""
     """Part of the prompt, the completion or the error, whatever the case of letters."""
 
@@ -115,7 +117,9 @@ def find_samples(run: RunGroups, wanted: SampleFilter, before: Place | None, lim
     looked_at = 0
     while True:
         places = run.search(wanted.groups, before, _CHUNK)
-        for samples in _read(run, places):
+        chosen = places if wanted.place is None else list(filter(wanted.place, places))
+        looked_at += len(places) - len(chosen)
+        for samples in _read(run, chosen):
             looked_at += 1
             found += filter(wanted.fits, samples)
             before = Place.of(samples[0].group)
@@ -123,6 +127,7 @@ def find_samples(run: RunGroups, wanted: SampleFilter, before: Place | None, lim
                 return Page(found, before, looked_at)
         if len(places) < _CHUNK:
             return Page(found, None, looked_at)
+        before = places[-1]
         if time.monotonic() > deadline:
             return Page(found, before, looked_at)
 

@@ -17,7 +17,9 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
+from deploy.rundir.groups import Place
 from moments_service import durable
+from moments_service.durable import DamagedFileError
 
 Floats = npt.NDArray[np.float32]
 Value = Literal["logprob", "advantage", "mismatch"]
@@ -98,6 +100,14 @@ def tokens_of(directory: Path, step: int, incarnation: int, group_id: str) -> di
     return {index: tokens for group, index, tokens in found if group == group_id} if kept == incarnation else {}
 
 
+def keeps_tokens(directory: Path, group: Place) -> bool:
+    """Whether `tokens_of` finds any; a damaged file has some, so that it is asked for and says so."""
+    try:
+        return bool(tokens_of(directory, group.step, group.incarnation, group.group_id))
+    except DamagedFileError:
+        return True
+
+
 def newest_step(directory: Path) -> int | None:
     """The last step whose tokens were kept."""
     stems = [path.stem.removeprefix("step-") for path in directory.glob("step-*.safetensors")]
@@ -115,7 +125,7 @@ def _read(path: Path, changed: int) -> tuple[int, list[tuple[str, int, ReadToken
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         return int(about["incarnation"]), list(_samples(arrays, json.loads(about["samples"])))
     except (SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise durable.DamagedFileError(f"{path} cannot be read: {error}") from None
+        raise DamagedFileError(f"{path} cannot be read: {error}") from None
 
 
 def _samples(arrays: dict[str, Any], listed: list[dict[str, Any]]) -> Iterator[tuple[str, int, ReadTokens]]:

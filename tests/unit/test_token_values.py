@@ -13,7 +13,7 @@ from deploy.config.recipe import load_recipe
 from deploy.run.token_keeper import TokenKeeper, decoder
 from deploy.rundir import token_file
 from deploy.rundir.layout import RunDirectory
-from learner.corrections import Tis
+from learner.corrections.tis import TruncatedImportance
 from learner.token_values import TokenValues
 from moments_service.durable import DamagedFileError
 from tests.conftest import ROOT
@@ -62,7 +62,7 @@ def test_what_the_environment_said_has_no_values_and_a_correction_weighs_the_adv
     path = make_policy(tmp_path / "policy")
     parts = [(False, [1, 2]), (True, [3, 4]), (False, [5, 6, 7]), (True, [8])]
     sample = made_sample("turns", 0, parts, np.random.default_rng(0))
-    with running_rank(path, config_with(correction=Tis(cap=1.5))) as rank:
+    with running_rank(path, config_with(correction=TruncatedImportance(cap=1.5))) as rank:
         rank.step([[((sample,), np.array([2.0]))]], 0, {"turns"})
         (one,) = rank.take_token_values()
     assert one.token_ids.tolist() == [3, 4, 5, 6, 7, 8]
@@ -108,7 +108,7 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, damage: Any) -
     token_file.write(tmp_path, 3, 0, [made_values()], [["a", "b", "c"]])
     path = token_file.path_of(tmp_path, 3)
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(DamagedFileError, match="step-000003.safetensors cannot be read"):
+    with pytest.raises(DamagedFileError, match=r"step-000003\.safetensors cannot be read"):
         token_file.tokens_of(tmp_path, 3, 0, "g")
 
 

@@ -22,6 +22,21 @@ function filled(element, props, children) {
   return element;
 }
 
+/** A choice among [value, words], after the words for choosing none. Where the values are still to come, the chosen one is there already. */
+export function choice(none, options, chosen = null) {
+  const element = h("select", {}, h("option", { value: "" }, none));
+  offer(element, chosen && !options.length ? [[chosen, chosen]] : options);
+  element.value = chosen ?? "";
+  if (element.selectedIndex < 0) element.value = "";
+  return element;
+}
+
+/** Add those of [value, words] that a choice does not have yet. */
+export function offer(element, options) {
+  const known = new Set([...element.options].map((option) => option.value));
+  element.append(...options.filter(([value]) => !known.has(value)).map(([value, words]) => h("option", { value }, words)));
+}
+
 /** Put these children in the place of all that were there; null and false are left out. */
 export function fill(element, ...children) {
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));

@@ -1,7 +1,7 @@
 // Groups, searched by what they are; newest first, a page at a time.
 
 import { follow, get, throttled } from "/static/api.js";
-import { fill, h, table } from "/static/dom.js";
+import { choice, fill, h, offer, table } from "/static/dom.js";
 import { count, fixed, number, shortId } from "/static/format.js";
 import { address, showState } from "/static/head.js";
 
@@ -59,11 +59,9 @@ class GroupsPage {
       id: h("input", { type: "search", placeholder: "beginning of an id", value: values.get("id"), autocomplete: "off", spellcheck: "false", maxlength: 400 }),
       cluster: h("input", { type: "number", min: 0, value: values.get("cluster"), placeholder: "any" }),
       step: h("input", { type: "number", min: 1, value: values.has("step") ? Number(values.get("step")) + 1 : null, placeholder: "any" }),
-      source: h("select", {}, h("option", { value: "" }, "any"), values.get("source") ? h("option", { value: values.get("source") }, values.get("source")) : null),
-      outcome: h("select", {}, h("option", { value: "" }, "any"), Object.entries(WORDS).map(([value, words]) => h("option", { value }, words))),
+      source: choice("any", [], values.get("source")),
+      outcome: choice("any", Object.entries(WORDS), values.get("outcome")),
     };
-    this.inputs.source.value = values.get("source") ?? "";
-    this.inputs.outcome.value = values.get("outcome") ?? "";
     const titles = { id: "Group", cluster: "Cluster", step: "Step", source: "Source", outcome: "Outcome" };
     this.form = h("form", { class: "card filters", onsubmit: (event) => { event.preventDefault(); this.apply(); }, onchange: () => this.apply() },
       FIELDS.map((field) => h("label", {}, titles[field], this.inputs[field])), h("button", { class: "button", type: "submit" }, "Search"));
@@ -129,17 +127,12 @@ class GroupsPage {
   show(found) {
     this.more.hidden = this.next === null;
     this.more.disabled = false;
-    this.sourcesKnown(found.sources);
+    offer(this.inputs.source, found.sources.map((source) => [source, source]));
     fill(this.rows, this.groups.length ? groupRows(this.name, this.groups, ["step", "id", "cluster", "source", "outcome", "rewards", "push", "weight", "tokens"])
       : h("p", { class: "empty" }, "No group fits. Groups appear once their batch was trained on."));
   }
 
   tell(total) {
     fill(this.total, `${count(total)} found`);
-  }
-
-  sourcesKnown(sources) {
-    const known = new Set([...this.inputs.source.options].map((option) => option.value));
-    for (const source of sources) if (!known.has(source)) this.inputs.source.append(h("option", { value: source }, source));
   }
 }
