@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from deploy.config.recipe import dump_config, load_recipe
+from deploy.rundir import token_file
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.live_file import LiveFile
 from learner.losses.metrics import MISMATCH_BINS
+from learner.token_values import TokenValues
 from moments_service.clusters import PromptSet
 from moments_service.ledger import DEFAULT_LIMITS, LedgerLimits
 from moments_service.messages.batch import Batch
@@ -169,3 +171,20 @@ class MadeRun:
             **dict(zip((f"learner/{name}" for name in MISMATCH_BINS), (0.7, 0.2, 0.06, 0.03, 0.01, 0.0), strict=True)),
             "staleness/0": 1.0,
         }  # fmt: skip
+
+
+def keep_tokens(
+    directory: RunDirectory, step: int, completions: dict[str, list[list[str]]], incarnation: int = 0
+) -> None:
+    """Write values of tokens as a run does: for each group its completions, as what their tokens say. Likely ones end them."""
+    random, values, texts = np.random.default_rng(step), [], []
+    for group_id, of_group in completions.items():
+        for index, pieces in enumerate(of_group):
+            size = len(pieces)
+            learner = -random.exponential(1.2, size).astype(np.float32) * np.linspace(1.5, 0.1, size, dtype=np.float32)
+            sampler = (learner + random.normal(0.0, 0.04, size)).astype(np.float32)
+            advantage = np.full(size, 0.8 - 0.7 * index, dtype=np.float32)
+            ids = np.arange(size, dtype=np.int32)
+            values.append(TokenValues(group_id, index, ids, sampler, learner, advantage))
+            texts.append(pieces)
+    token_file.write(directory.tokens, step, incarnation, values, texts)

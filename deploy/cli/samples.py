@@ -30,19 +30,21 @@ def samples(
     step: Annotated[int | None, typer.Option(min=1, help="Of this step", **_ANY)] = None,
     source: Annotated[str, typer.Option(help="Of this source", **_ANY)] = "",
     cluster: Annotated[int | None, typer.Option(min=0, help="Of this cluster", **_ANY)] = None,
-    group: Annotated[str, typer.Option(help="Of groups whose id begins so", **_ANY)] = "",
+    group: Annotated[str, typer.Option(help="Whose id begins so", **_ANY)] = "",
     text: Annotated[str, typer.Option(help="Whose prompt, completion or error says this", **_ANY)] = "",
-    reward: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Rewarded so; 1: for 1 and more", **_ANY)] = "",
+    reward: Annotated[str, typer.Option(metavar="LOW:HIGH", help="Rewarded so", **_ANY)] = "",
     tokens: Annotated[str, typer.Option(metavar="LOW:HIGH", help="So long", **_ANY)] = "",
-    failed: Annotated[bool | None, typer.Option("--failed/--judged", help="Without or with a reward", **_ANY)] = None,
+    failed: Annotated[bool | None, typer.Option("--failed/--judged", help="Without reward or not", **_ANY)] = None,
     truncated: Annotated[bool | None, typer.Option("--cut/--whole", help="Ended by a limit or not", **_ANY)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many, to whole groups")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="How many")] = 10,
     before: Annotated[str | None, typer.Option(metavar="PLACE", help="Older than an earlier page", **_ANY)] = None,
     beside: Annotated[
         Path | None, typer.Option(metavar="RUN", help="With this run's on the same prompts", **_ANY)
     ] = None,
     beside_step: Annotated[int | None, typer.Option(min=1, help="With those of this step", **_ANY)] = None,
-    colour: Annotated[Value | None, typer.Option(help="Colour tokens, of groups that kept values", **_ANY)] = None,
+    colour: Annotated[
+        Value | None, typer.Option(metavar="VALUE", help="logprob, advantage or mismatch of tokens", **_ANY)
+    ] = None,
     chars: Annotated[int, typer.Option(min=1, help="Of each text")] = 600,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, whole texts")] = False,
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from deploy.rundir.evaluated import new_place
 from tests.browser.conftest import WIDTHS, Pages, address_of, picture, shift, until, violations
 from tests.conftest import ROOT, Command
 from tests.made_evaluations import judged
-from tests.made_runs import MadeRun
+from tests.made_runs import MadeRun, keep_tokens
 
 pytestmark = pytest.mark.browser
 
@@ -37,6 +38,7 @@ VIEWS = (
     "#/groups?name=first",
     "#/samples?name=first",
     "#/samples?name=first&step=30&beside=second",
+    "#/samples?name=first&state=valued&colour=mismatch",
     "#/system?name=first",
     "#/compare?run=first&run=second",
 )
@@ -46,6 +48,7 @@ async def two_runs(runs: Path) -> MadeRun:
     first = await MadeRun(runs, "first", steps=40, groups=12, texts=HOSTILE).start()
     await (await first.steps(40)).finish()
     leave_evaluation(first)
+    keep_tokens(first.directory, 30, {first.group_ids[30 * 12]: [COLOURED, COLOURED[:-3]]})
     second = await MadeRun(runs, "second", seed=1, steps=40, groups=12, estimator="grpo").start()
     await (await second.steps(25)).finish()
     return first
@@ -60,6 +63,26 @@ def leave_evaluation(run: MadeRun) -> None:
     assert place is not None
     write_result(result, place)
     draw_result(result, place.with_suffix(".png"))
+
+
+COLOURED = [
+    "First",
+    ", 7",
+    " times",
+    " 6",
+    " is",
+    " 4",
+    "2",
+    ".",
+    " <img src=x",
+    " onerror=",
+    "window.hacked=1>",
+    "\n",
+    " Answer",
+    ": ",
+    "42",
+    "<|end|>",
+]
 
 
 @dataclass(frozen=True)
@@ -220,6 +243,37 @@ async def test_samples_are_searched_and_stand_beside_those_of_another_step(brows
     assert "source=gcd" in page.url and "low=1" in page.url
     await page.locator(".of-beside select").select_option("first")
     await until(page, "document.querySelectorAll('.sampled .pair').length > 0")
+    assert not pages.complaints
+
+
+async def test_tokens_are_coloured_by_their_values(browser: Any, finished: Finished) -> None:
+    pages = Pages(browser, finished.address)
+    page = await pages.open("#/samples?name=second&colour=logprob")
+    await page.get_by_text("this run kept no values of tokens (transcripts.tokens_every)").wait_for()
+    await page.get_by_text("No values of these tokens were kept").first.wait_for()
+    await pages.go(page, "#/samples?name=first&colour=mismatch")
+    await page.locator(".filters").get_by_text("Colour tokens by").wait_for()
+    await page.locator("[role=status] a").click()
+    await until(page, "document.querySelectorAll('.tokens').length === 2")
+    box = page.locator(".tokens").first
+    assert await box.inner_text() == "".join(COLOURED)
+    assert await page.evaluate("window.hacked") is None and await page.locator("main script, main img").count() == 0
+    for value, title in (("mismatch", "learner: likelier"), ("advantage", "pushed up"), ("logprob", "unlikely")):
+        await page.locator(".of-colour select").select_option(value)
+        await page.get_by_text(title).first.wait_for()
+        heats = await page.locator(".tokens .low, .tokens .high").evaluate_all(
+            "(all) => all.map((one) => getComputedStyle(one).backgroundColor)"
+        )
+        assert len(heats) >= 4 and "rgba(0, 0, 0, 0)" not in heats
+    await box.focus()
+    for _ in range(3):
+        await page.keyboard.press("ArrowRight")
+    readout = page.locator(".readout").first
+    assert (await readout.inner_text()).startswith(f"3/{len(COLOURED)} {json.dumps(COLOURED[2])}")
+    assert "log-prob −" in await readout.inner_text() and "mismatch" in await readout.inner_text()
+    await box.locator("span").first.hover()
+    assert (await readout.inner_text()).startswith("1/")
+    assert await violations(page) == []
     assert not pages.complaints
 
 

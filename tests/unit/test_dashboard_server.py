@@ -18,12 +18,13 @@ from deploy.dashboard.app import STATIC, create_app
 from deploy.dashboard.events import changes
 from deploy.dashboard.run_view import overview
 from deploy.dashboard.serve import TOKEN_VARIABLE, access_for, is_loopback, listen
+from deploy.rundir import token_file
 from deploy.rundir.catalog import Catalog
 from deploy.rundir.config_file import estimator_of
 from deploy.rundir.layout import RunDirectory
 from deploy.rundir.open_run import OpenRun
 from tests.conftest import Command
-from tests.made_runs import MadeRun
+from tests.made_runs import MadeRun, keep_tokens
 
 pytestmark = pytest.mark.unit
 
@@ -127,6 +128,31 @@ def test_pages_of_groups(client: TestClient) -> None:
     assert len(ids) == len(set(ids)) == 180
     places = [int(group_id.split(":")[2]) for group_id in ids]
     assert places == sorted(places, reverse=True)
+
+
+def test_tokens_have_their_values_where_they_were_kept(client: TestClient, runs: Path) -> None:
+    directory = RunDirectory(runs / "first")
+    groups = get(client, "samples", name="first", step=20)["groups"]
+    assert not any(group["has_tokens"] for group in groups)
+    kept = groups[1]
+    where = {"name": "first", "id": kept["id"], "step": 20, "incarnation": kept["incarnation"]}
+    assert get(client, "samples/tokens", **where) == {"samples": []}
+    pieces = ["<b>", "\x1b[31m", "\u202e", *["x"] * 1500]
+    keep_tokens(directory, 20, {kept["id"]: [pieces, ["yes"]]})
+    first, second = get(client, "samples/tokens", **where)["samples"]
+    assert [text for text, *_ in first["tokens"][:3]] == ["<b>", "␛[31m", "⟨U+202E⟩"]
+    assert len(first["tokens"]) + first["more"] == 1503 and second["more"] == 0 and len(second["tokens"]) == 1
+    assert all(isinstance(number, float) for number in second["tokens"][0][1:])
+    found = get(client, "samples", name="first", state="valued")
+    assert [group["id"] for group in found["groups"]] == [kept["id"]] and found["newest_tokens"] == 20
+    assert found["groups"][0]["has_tokens"] and get(client, "samples/tokens", **where | {"incarnation": 1}) == {
+        "samples": []
+    }
+    path = token_file.path_of(directory.tokens, 20)
+    path.write_bytes(b"damaged")
+    answer = client.get("/api/samples/tokens", params=where)
+    assert answer.status_code == 409 and "step-000020.safetensors cannot be read" in answer.json()["problem"]
+    path.unlink()
 
 
 def test_samples_by_what_they_are_and_beside_those_of_the_same_prompt(client: TestClient) -> None:

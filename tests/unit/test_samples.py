@@ -4,13 +4,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.color import ColorSystem
 
 from deploy.cli import main as cli
+from deploy.cli.console import console
+from deploy.report.token_colours import coloured_text, heat, strongest
 from deploy.rundir import samples as searching
+from deploy.rundir import token_file
 from deploy.rundir.groups import RunGroups, Wanted
+from deploy.rundir.layout import RunDirectory
 from deploy.rundir.samples import FoundSample, SampleFilter, find_samples, same_prompt
-from tests.made_runs import MadeRun
+from tests.made_runs import MadeRun, keep_tokens
 
 pytestmark = pytest.mark.unit
 
@@ -125,6 +131,34 @@ def test_what_is_printed_is_text_and_says_how_to_go_on(said: Say, run: Path) -> 
     assert said("--limit", 4, "--before", place) != first
     assert "no group of this prompt" in said("--step", STEPS, "--beside-step", 10**6)
     assert said("--beside", run, "--step", 2, "--limit", 3).count("step 2 · ") >= 1
+
+
+def test_tokens_are_coloured_and_without_colours_say_their_numbers(
+    said: Say, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "the run kept no values of tokens" in said("--colour", "logprob")
+    group = everything(run)[0].group
+    pieces = ["What ", "<b>", "\x1b[31m", "[bold]", "é"]
+    keep_tokens(RunDirectory(run), group.step, {group.group.group_id: [pieces, ["second"]]})
+    (tokens, _) = token_file.tokens_of(run / "tokens", group.step, 0, group.group.group_id).values()
+    told = said("--colour", "advantage")
+    assert "What ‹+0.8›<b>␛[31m[bold]é" in told and "second‹+0.1›" in told and "\x1b" not in told
+    assert f"{SIZE} samples in" in told and "blue: pushed up" in told
+    tokens.learner[:] = [-9.0, -0.1, -0.2, -3.0, np.nan]
+    assert coloured_text(tokens, "logprob", 5.0, 100, colours=False).plain == "What ‹-9›<b>␛[31m[bold]‹-3›é"
+    shades = coloured_text(tokens, "logprob", 5.0, 100, colours=True)
+    assert shades.plain == "What <b>␛[31m[bold]é" and str(shades.spans[0].style) == "#000000 on #f5a742"
+    assert coloured_text(tokens, "logprob", 5.0, 6, colours=True).plain == "What <… 3 more tokens".replace("<…", "< …")
+    monkeypatch.setattr(console, "_color_system", ColorSystem.TRUECOLOR)
+    assert "\x1b[" in said("--colour", "mismatch")
+
+
+def test_the_strongest_colour_is_that_of_the_group() -> None:
+    column = np.zeros(3, dtype=np.float32)
+    tokens = token_file.ReadTokens(["a", "b", "c"], column.astype(np.int32), column, column - 0.01, column - 2)
+    assert strongest([tokens], "advantage") == 2.0 and strongest([tokens], "logprob") == 5.0
+    assert strongest([tokens], "mismatch") == 0.05, "rounding does not glow"
+    assert strongest([], "advantage") == 0.0 and not heat(column, "advantage", 0.0).any()
 
 
 def test_json_lines_hold_the_whole(said: Say) -> None:

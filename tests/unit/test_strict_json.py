@@ -80,6 +80,8 @@ def questions(run: MadeRun) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "evaluated/file", name | {"file": "two.json"}
     yield "group", group
     yield "samples/prompt", name | {"prompt": run.group_ids[-1].split(":")[0]}
+    yield "samples", name | {"state": "valued"}
+    yield "samples/tokens", group | {"step": run.step - 1, "incarnation": 0}
     yield "group/recomputed", group | {"patient": True}
     yield "group/text", group | {"completion": 0}
     yield "run", {"name": "there is none"}

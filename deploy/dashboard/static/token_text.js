@@ -28,7 +28,7 @@ export function strongest(samples, value) {
 export function legend(value, most) {
   const { title, legend: sides, ends } = KINDS[value], [[, low], [, high]] = sides(), [least, greatest] = ends(most);
   return h("p", { class: "legend small soft" }, h("span", {}, title), h("span", {}, `${low} (${least})`),
-    h("span", { class: `ramp ${value === "logprob" ? "one" : "two"}`, "aria-hidden": "true" }), h("span", {}, `${high} (${greatest})`));
+    h("span", { class: `heat ${value === "logprob" ? "one" : "two"}`, "aria-hidden": "true" }), h("span", {}, `${high} (${greatest})`));
 }
 
 /** A completion whose tokens say their numbers: under the pointer, or where the arrow keys go. sample: of the answer to samples/tokens. */
