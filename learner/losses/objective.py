@@ -66,8 +66,7 @@ class Objective:
     @torch.no_grad()
     def token_advantages(self, batch: PackedBatch, logprobs: torch.Tensor) -> torch.Tensor:
         """[N] advantages times what the correction lets each token count. logprobs: [N] of the policy before the update."""
-        inputs = self._penalised(self._inputs(batch, logprobs, logprobs))
-        return self.correction(inputs)[0] * inputs.advantages
+        return self.correction(self._inputs(batch, logprobs, logprobs))[0] * batch.advantages
 
     def _inputs(self, batch: PackedBatch, logprobs: torch.Tensor, entropy: torch.Tensor) -> LossInputs:
         return LossInputs(

@@ -6,10 +6,19 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
 
+from actors.prompts.renderer import load_tokenizer, prompt_ids
+from deploy.rundir.find import load_run_config
+from deploy.rundir.groups import RunGroups
+from deploy.rundir.layout import RunDirectory
 from deploy.rundir.owner import OWNER_FILES
+from deploy.rundir.samples import SampleFilter, find_samples
+from deploy.rundir.token_file import tokens_of
 from moments_service.ledger import LedgerReader
 from tests.conftest import ROOT, Command, brief_evaluations, settings
 
@@ -83,6 +92,7 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
 ) -> None:
     mirror = tmp_path / "mirror"
     short = settings(rollout__engine="transformers", steps=4, runs_dir=tmp_path, mirror=mirror.as_uri())
+    short += settings(transcripts__tokens_every=2)
     straight = bvblend("train", COLD_START, *SMALL, *short, *how)
     assert straight.wait(START_S) == 0, straight.output()
     run = (tmp_path / "latest").resolve()
@@ -104,6 +114,40 @@ def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
         name: tensor.tobytes() for name, tensor in expected.items()
     }
     assert rows(again)[-2:] == rows(run)[-2:]
+    # What the resumed run did again stands under its own start, with the same values.
+    kept, kept_again = (load_file(path / "tokens" / "step-000002.safetensors") for path in (run, again))
+    assert kept.keys() == kept_again.keys() and len(kept["learner"]) > 0
+    assert all(kept[name].tobytes() == kept_again[name].tobytes() for name in kept)
     with closing(LedgerReader(again / "moments")) as ledger:
         before, after = (ledger.folded((number, 2, 3), "cluster, rewards", "advantages") for number in (0, 1))
     assert before == after and len([row for row in after if row[-1] is not None]) == 8
+
+
+def test_values_of_tokens_are_those_of_a_plain_model(bvblend: Callable[..., Command], tmp_path: Path) -> None:
+    """Of the policy before the first step, which is the one that the run starts with."""
+    short = settings(rollout__engine="transformers", steps=1, runs_dir=tmp_path, transcripts__tokens_groups=3)
+    trained = bvblend("train", COLD_START, *SMALL, *short)
+    assert trained.wait(START_S) == 0, trained.output()
+    run = RunDirectory(tmp_path / "latest")
+    config = load_run_config(run)
+    model = AutoModelForCausalLM.from_pretrained(config.policy, dtype=torch.float32)
+    tokenizer = load_tokenizer(config.policy)
+    samples = find_samples(RunGroups(run.moments), SampleFilter(), None, 100).samples
+    compared = 0
+    for sample in samples:
+        group = sample.group
+        values = tokens_of(run.tokens, group.step, group.incarnation, group.group.group_id).get(sample.index)
+        if values is None:
+            continue
+        assert sample.texts is not None and sample.completion is not None
+        prompt = prompt_ids(tokenizer, sample.texts.prompt, config.prompts.chat)
+        ids = torch.tensor([[*prompt, *values.token_ids.tolist()]])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1] / config.sampling.temperature
+        expected = logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0].numpy()
+        np.testing.assert_allclose(values.learner, expected, atol=1e-5)
+        np.testing.assert_allclose(values.sampler, expected, atol=1e-5)
+        np.testing.assert_allclose(values.advantage, sample.advantage, rtol=1e-5, atol=1e-7)
+        assert len(values.texts) == sample.tokens and "".join(values.texts).startswith(sample.completion)
+        compared += 1
+    assert compared == 3 * 2
