@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ class PromptFeed:
     order: `shuffled`, every epoch is a permutation of the pool, fixed by the seed; `signal`, clusters that promise signal come
     more often; `mopps`, `greso` and `kalman` go by how each prompt's groups came out. See `orders/`.    max_group_size: spread the completions of each deal over groups of 2 up to so
     many, see `group_sizes`; None gives every group `group_size`.    curriculum: says how the sources share the feed, each with an order of its
-    own; None makes one pool of them.
+    own; None makes one pool of them.    fresh: sources with a share whose prompts come once each, in the pool's order.
 
     Its state is all that its choices depend on, but for what `learn` said of clusters: a resumed feed that learns the same
     goes on exactly where the saved one stood.
@@ -35,6 +35,7 @@ class PromptFeed:
         max_group_size: int | None = None,
         order: str = "shuffled",
         curriculum: Curriculum | None = None,
+        fresh: Collection[str] = (),
     ) -> None:
         if not prompts:
             raise ValueError("the prompt feed needs at least one prompt")
@@ -53,13 +54,7 @@ class PromptFeed:
             order != "shuffled" or max_group_size is not None or not isinstance(curriculum, ConstantWeights | None)
         )
         self._curriculum = curriculum
-        self._order: PromptOrder = (
-            ORDERS[order](tuple(self._rows), seed)
-            if curriculum is None
-            else MixedOrder(
-                tuple(self._rows), [p.origin for p in self._prompts], seed, order, ORDERS[order], curriculum
-            )
-        )
+        self._order = self._create_order(order, fresh)
         self._sequence = 0
         # [N] expected reward variance within each prompt, as far as the moments know.
         self._variance: np.ndarray | None = None
@@ -187,6 +182,15 @@ class PromptFeed:
                 f"{len(now)} of this run, and {len(changed)} have another answer or verifier now ({', '.join((gone + changed)[:3])}); "
                 "a run can go on with more prompts, not without some; resume with those of before, or start a new run"
             )
+
+    def _create_order(self, order: str, fresh: Collection[str]) -> PromptOrder:
+        ids = tuple(self._rows)
+        if self._curriculum is None:
+            return ORDERS[order](ids, self._seed)
+        origins = [prompt.origin for prompt in self._prompts]
+        as_made = np.argsort(self._given).tolist()
+        once = {name: np.array([r for r in as_made if origins[r] == name], dtype=np.int64) for name in fresh}
+        return MixedOrder(ids, origins, self._seed, order, ORDERS[order], self._curriculum, once)
 
     def _ticket(self, prompt: Prompt, place: int, size: int, occurrence: int) -> Ticket:
         epoch = place // len(self._prompts)

@@ -55,6 +55,8 @@ class ReasoningGymSource(_Source):
     """Name of the reasoning-gym task."""
     params: dict[str, Any] = Field(default_factory=dict)
     """The task's own settings."""
+    fresh: bool = False
+    """No prompt comes twice: as many are made as the run can deal of it, in place of `limit`."""
     seed: int = 0
     """Seed of the task's generator; fixed, so that every run sees the same pool."""
     question_pattern: str | None = None
@@ -175,6 +177,22 @@ class PromptConfig(StrictModel):
         return self
 
     @model_validator(mode="after")
+    def _fresh_sources_can_be_counted(self) -> "PromptConfig":
+        for source in self.sources:
+            if source.name not in fresh_sources(self):
+                continue
+            if source.limit is not None:
+                raise ValueError(
+                    f"source `{source.name}` is fresh, so it has as many prompts as the run deals; leave `limit` out"
+                )
+            if len(self.sources) > 1 and source.weight is None and self.curriculum is None:
+                raise ValueError(
+                    f"source `{source.name}` is fresh, and how many prompts it needs depends on its share; "
+                    "give every source a `weight`, or set prompts.curriculum"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _a_system_needs_a_chat(self) -> "PromptConfig":
         if self.chat:
             return self
@@ -184,3 +202,10 @@ class PromptConfig(StrictModel):
             if source.system is not None:
                 raise ValueError(f"source `{source.name}` has a `system`, which needs prompts.chat: true")
         return self
+
+
+def fresh_sources(config: PromptConfig) -> frozenset[str]:
+    """Names of those whose prompts come once each in a run."""
+    return frozenset(
+        source.name for source in config.sources if isinstance(source, ReasoningGymSource) and source.fresh
+    )

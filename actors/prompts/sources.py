@@ -4,27 +4,37 @@ Nothing here depends on the run's seed: the same recipe gives the same training 
 """
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 from actors.prompts.files import load_file
-from actors.prompts.options import PromptConfig, ReasoningGymSource, Source
+from actors.prompts.options import PromptConfig, ReasoningGymSource, Source, fresh_sources
 from actors.prompts.pool import PLACES, PromptPool, SourceError, distinct
 from actors.prompts.tasks import load_task
 
 log = logging.getLogger(__name__)
 
 
-def load_prompts(config: PromptConfig, base: Path, need_difficulty: bool = False) -> PromptPool:
+def load_prompts(
+    config: PromptConfig, base: Path, need_difficulty: bool = False, fresh: Mapping[str, int] | None = None
+) -> PromptPool:
     """Read every source of a recipe.
 
     base: the recipe's folder, from which paths of files count.    need_difficulty: refuse one that is no text or number.
+    fresh: how many prompts to make of each fresh source, by name; a task's own size if left out.
     Prompts keep the order of the sources; a prompt that came before, by id, is dropped.
     """
     names = [source.name for source in config.sources]
     for source in config.sources:
         if names.count(source.name) > 1:
             raise SourceError(source, "this name is used twice; give every source a name of its own")
-    pools = [_load(source, base, need_difficulty) for source in config.sources]
+    sources = [
+        source.model_copy(update={"limit": (fresh or {}).get(source.name)})
+        if source.name in fresh_sources(config)
+        else source
+        for source in config.sources
+    ]
+    pools = [_load(source, base, need_difficulty) for source in sources]
     named = [(f"source `{source.name}`", pool) for source, pool in zip(config.sources, pools, strict=True)]
     held_out = distinct((where, prompt) for where, pool in named for prompt in pool.held_out)
     # Two sources may read the same file under two names: then ids differ, but the text must still not be trained on.
@@ -51,7 +61,8 @@ def _load(source: Source, base: Path, need_difficulty: bool) -> PromptPool:
             f"no training prompts are left ({len(pool.held_out)} are held out); "
             "lower `held_out` or loosen what leaves prompts out",
         )
-    if source.limit is not None and len(pool.train) < source.limit:
+    made = isinstance(source, ReasoningGymSource) and source.fresh
+    if source.limit is not None and not made and len(pool.train) < source.limit:
         log.warning("source `%s`: only %d training prompts of limit %d", source.name, len(pool.train), source.limit)
     if len(pool.held_out) < source.held_out:
         log.warning("source `%s`: only %d of %d held-out prompts", source.name, len(pool.held_out), source.held_out)

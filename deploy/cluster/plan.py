@@ -15,6 +15,7 @@ from actors.prompts.curricula import curriculum_of
 from actors.prompts.curricula.options import StepsCurriculum
 from actors.prompts.pool import PromptPool
 from deploy.cluster.environment import machine
+from deploy.config.fresh import most_dealt
 from deploy.config.models import RunConfig
 from learner.footprint import Footprint, footprint, policy_shape, smallest_gpu
 from learner.trained import trained_parameters
@@ -134,6 +135,7 @@ def arithmetic_table(config: RunConfig, pool: PromptPool) -> Table:
         "slots": f"at most {config.slots} groups between admission and training (max_staleness {config.max_staleness})",
         "order": _ORDERS[config.prompts.order],
         **_sharing(config, pool),
+        **_fresh(config, pool),
         "advantages": f"{config.moments.estimator.kind} over {_clusters(config)}" + _shaping(config),
     }
     for name, text in rows.items():
@@ -163,6 +165,12 @@ def _sharing(config: RunConfig, pool: PromptPool) -> dict[str, str]:
         shared = ", ".join(f"{name} {share:.0%}" for name, share in _shares(weights).items() if share)
         lines.append(f"{begin}: {shared}")
     return {"curriculum": "\n".join(lines)}
+
+
+def _fresh(config: RunConfig, pool: PromptPool) -> dict[str, str]:
+    made = Counter(prompt.origin for prompt in pool.train)
+    told = ", ".join(f"{name}: {made[name]} prompts, each once" for name in most_dealt(config))
+    return {"fresh": told} if told else {}
 
 
 def _shares(weights: Mapping[str, float]) -> dict[str, float]:

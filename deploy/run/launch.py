@@ -11,9 +11,11 @@ from typing import Any
 
 from actors.prompts.curricula import curriculum_of
 from actors.prompts.feed import PromptFeed
+from actors.prompts.options import fresh_sources
 from actors.prompts.pool import PromptPool
 from actors.prompts.prompt import Prompt
 from actors.prompts.sources import load_prompts
+from deploy.config.fresh import fresh_prompts, refuse_too_few_fresh
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError
 from deploy.mirror.mirror import mirrored
@@ -51,7 +53,8 @@ class RunResult:
 def read_pool(config: RunConfig) -> PromptPool:
     """Every prompt of the run. Raises ConfigError for a source that cannot be read."""
     try:
-        pool = load_prompts(config.prompts, Path(), config.moments.clusters.by == "difficulty")
+        by_difficulty = config.moments.clusters.by == "difficulty"
+        pool = load_prompts(config.prompts, Path(), by_difficulty, fresh_prompts(config))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if len(pool.train) < 1:
@@ -64,7 +67,7 @@ def read_pool(config: RunConfig) -> PromptPool:
 
 
 def refuse_empty_shares(config: RunConfig, pool: PromptPool) -> None:
-    """Raise ConfigError if a source that has a share of the feed has no prompt for it."""
+    """Raise ConfigError if a source that has a share of the feed has no prompt for it, or one that is fresh too few."""
     if curriculum_of(config.prompts) is None:
         return
     found = {prompt.origin for prompt in pool.train}
@@ -74,13 +77,20 @@ def refuse_empty_shares(config: RunConfig, pool: PromptPool) -> None:
                 f"prompts.sources: source `{source.name}` has a share of the feed but no training prompt that is its own; "
                 "leave it out, or loosen what leaves its prompts out"
             )
+    refuse_too_few_fresh(config, pool)
 
 
 def prompt_feed(config: RunConfig, pool: PromptPool) -> PromptFeed:
     """What deals the prompts of a run out, from the beginning."""
     seed = derive_seed(config.seed, "feed")
     return PromptFeed(
-        pool.train, seed, config.group_size, config.max_group_size, config.prompts.order, curriculum_of(config.prompts)
+        pool.train,
+        seed,
+        config.group_size,
+        config.max_group_size,
+        config.prompts.order,
+        curriculum_of(config.prompts),
+        fresh_sources(config.prompts),
     )
 
 

@@ -156,12 +156,17 @@ def test_the_configuration_stays_small() -> None:
     fields = [(model.__name__, name, field) for model in seen for name, field in model.model_fields.items()]
     # What two kinds of a thing inherit is written, explained and learned once; a kind's name is no key to be set beside others.
     keys = {(_defined_in(model, name), name) for model in seen for name in model.model_fields if name != "kind"}
-    assert len(keys) < 289
+    assert len(keys) < 290
     sections = {model.__name__ for model in seen}
     crowded = {
         model.__name__: count
         for model in seen
-        if (count := sum(not models_in(field.annotation) for field in model.model_fields.values())) > 15
+        if (
+            count := sum(
+                not models_in(field.annotation) for name, field in model.model_fields.items() if name != "kind"
+            )
+        )
+        > 15
     }
     assert not crowded
     undocumented = [

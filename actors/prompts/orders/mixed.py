@@ -7,6 +7,7 @@ import numpy as np
 
 from actors.prompts.curricula.base import Curriculum
 from actors.prompts.orders.base import UNKNOWN, PromptOrder, Rows, refuse_other_order
+from actors.prompts.orders.fresh import FreshOrder
 from actors.prompts.turns import WHOLE, Turns, whole_shares
 from moments_service.blend import Array
 from moments_service.moments.outcomes import Outcomes
@@ -29,8 +30,10 @@ class MixedOrder:
         order: str,
         create: Callable[[Sequence[str], int], PromptOrder],
         curriculum: Curriculum,
+        fresh: Mapping[str, Rows],
     ) -> None:
-        """ids: N, sorted.    origins: [N] name of each prompt's source.    order, create: of every source, by name."""
+        """ids: N, sorted.    origins: [N] name of each prompt's source.    order, create: of every source, by name.
+        fresh: rows of those sources whose prompts come once each, in the order in which they were made."""
         self._name = f"{order}, by source"
         self._origins = list(origins)
         self._curriculum = curriculum
@@ -38,17 +41,22 @@ class MixedOrder:
         self._occurrences = np.zeros(len(ids), dtype=np.int64)
         self._rows: dict[str, Rows] = {}
         for name in curriculum.weights(0):
-            self._rows[name] = np.array([row for row, origin in enumerate(origins) if origin == name], dtype=np.int64)
+            own = [row for row, origin in enumerate(origins) if origin == name]
+            self._rows[name] = fresh[name] if name in fresh else np.array(own, dtype=np.int64)
             if not len(self._rows[name]):
                 raise ValueError(f"source `{name}` has a share of the feed but no prompt")
         # [N] row of each prompt within its source.
         self._place_in_source = np.zeros(len(ids), dtype=np.int64)
         for rows in self._rows.values():
             self._place_in_source[rows] = np.arange(len(rows))
-        self._orders = {
-            name: create([ids[row] for row in rows.tolist()], derive_seed(seed, "mix", name))
-            for name, rows in self._rows.items()
-        }
+        self._orders: dict[str, PromptOrder] = {}
+        for name, rows in self._rows.items():
+            own_ids = [ids[row] for row in rows.tolist()]
+            if name in fresh:
+                self._orders[name] = FreshOrder(own_ids, name)
+            else:
+                self._orders[name] = create(own_ids, derive_seed(seed, "mix", name))
+        self._fresh = frozenset(fresh)
         self._drawn = dict.fromkeys(self._rows, 0)
         self._turns = Turns(self._shares())
 
@@ -123,9 +131,9 @@ class MixedOrder:
                     f"{len(within)} of them are; leave prompts in the source that they were in, or start a new run"
                 )
             self._orders[name].load_state(saved["order"], within)
-            # Like the feed's own: a source that grew begins an epoch of all its prompts.
+            # Like the feed's own: a source that grew begins an epoch of all its prompts, but for those that come once.
             self._drawn[name] = saved["drawn"]
-            if len(within) < len(self._rows[name]):
+            if name not in self._fresh and len(within) < len(self._rows[name]):
                 self._drawn[name] = -(-saved["drawn"] // len(within)) * len(self._rows[name])
         self._occurrences[rows] = state["occurrences"]
         self._step = state["steps_learned"]
