@@ -240,6 +240,19 @@ def test_a_recipe_that_is_none(refused: Say, place: Path, recipe: str, what: str
             'prompts.sources.0.verifier={kind: http, url: "http://127.0.0.1:9", tries: 1}',
             "127.0.0.1:9 cannot be asked: ConnectError",
         ),
+        ("prompts.sources.0.weight=0", "weight: Input should be greater than 0"),
+        (
+            "prompts.curriculum={kind: pass_rate, levels: [[nobody]]}",
+            "prompts: curriculum: no source is called `nobody`; ",
+        ),
+        (
+            "prompts.curriculum={kind: steps, stages: [{from_step: 5, weights: {mine: 1}}]}",
+            "the first stage is from_step 5; nothing is said of the steps before, begin at 0",
+        ),
+        (
+            "prompts.sources.0={kind: reasoning_gym, name: bits, task: count_bits, params: {min_n: 1, max_n: 9}, fresh: true}",
+            "of its prompts, but only 9 distinct ones can be made; widen its `params`, lower `steps` or its share",
+        ),
         ("policy=/nowhere/at/all", "/nowhere/at/all is no directory; name one that holds a Hugging Face model"),
         ("policy=./directory", "directory is no Hugging Face directory"),
         ("policy=a/b/c", "a/b/c is no directory beside the recipe, and "),
