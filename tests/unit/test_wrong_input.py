@@ -250,8 +250,8 @@ def test_a_recipe_that_is_none(refused: Say, place: Path, recipe: str, what: str
             "the first stage is from_step 5; nothing is said of the steps before, begin at 0",
         ),
         (
-            "prompts.sources.0={kind: reasoning_gym, name: bits, task: count_bits, params: {min_n: 1, max_n: 9}, fresh: true}",
-            "of its prompts, but only 9 distinct ones can be made; widen its `params`, lower `steps` or its share",
+            "prompts.sources.0={kind: reasoning_gym, name: bits, task: count_bits, params: {min_n: 1, max_n: 2}, fresh: true}",
+            "of its prompts, but only 2 distinct ones can be made; widen its `params`, lower `steps` or its share",
         ),
         ("policy=/nowhere/at/all", "/nowhere/at/all is no directory; name one that holds a Hugging Face model"),
         ("policy=./directory", "directory is no Hugging Face directory"),
