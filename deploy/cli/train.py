@@ -191,7 +191,7 @@ def _usable_prompts(
 
     if directory is not None and point is not None:
         refuse_what_cannot_go_on(config, directory, point)
-    pool = read_pool(config)
+    pool = read_pool(config, point)
     refuse_unusable_verifiers(config, pool)
     pool = policy_check.refuse_unfit(config, pool)
     refuse_empty_shares(config, pool)

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 
 from actors.prompts.curricula import curriculum_of
 from actors.prompts.options import fresh_sources
@@ -31,9 +32,12 @@ def most_dealt(config: RunConfig) -> dict[str, int]:
     }
 
 
-def fresh_prompts(config: RunConfig) -> dict[str, int]:
-    """How many are made of each."""
-    return {name: most + math.ceil(most * SPARE) for name, most in most_dealt(config).items()}
+def fresh_prompts(config: RunConfig, before: Mapping[str, int] | None = None) -> dict[str, int]:
+    """How many are made of each. before: how many a run had when its checkpoint was written, that it goes on with."""
+    return {
+        name: max(most + math.ceil(most * SPARE), (before or {}).get(name, 0))
+        for name, most in most_dealt(config).items()
+    }
 
 
 def refuse_too_few_fresh(config: RunConfig, pool: PromptPool) -> None:

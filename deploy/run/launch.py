@@ -50,11 +50,13 @@ class RunResult:
     summary: dict[str, Any]
 
 
-def read_pool(config: RunConfig) -> PromptPool:
+def read_pool(config: RunConfig, resume: ResumePoint | None = None) -> PromptPool:
     """Every prompt of the run. Raises ConfigError for a source that cannot be read."""
+    before = {} if resume is None else resume.state["feed"].get("sources", {})
     try:
+        had = {name: source["prompts"] for name, source in before.items()}
         by_difficulty = config.moments.clusters.by == "difficulty"
-        pool = load_prompts(config.prompts, Path(), by_difficulty, fresh_prompts(config))
+        pool = load_prompts(config.prompts, Path(), by_difficulty, fresh_prompts(config, had))
     except ValueError as error:
         raise ConfigError(str(error)) from None
     if len(pool.train) < 1:

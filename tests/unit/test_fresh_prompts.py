@@ -16,7 +16,7 @@ from actors.prompts.feed import PromptFeed
 from actors.prompts.options import PromptConfig
 from actors.prompts.orders import ORDERS
 from deploy.cluster.plan import arithmetic_table
-from deploy.config.fresh import most_dealt
+from deploy.config.fresh import fresh_prompts, most_dealt
 from deploy.config.models import RunConfig
 from deploy.config.recipe import ConfigError, load_recipe
 from deploy.run.launch import prompt_feed, read_pool
@@ -84,6 +84,7 @@ def test_its_share_says_how_many(tmp_path: Path) -> None:
 def test_a_longer_run_has_more_and_deals_none_again(tmp_path: Path) -> None:
     sources = (FRESH | {"weight": 1}, LCM | {"weight": 1})
     short, long = recipe(tmp_path, *sources), recipe(tmp_path, *sources, steps=30)
+    assert fresh_prompts(long) == {"sums": 69} and fresh_prompts(short, {"sums": 69, "lcm": 6}) == {"sums": 69}
     first = prompt_feed(short, read_pool(short))
     before = first.deal(4 * 10)
     state = json.loads(json.dumps(first.state()))
