@@ -193,6 +193,12 @@ class RunGroups:
             found = ledger.transcripts(keys)
         return [found.get(key) for key in keys]
 
+    def saying(self, groups: Sequence[Place], text: str) -> list[Place]:
+        """Those of these groups whose prompt, completions or errors say this, whatever the case of letters; nothing else is read."""
+        with self._asking() as ledger:
+            said = ledger.saying([(one.incarnation, one.sequence, one.group_id) for one in groups], text)
+        return [one for one in groups if (one.incarnation, one.sequence, one.group_id) in said]
+
     def prompts(self, cluster: int, groups: int, tried: int, most: int) -> list[tuple[str, str]]:
         """(source, prompt) of up to `most` different prompts whose texts were kept.
 

@@ -13,6 +13,9 @@ SEARCH_S = 4.0
 _CHUNK = 400
 """Groups that are read at once."""
 
+_Hit = tuple[FoldedGroup, Sequence[int]]
+"""A group, and those of its samples that fit."""
+
 
 @dataclass(frozen=True, slots=True)
 class FoundSample:
@@ -80,20 +83,29 @@ class SampleFilter:
     text: str = ""
     """Part of the prompt, the completion or the error, whatever the case of letters."""
 
-    def fits(self, sample: FoundSample) -> bool:
-        """Whether this is one of those that are looked for."""
+    def by_facts(self, group: FoldedGroup) -> list[int]:
+        """Which of a group's samples fit, as far as that can be said without their texts."""
+        header = group.group
         rewarded = self.lowest is None and self.highest is None
-        return (
-            (rewarded or _within(sample.reward, self.lowest, self.highest))
-            and _within(sample.tokens, self.shortest, self.longest)
-            and self.failed in (None, sample.reward is None)
-            and self.truncated in (None, sample.truncated)
-            and (not self.text or self._says(sample))
-        )
+        sized = self.shortest is None and self.longest is None
+        return [
+            i
+            for i, reward in enumerate(header.rewards)
+            if (rewarded or _within(reward, self.lowest, self.highest))
+            and (sized or _within(header.lengths[i], self.shortest, self.longest))
+            and (self.failed is None or self.failed == (reward is None))
+            and (self.truncated is None or self.truncated == header.truncated[i])
+        ]
 
-    def _says(self, sample: FoundSample) -> bool:
-        texts = (sample.error, sample.completion, sample.texts.prompt if sample.texts is not None else None)
-        return any(self.text.casefold() in text.casefold() for text in texts if text)
+    def by_text(self, group: FoldedGroup, texts: Transcript | None, indices: Sequence[int]) -> Sequence[int]:
+        """Which of these samples say what is looked for."""
+        wanted = self.text.casefold()
+        kept = () if texts is None else texts.completions
+        errors = group.group.errors
+        if texts is not None and wanted in texts.prompt.casefold():
+            return indices
+        said = ((errors[i] or "", kept[i] if i < len(kept) else "") for i in indices)
+        return [i for i, both in zip(indices, said, strict=True) if any(wanted in text.casefold() for text in both)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +125,37 @@ def find_samples(run: RunGroups, wanted: SampleFilter, before: Place | None, lim
     Only groups that a commit has folded in are looked at. Raises as `RunGroups.search`.
     """
     deadline = time.monotonic() + SEARCH_S
-    found: list[FoundSample] = []
-    looked_at = 0
+    found: list[_Hit] = []
+    looked_at = count = 0
     while True:
         places = run.search(wanted.groups, before, _CHUNK)
         chosen = places if wanted.place is None else list(filter(wanted.place, places))
-        looked_at += len(places) - len(chosen)
-        for samples in _read(run, chosen):
-            looked_at += 1
-            found += filter(wanted.fits, samples)
-            before = Place.of(samples[0].group)
-            if len(found) >= limit:
-                return Page(found, before, looked_at)
+        if wanted.text:
+            chosen = run.saying(chosen, wanted.text)
+        for group, indices in _hits(run, wanted, chosen):
+            if not indices:
+                continue
+            found.append((group, indices))
+            count += len(indices)
+            if count >= limit:
+                before = Place.of(group)
+                return Page(_read(run, found), before, looked_at + places.index(before) + 1)
+        looked_at += len(places)
         if len(places) < _CHUNK:
-            return Page(found, None, looked_at)
+            return Page(_read(run, found), None, looked_at)
         before = places[-1]
         if time.monotonic() > deadline:
-            return Page(found, before, looked_at)
+            return Page(_read(run, found), before, looked_at)
+
+
+def _hits(run: RunGroups, wanted: SampleFilter, places: Sequence[Place]) -> list[_Hit]:
+    """Of each of these groups the samples that fit."""
+    groups = run.folded(places)
+    hits: list[_Hit] = [(group, wanted.by_facts(group)) for group in groups]
+    if not wanted.text:
+        return hits
+    texts = run.texts_of(groups)
+    return [(group, wanted.by_text(group, of, indices)) for (group, indices), of in zip(hits, texts, strict=True)]
 
 
 def same_prompt(run: RunGroups, samples: Sequence[FoundSample], step: int | None) -> list[list[FoundSample]]:
@@ -142,15 +168,16 @@ def same_prompt(run: RunGroups, samples: Sequence[FoundSample], step: int | None
 def samples_of_prompt(run: RunGroups, prompt_id: str, step: int | None) -> list[FoundSample]:
     """The newest group of a prompt, at a step if one is named; empty where there is none."""
     newest = run.search(Wanted(id_prefix=f"{prompt_id}:", step=step), limit=1)
-    return [sample for group in _read(run, newest) for sample in group]
+    return _read(run, [(group, range(len(group.group.rewards))) for group in run.folded(newest)])
 
 
-def _read(run: RunGroups, places: Sequence[Place]) -> list[list[FoundSample]]:
-    """The samples of each of these groups."""
-    groups = run.folded(places)
+def _read(run: RunGroups, hits: Sequence[_Hit]) -> list[FoundSample]:
+    """These samples, with their texts and what their rewards are made of."""
+    groups = [group for group, _ in hits]
     return [
-        [FoundSample(group, i, texts, parts) for i in range(len(group.group.rewards))]
-        for group, texts, parts in zip(groups, run.texts_of(groups), run.parts_of(groups), strict=True)
+        FoundSample(group, i, texts, parts)
+        for (group, indices), texts, parts in zip(hits, run.texts_of(groups), run.parts_of(groups), strict=True)
+        for i in indices
     ]
 
 

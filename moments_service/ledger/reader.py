@@ -225,6 +225,19 @@ class LedgerReader:
             for key, (prompt, completions) in self._by_key(path, "transcripts", "prompt, completions", keys)
         }
 
+    def saying(self, keys: Sequence[GroupKey], text: str) -> set[GroupKey]:
+        """Those of these groups whose prompt, completions or errors say this, whatever the case of letters."""
+        wanted = text.casefold()
+        found: set[GroupKey] = set()
+        for path in part_paths(self.directory):
+            for key, (prompt, completions) in self._by_key(path, "transcripts", "prompt, completions", keys):
+                if any(wanted in one.casefold() for one in (prompt, *json.loads(completions))):
+                    found.add(key)
+            for key, (errors,) in self._by_key(path, "groups", "errors", keys):
+                if errors is not None and any(wanted in one.casefold() for one in json.loads(errors) if one):
+                    found.add(key)
+        return found
+
     def reward_parts(self, keys: Sequence[GroupKey]) -> dict[GroupKey, tuple[dict[str, float] | None, ...]]:
         """What the rewards of groups are made of, of those whose verifier said it."""
         found: dict[GroupKey, tuple[dict[str, float] | None, ...]] = {}
