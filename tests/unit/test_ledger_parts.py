@@ -81,6 +81,32 @@ def everything(directory: Path) -> object:
         reader.close()
 
 
+async def test_groups_are_found_by_what_they_say_in_whatever_part(tmp_path: Path) -> None:
+    await write_run(tmp_path, SMALL)
+    reader = LedgerReader(tmp_path)
+    try:
+        keys = [(1, sequence, header(sequence).group_id) for sequence in range(45, 90)]
+        texts = reader.transcripts(keys)
+        some = {key: said for key, said in texts.items() if said.completions}
+        assert len(some) > 10
+        key, said = next(iter(some.items()))
+        for text in (said.prompt, said.completions[-1].upper(), "CRASHED", "nobody says this"):
+            wanted = text.casefold()
+            expected = {
+                one
+                for one in keys
+                if (kept := texts.get(one))
+                and any(wanted in part.casefold() for part in (kept.prompt, *kept.completions))
+            }
+            errors = {
+                one for one in keys for row in reader.find(one[2]) if any(wanted in (e or "") for e in row[1].errors)
+            }
+            assert reader.saying(keys, text) == expected | errors
+        assert key in reader.saying(keys, said.prompt) and reader.saying([], "") == set()
+    finally:
+        reader.close()
+
+
 async def test_many_parts_say_what_one_would(tmp_path: Path) -> None:
     (one := tmp_path / "one").mkdir()
     (many := tmp_path / "many").mkdir()
