@@ -107,15 +107,17 @@ def test_the_docs_say_of_a_step_beside_others_what_was_measured() -> None:
     path = ROOT / "benchmarks" / "results" / "learner.json"
     measured = {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
     said = {row[0]: row[1:] for row in table_rows()}
-    for row, side in (("default options", "ours"), ("`memory.compile`", "compiled")):
-        about = f"1.1M, 32 tokens, 1 thread, {side}"
-        ratios = [measured[f"{about} / {other}, cpu"] for other in ("default", "tuned", "bare", "before")]
-        assert said[row] == [f"{ratio:.2f}".removeprefix("0") for ratio in ratios]
+    for threads in ("1 thread", "2 threads"):
+        for tokens in (32, 128, 512):
+            about = f"1.1M, {tokens} tokens, {threads}"
+            ratios = [measured[f"{about}, ours / {other}, cpu"] for other in ("default", "tuned", "bare", "before")]
+            ratios.append(measured[f"{about}, compiled / tuned, cpu"])
+            ratios += [value for name, value in measured.items() if name.startswith(f"{about}, gain of sharing")]
+            assert said[f"{tokens} tokens, {threads}"] == [f"{ratio:.2f}".removeprefix("0") for ratio in ratios]
     page = (ROOT / "docs" / "learner.md").read_text(encoding="utf-8")
-    assert (
-        f"gives {measured['1.1M, 32 tokens, 1 thread, gain of sharing / its bound 2.40']:.2f} of".replace("0.", ".")
-        in page
-    )
+    for few, many in ((32, 128), (128, 512)):
+        growth = measured[f"1.1M, 1 thread, ours, growth a doubling, {few} to {many} tokens"]
+        assert f"{growth:.2f} times" in page
     assert (
         f"padding by {measured['padded tokens in rows of eight samples, lognormal lengths']:.0%}".replace("%", " %")
         in page
