@@ -124,6 +124,20 @@ def test_the_docs_say_of_a_step_beside_others_what_was_measured() -> None:
     )
 
 
+def test_the_docs_say_of_the_whole_step_what_was_measured() -> None:
+    path = ROOT / "benchmarks" / "results" / "step.json"
+    measured = {row["name"]: row["value"] for row in json.loads(path.read_text(encoding="utf-8"))["figures"]}
+    said = {row[0]: row[1:] for row in table_rows()}
+    for about in (
+        f"{task}, {cores}"
+        for task in ("1.1M, 32 tokens", "1.1M, 128 tokens", "6.4M, 32 tokens")
+        for cores in ("1 core", "2 cores")
+    ):
+        kinds = [f"TRL {kind} / ours, {unit}" for kind in ("default", "tuned") for unit in ("wall time", "CPU seconds")]
+        ratios = [f"{measured[f'{about}: {kind}']:.2f}" for kind in kinds]
+        assert said[about] == [f"{measured[f'{about}: ours, wall time']:.2f} s", *ratios]
+
+
 def test_the_docs_say_what_fits_as_the_plan_does() -> None:
     shapes = {
         "1.5B": PolicyShape(1_543_714_304, 28, 1536, 8960, 1536, 256, 151936, True),
