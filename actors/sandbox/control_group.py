@@ -51,7 +51,7 @@ class ControlGroup:
             self._enter = os.open(path / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
             self.bound(1 << 30)
             if files.version == 2:
-                (path / "memory.oom.group").write_text("1")
+                (path / "memory.oom.group").write_text("1", encoding="utf-8")
         except OSError:
             self.close()
             raise
@@ -68,8 +68,8 @@ class ControlGroup:
         for _ in range(2):
             for each, text in limits.items():
                 with contextlib.suppress(OSError):
-                    (self.path / each).write_text(text)
-        if int((self.path / self._files.memory).read_text()) > memory_bytes:
+                    (self.path / each).write_text(text, encoding="utf-8")
+        if int((self.path / self._files.memory).read_text(encoding="utf-8")) > memory_bytes:
             raise OSError(f"{self.path} takes no bound of {memory_bytes} bytes")
 
     def enter(self) -> None:
@@ -78,7 +78,7 @@ class ControlGroup:
 
     def killed(self) -> int:
         """Processes that were killed for their memory so far."""
-        lines = (self.path / self._files.events).read_text().splitlines()
+        lines = (self.path / self._files.events).read_text(encoding="utf-8").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
 
     def close(self) -> None:
@@ -124,7 +124,7 @@ def places(process: Path = Path("/proc/self")) -> Iterator[tuple[Path, Files]]:
     """Where the kernel may allow one: below the group of a process, and, since one of version 2 that has processes has no groups
     with bounds below it, beside it."""
     own = dict(_own_groups(process))
-    for line in (process / "mountinfo").read_text().splitlines():
+    for line in (process / "mountinfo").read_text(encoding="utf-8").splitlines():
         fields, _, behind = line.partition(" - ")
         root, mount_point = fields.split()[3:5]
         kind, _, options = behind.split()[:3]
@@ -141,7 +141,7 @@ def places(process: Path = Path("/proc/self")) -> Iterator[tuple[Path, Files]]:
 
 def _own_groups(process: Path) -> Iterator[tuple[str, str]]:
     """The group of a process by what it bounds; that of version 2 by nothing."""
-    for line in (process / "cgroup").read_text().splitlines():
+    for line in (process / "cgroup").read_text(encoding="utf-8").splitlines():
         _, controllers, group = line.split(":", 2)
         for controller in controllers.split(","):
             yield controller, group
