@@ -42,9 +42,9 @@ def made_group(
 ) -> ScoredSamples:
     """Single-turn samples with completions of `lengths` tokens after a prompt of `prompt`; NaN leaves one out."""
     rng = np.random.default_rng(sum(name.encode()) + prompt + 1000 * seed)
-    start = rng.integers(0, vocabulary, prompt)
+    start = rng.integers(0, vocabulary, prompt).tolist()
     samples = tuple(
-        made_sample(name, i, [(False, start), (True, rng.integers(0, vocabulary, n))], rng, temperature)
+        made_sample(name, i, [(False, start), (True, rng.integers(0, vocabulary, n).tolist())], rng, temperature)
         for i, n in enumerate(lengths)
     )
     drawn = rng.normal(size=len(lengths))
