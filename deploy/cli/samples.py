@@ -102,9 +102,12 @@ def _meaning(run: Path, page: Page, value: Value) -> str:
 
     if page.samples:
         return legend(value)
-    if newest_step(find_run(run).tokens) is None:
+    if (newest := newest_step(find_run(run).tokens)) is None:
         return "the run kept no values of tokens; transcripts.tokens_every says of which steps it does"
-    return "of groups that fit; transcripts.tokens_every and transcripts.tokens_groups say of how many token values are kept"
+    return (
+        f"of those that fit, none has values of tokens; the newest that do are of step {newest + 1} "
+        "(transcripts.tokens_every and transcripts.tokens_groups say of which they are kept)"
+    )
 
 
 def _tokens_of(run: Path, sample: FoundSample) -> dict[int, ReadTokens]:

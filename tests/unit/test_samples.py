@@ -144,6 +144,8 @@ def test_tokens_are_coloured_and_without_colours_say_their_numbers(
     told = said("--colour", "advantage")
     assert "What ‹+0.8›<b>␛[31m[bold]é" in told and "second‹+0.1›" in told and "\x1b" not in told
     assert f"{SIZE} samples in" in told and "blue: pushed up" in told
+    nothing = " ".join(said("--colour", "advantage", "--text", "nobody says this").split())
+    assert f"the newest that do are of step {group.step + 1}" in nothing
     tokens.learner[:] = [-9.0, -0.1, -0.2, -3.0, np.nan]
     assert coloured_text(tokens, "logprob", 5.0, 100, colours=False).plain == "What ‹-9›<b>␛[31m[bold]‹-3›é"
     shades = coloured_text(tokens, "logprob", 5.0, 100, colours=True)
