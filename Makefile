@@ -36,7 +36,7 @@ help:  ## what there is
 demo: $(VENV)/.cpu  ## train the shipped tiny policy from a cold start (about 4 minutes on 2 cores)
 	$(BIN)/bvblend train deploy/recipes/cold_start.yaml
 
-demo-llm: $(VENV)/.smollm2  ## train SmolLM2-135M-Instruct, a real pretrained model (about 20 minutes on 2 cores)
+demo-llm: $(VENV)/.smollm2  ## train SmolLM2-135M-Instruct, a real pretrained model (about 7 minutes on 2 cores)
 	$(BIN)/python -m deploy.recipes.smollm2.convert
 	$(BIN)/bvblend train deploy/recipes/smollm2.yaml
 

@@ -129,7 +129,7 @@ def table_rows(summary: dict[str, Any]) -> list[tuple[str, ...]]:
         rows.append((one_line(source), *(_shown(splits[split][when]) for split in SPLITS for when in ("start", "end"))))
     total = (_shown(summary[split][when]) for split in SPLITS for when in ("start", "end"))
     found = (summary["intervals"][split][when] for split in SPLITS for when in ("start", "end"))
-    sure = ("–" if interval is None else "{:.3f} to {:.3f}".format(*interval) for interval in found)
+    sure = ("–" if interval is None else "{:.2f}–{:.2f}".format(*interval) for interval in found)
     return [*rows, ("all", *total), ("95 %", *sure)]
 
 

@@ -113,7 +113,7 @@ def test_a_summary_has_the_promised_keys_and_a_picture(tmp_path: Path) -> None:
     assert summary["train"] == {"start": 0.1, "end": 0.6}
     assert summary["sources"]["sums"]["train"] == {"start": 0.1, "end": 0.6}
     assert summary["intervals"]["train"] == {"start": None, "end": [0.51, 0.69]}
-    assert "| 95 % | – | 0.510 to 0.690 | – | – |" in (run.path / "summary.md").read_text()
+    assert "| 95 % | – | 0.51–0.69 | – | – |" in (run.path / "summary.md").read_text(encoding="utf-8")
     assert summary["steps"] == 12 and summary["seconds"] == pytest.approx(15.0)
     assert summary["signal_ratio"] == {"own": pytest.approx(0.9), "grpo": pytest.approx(0.2)}
     assert summary["effective_signal"] == {"own": pytest.approx(0.6), "grpo": pytest.approx(0.5)}
